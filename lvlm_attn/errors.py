@@ -1,0 +1,28 @@
+"""The errors a user sees: one sentence that names the thing, the value and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LvlmAttnError(ValueError):
+    """A mistake the caller can mend; the message says how.
+
+    The command line prints the message alone and exits with code 2; ``--debug`` shows the traceback.
+    """
+
+
+class UnsupportedError(LvlmAttnError):
+    """The combination asked for would be computed wrongly, so it is refused."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Returns ``" Did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string.
+
+    Example:
+        >>> closest("vra", ["var", "vhr"])
+        " Did you mean 'var'?"
+    """
+    match = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    return f" Did you mean {match[0]!r}?" if match else ""

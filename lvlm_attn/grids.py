@@ -1,0 +1,96 @@
+"""How one image is spread over tokens: its blocks of patches and the fillers between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+BlockKind = Literal["base", "tiles", "tile", "thumbnail", "frame"]
+
+
+class Kind(IntEnum):
+    """What a position of a sequence is.
+
+    A FILLER carries the image token's id but shows no place of the image: the newline after a row, a class
+    token.
+    """
+
+    PAD = 0
+    TEXT = 1
+    PATCH = 2
+    FILLER = 3
+    GENERATED = 4
+
+
+@dataclass(frozen=True)
+class Block:
+    """A rectangle of patches in row-major order.
+
+    Attributes:
+        rows: patches from top to bottom.
+        cols: patches from left to right.
+        kind: `base`, the whole image scaled to one square; `tiles`, the whole image at high resolution, its
+            tiles put together; `tile`, one tile of it; `thumbnail`, the whole image beside its tiles;
+            `frame`, one frame of several.
+        newline: whether one filler stands after each row.
+        tile_row: row of a `tile` among the tiles, if known.
+        tile_col: column of a `tile` among the tiles, if known.
+    """
+
+    rows: int
+    cols: int
+    kind: BlockKind
+    newline: bool = False
+    tile_row: int | None = None
+    tile_col: int | None = None
+
+    @property
+    def patches(self) -> int:
+        """Tokens that show a place of the image."""
+        return self.rows * self.cols
+
+    @property
+    def tokens(self) -> int:
+        """All tokens, newlines included."""
+        return self.rows * (self.cols + self.newline)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.rows}x{self.cols}" + (" with newlines" if self.newline else "")
+
+
+@dataclass(frozen=True)
+class ImageGrid:
+    """The tokens of one image: fillers, then its blocks one after another, then fillers.
+
+    Attributes:
+        blocks: the blocks in token order.
+        leading_fillers: image tokens before the first block (a class token).
+        trailing_fillers: image tokens after the last block (a single newline).
+
+    Example:
+        >>> ImageGrid((Block(2, 2, "base"), Block(3, 4, "tiles", newline=True))).tokens
+        19
+    """
+
+    blocks: tuple[Block, ...]
+    trailing_fillers: int = 0
+    leading_fillers: int = 0
+
+    @property
+    def patches(self) -> int:
+        """Tokens that show a place of the image."""
+        return sum(block.patches for block in self.blocks)
+
+    @property
+    def tokens(self) -> int:
+        """All tokens with the image token's id that the image takes."""
+        return self.leading_fillers + sum(block.tokens for block in self.blocks) + self.trailing_fillers
+
+    def __str__(self) -> str:
+        parts = [str(block) for block in self.blocks]
+        if self.leading_fillers:
+            parts.insert(0, f"{self.leading_fillers} leading filler")
+        if self.trailing_fillers:
+            parts.append(f"{self.trailing_fillers} trailing filler")
+        return " + ".join(parts)

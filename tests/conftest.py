@@ -15,7 +15,7 @@ torch.set_num_threads(min(2, torch.get_num_threads()))
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder `shared/data` beside the repository; a test that asks for it is skipped where it is absent."""
+    """The folder `shared/data` beside the repository; tests that ask for it skip without it."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("the optional folder ../shared/data is absent")

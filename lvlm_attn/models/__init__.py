@@ -8,7 +8,13 @@ from torch import nn
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError, closest
 from lvlm_attn.models import (
+    internvl,
     llava,
+    llava_next,
+    llava_onevision,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
     vipllava,
 )
 from lvlm_attn.models.family import (
@@ -17,6 +23,7 @@ from lvlm_attn.models.family import (
     Parts,
     find_parts,
     image_token_id,
+    named_arguments,
     prompt_layout,
 )
 
@@ -27,6 +34,7 @@ __all__ = [
     "family_of",
     "image_token_id",
     "models",
+    "named_arguments",
     "parts_of",
     "prompt_layout",
     "register_family",
@@ -36,7 +44,13 @@ _FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY
     for module in (
         llava,
+        llava_next,
+        llava_onevision,
         vipllava,
+        internvl,
+        qwen2_vl,
+        qwen2_5_vl,
+        qwen3_vl,
     )
 }
 

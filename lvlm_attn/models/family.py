@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -154,6 +155,7 @@ def prompt_layout(family: Family, evidence: Evidence, attention_mask: Tensor | N
             not fixed.
         LvlmAttnError: if images and image tokens do not match.
     """
+    _check_ids(evidence)
     _refuse_videos(evidence)
     token = image_token_id(evidence.config)
     if evidence.after is not None and not family.grid_is_fixed:
@@ -202,6 +204,26 @@ def image_runs(input_ids: Tensor, token: int) -> list[tuple[int, int, int]]:
 def side(value: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
     """Height and width of a configuration value that is one number or a pair."""
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+
+
+def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a call of `module` by name; some models hand `input_ids` on by position.
+
+    Args:
+        module: the module that is called.
+        args: its positional arguments, as a forward pre-hook gets them.
+        kwargs: its keyword arguments.
+    """
+    names = list(inspect.signature(module.forward).parameters)
+    return dict(zip(names, args)) | dict(kwargs)
+
+
+def _check_ids(evidence: Evidence) -> None:
+    if not isinstance(evidence.input_ids, Tensor):
+        raise UnsupportedError(
+            "The model was called without input_ids, so nothing tells where its images stand; pass the ids "
+            "instead of inputs_embeds."
+        )
 
 
 def _refuse_videos(evidence: Evidence) -> None:

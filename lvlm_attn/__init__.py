@@ -1,0 +1,91 @@
+"""lvlm_attn: change how a vision-language model pays attention while it generates.
+
+    import lvlm_attn as la
+
+    model, processor = la.load("toy")
+    with la.wrap(model, la.VAR(rho=0.5), la.VHR(alpha=2.0), processor=processor) as lvlm:
+        print(lvlm.generate(images=[image], prompts=["Is there a dog in the image?"], max_new_tokens=8))
+        print(lvlm.report())
+
+Names are imported on first use, so that `import lvlm_attn` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lvlm_attn._version import __version__
+
+if TYPE_CHECKING:
+    from lvlm_attn.diagnostics import Divergence, find_sinks, vhd
+    from lvlm_attn.errors import LvlmAttnError, UnsupportedError
+    from lvlm_attn.hooks import methods, register
+    from lvlm_attn.hooks.var import VAR
+    from lvlm_attn.hooks.vhr import VHR
+    from lvlm_attn.intervention import Intervention, Layer
+    from lvlm_attn.layout import Kind, PromptLayout
+    from lvlm_attn.loading import load
+    from lvlm_attn.models import Family, models, register_family
+    from lvlm_attn.parsing import parse
+    from lvlm_attn.sinks import SinkDims
+    from lvlm_attn.wrapping import Wrapped, wrap
+
+_HOMES = {
+    "Divergence": "diagnostics",
+    "Family": "models",
+    "Intervention": "intervention",
+    "Kind": "layout",
+    "Layer": "intervention",
+    "LvlmAttnError": "errors",
+    "PromptLayout": "layout",
+    "SinkDims": "sinks",
+    "UnsupportedError": "errors",
+    "VAR": "hooks.var",
+    "VHR": "hooks.vhr",
+    "Wrapped": "wrapping",
+    "find_sinks": "diagnostics",
+    "load": "loading",
+    "methods": "hooks",
+    "models": "models",
+    "parse": "parsing",
+    "register": "hooks",
+    "register_family": "models",
+    "vhd": "diagnostics",
+    "wrap": "wrapping",
+}
+
+__all__ = [
+    "VAR",
+    "VHR",
+    "Divergence",
+    "Family",
+    "Intervention",
+    "Kind",
+    "Layer",
+    "LvlmAttnError",
+    "PromptLayout",
+    "SinkDims",
+    "UnsupportedError",
+    "Wrapped",
+    "__version__",
+    "find_sinks",
+    "load",
+    "methods",
+    "models",
+    "parse",
+    "register",
+    "register_family",
+    "vhd",
+    "wrap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lvlm_attn' has no attribute {name!r}")
+    return getattr(import_module(f"lvlm_attn.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

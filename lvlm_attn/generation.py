@@ -1,0 +1,53 @@
+"""What `generate` knows and does not pass on to the model: where the prompt ends.
+
+A forward call sees tokens, not whether they are prompt or answer. Without a cache the answer comes back with
+every step as part of one growing sequence; a chunked prefill looks like a second turn; candidates of prompt
+lookup look like a prompt. `generate` holds the prompt in its own frame, so that is where it is read.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import GenerationMixin
+
+_GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The running `generate` call of a model.
+
+    Attributes:
+        prompt_length: number of prompt positions, padding included.
+        is_chunked: whether the prompt is read in several passes.
+        frame: the frame of the call; two forwards belong to one call if their frames are the same object.
+    """
+
+    prompt_length: int
+    is_chunked: bool
+    frame: FrameType
+
+
+def running_generation(model: Any) -> Generation | None:
+    """Finds the `generate` call on the stack that drives a model, or None in a plain forward."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _GENERATE and _drives(frame.f_locals.get("self"), model):
+            ids = frame.f_locals.get("input_ids")
+            if not isinstance(ids, torch.Tensor) or ids.dim() != 2:
+                return None
+            config = frame.f_locals.get("generation_config")
+            chunk = getattr(config, "prefill_chunk_size", None)
+            return Generation(ids.shape[1], bool(chunk and chunk < ids.shape[1]), frame)
+        frame = frame.f_back
+    return None
+
+
+def _drives(owner: Any, model: Any) -> bool:
+    return owner is model or (owner is not None and any(module is model for module in owner.children()))

@@ -1,0 +1,41 @@
+"""The interventions, one file each."""
+
+from __future__ import annotations
+
+from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.hooks.var import VAR
+from lvlm_attn.hooks.vhr import VHR
+from lvlm_attn.intervention import Intervention
+
+_METHODS: dict[str, type[Intervention]] = {kind.name: kind for kind in (VAR, VHR)}
+
+
+def methods() -> dict[str, type[Intervention]]:
+    """The interventions by the name that `lvlm_attn.parse` and the command line use.
+
+    Example:
+        >>> sorted(methods())[:1]
+        ['var']
+    """
+    return dict(_METHODS)
+
+
+def register(kind: type[Intervention]) -> type[Intervention]:
+    """Makes an intervention known to `parse`, `methods` and the command line; usable as a decorator.
+
+    Args:
+        kind: a subclass of `Intervention` with a `name`.
+
+    Raises:
+        LvlmAttnError: if the name is missing or taken by another class.
+    """
+    if not kind.name:
+        raise LvlmAttnError(
+            f"{kind.__name__} has no name; set `name: ClassVar[str]` to a short lower-case one."
+        )
+    if _METHODS.get(kind.name, kind) is not kind:
+        raise LvlmAttnError(
+            f"The name {kind.name!r} is taken by {_METHODS[kind.name].__name__}; choose another for {kind.__name__}."
+        )
+    _METHODS[kind.name] = kind
+    return kind

@@ -1,0 +1,150 @@
+"""VHR: makes the heads louder whose output depends on the image.
+
+Source: He et al., "Cracking the Code of Hallucination in LVLMs with Vision-aware Head Divergence", ACL 2025
+(arXiv 2412.13949), sections 3 and 4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.intervention import Intervention, Layer, Target
+from lvlm_attn.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.divergence import head_divergence, last_heads, select_heads, suppress_outliers
+
+if TYPE_CHECKING:
+    from lvlm_attn.call import Call
+
+
+@dataclass(frozen=True)
+class VHR(Intervention):
+    """Vision-aware head reinforcement.
+
+    A head's divergence is how far its output at the last prompt token moves when the images are taken out of
+    the prompt. Layer by layer in one prefill, the heads above the layer's median are scaled by `alpha`, for
+    every position of the prompt and every generated token; layers are judged with the earlier ones already
+    scaled. Heads are chosen per sample and stay chosen until the next prompt, also over further turns that
+    reuse the cache. One text-only pass per prompt is added; samples without an image keep their bits.
+
+    Args:
+        alpha: factor on the chosen heads. The paper uses 2; above 3 the text degenerates.
+        layers: which layers; None is the paper's choice, layer 1 and the last 14 of 32, scaled to the model.
+        outlier_filter: drop heads whose divergence and text-only output are both more than one standard
+            deviation above the mean of their layer (the paper's equation 6).
+        std_guard: apply that filter only in layers whose divergences have a standard deviation above 1, as
+            the released code does; the paper has no such rule.
+        vhd_power: 2 for squared distances as in the released code, 1 for distances as in the paper. Without
+            the outlier filter both choose the same heads.
+
+    Raises:
+        LvlmAttnError: if a parameter is out of its range.
+
+    Example:
+        >>> str(VHR(alpha=3, layers=[1, 18, 19, 20]))
+        'vhr:alpha=3.0,layers=[1,18..20]'
+    """
+
+    name: ClassVar[str] = "vhr"
+    needs_image: ClassVar[bool] = True
+
+    alpha: float = 2.0
+    layers: Layers = None
+    outlier_filter: bool = True
+    std_guard: bool = True
+    vhd_power: int = 2
+
+    def __post_init__(self) -> None:
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not self.alpha >= 0:
+            raise LvlmAttnError(
+                f"VHR: alpha={self.alpha!r} must be a number of at least 0; 1 changes nothing."
+            )
+        if self.vhd_power not in (1, 2):
+            raise LvlmAttnError(
+                f"VHR: vhd_power={self.vhd_power!r} must be 2 (squared distances) or 1 (distances)."
+            )
+        object.__setattr__(self, "alpha", float(self.alpha))
+        object.__setattr__(self, "layers", canonical_layers(self.layers))
+
+    def is_neutral(self) -> bool:
+        """Whether no head is ever scaled."""
+        return self.alpha == 1
+
+    def fit(self, target: Target) -> VHR:
+        """Chooses the layers for a model."""
+        layers = default_layers(target.layers) if self.layers is None else self.layers
+        return dataclasses.replace(self, layers=select_layers(layers, target.layers, self.title))
+
+    def refuse(self, situation: str) -> str | None:
+        """Chunked prefill cannot be done exactly."""
+        if situation == "chunked_prefill":
+            return (
+                "VHR chooses heads at the last prompt token and scales them for the whole prompt, so the prompt "
+                "must be read in one pass; pass prefill_chunk_size=None."
+            )
+        return None
+
+    def begin(self, call: Call, place: int) -> None:
+        """Reads the prompt without its images."""
+        if bool(call.layout.has_image.any()) and call.text_heads is not None:
+            memory = call.memory.setdefault(place, {})
+            memory["text"] = call.text_heads(self.layers)  # type: ignore[arg-type]
+
+    def scale_heads(self, layer: Layer, heads: Tensor) -> Tensor | None:
+        """Chooses the heads of a layer in the prefill, then scales them."""
+        text = layer.memory.get("text")
+        if text is None:
+            return None
+        gains = layer.memory.get(int(layer))
+        if gains is None:
+            gains = layer.memory[int(layer)] = self._gains(layer, heads, text[int(layer)])
+        return heads * gains
+
+    def _gains(self, layer: Layer, heads: Tensor, text: Tensor) -> Tensor:
+        """`(batch, 1, heads, 1)`: alpha at chosen heads, else 1."""
+        image = last_heads(heads, layer.layout.last)
+        text = text.to(image.device)
+        divergence = head_divergence(image, text, self.vhd_power)
+        if self.outlier_filter:
+            kept = suppress_outliers(divergence, text, guard=self.std_guard)
+        else:
+            kept = divergence
+        is_chosen = select_heads(kept) & layer.layout.has_image[:, None].to(image.device)
+        layer.stats.setdefault(int(layer), []).append((is_chosen, divergence, kept == 0))
+        return torch.where(is_chosen, self.alpha, 1.0).to(heads.dtype)[:, None, :, None]
+
+    def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
+        """Per layer: heads chosen per sample, which most often, and the mean divergence."""
+        rows = []
+        for layer, found in sorted(stats.items()):
+            chosen = torch.cat([item[0] for item in found]).float()
+            divergence = torch.cat([item[1] for item in found])
+            share = chosen.mean(0)
+            rows.append(
+                {
+                    "layer": layer,
+                    "heads_chosen": float(chosen.sum(1).mean()),
+                    "most_often": [
+                        int(head) for head in share.argsort(descending=True)[:4] if share[head] > 0
+                    ],
+                    "mean_divergence": float(divergence.mean()),
+                }
+            )
+        return rows
+
+
+def default_layers(count: int) -> tuple[int, ...]:
+    """Layer 1 and the last 14 of 32, scaled to `count` layers.
+
+    Example:
+        >>> default_layers(32) == (1, *range(18, 32))
+        True
+    """
+    last = max(round(14 / 32 * count), 1)
+    return tuple(sorted({min(1, count - 1), *range(count - last, count)}))

@@ -1,0 +1,227 @@
+"""The base class of every intervention, and what it is told when it is called.
+
+An intervention is an immutable set of parameters. It acts by overriding one or more sites; `wrap` calls only
+those that a subclass overrides. Whatever it has to remember lives in the prompt's memory, never in the object,
+so that one object can serve many models and prompts at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from torch import Tensor
+
+from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.kernels.spec import Redistribution
+from lvlm_attn.layers import Layers, format_layers, select_layers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lvlm_attn.layout import PromptLayout
+    from lvlm_attn.call import Call
+    from lvlm_attn.models import Family, Parts
+
+SITES = ("observe", "reweigh", "edit_weights", "scale_heads")
+ATTENTION_SITES = ("reweigh", "edit_weights")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The model an intervention is fitted to.
+
+    Attributes:
+        model: the model that is wrapped.
+        family: its entry in the family table.
+        parts: its layers and projections.
+        processor: the processor given to `wrap`, or None.
+        layers: number of decoder layers.
+        heads: number of query heads.
+        head_dim: width of a head.
+        hidden_size: width of the residual stream.
+    """
+
+    model: nn.Module
+    family: Family
+    parts: Parts
+    processor: Any | None
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the language model."""
+        return self.parts.text_config
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.parts.layers)
+
+    @property
+    def heads(self) -> int:
+        """Number of query heads."""
+        return cast(int, self.config.num_attention_heads)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return cast(int, self.config.hidden_size)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return getattr(self.config, "head_dim", None) or self.hidden_size // self.heads
+
+
+class Layer(int):
+    """The index of a decoder layer that also knows the call it is part of.
+
+    Attributes:
+        call: the forward call: the layout of everything read so far, and where this call's queries stand.
+        memory: what the intervention remembers of this prompt; empty at its start.
+        stats: what the intervention did in this wrap, for `report`.
+    """
+
+    call: Call
+    memory: dict[Any, Any]
+    stats: dict[Any, Any]
+
+    @staticmethod
+    def at(index: int, call: Call, place: int) -> Layer:
+        """The layer `index` as the intervention at `place` in the wrap sees it."""
+        layer = Layer(index)
+        layer.call = call
+        layer.memory = call.memory.setdefault(place, {})
+        layer.stats = call.stats.setdefault(place, {})
+        return layer
+
+    @property
+    def layout(self) -> PromptLayout:
+        """What every position read so far is, those of this call included."""
+        return self.call.layout
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether this call reads prompt tokens rather than generated ones."""
+        return self.call.is_prompt
+
+    @property
+    def queries(self) -> slice:
+        """The positions of this call's queries in the layout."""
+        return slice(self.call.start, self.call.start + self.call.queries)
+
+
+class Intervention:
+    """Base class of all interventions; subclass it, override one site, and pass an instance to `wrap`.
+
+    A subclass is usually a frozen dataclass, so that its parameters can be written as a string
+    (`lvlm_attn.parse`). Sites:
+
+    - `observe(layer, hidden)`: read the residual stream that enters a layer.
+    - `reweigh(layer)`: say in structured form how softmax weights change; fast on every backend.
+    - `edit_weights(layer, weights)`: change the whole weight matrix; slow, refused above a byte limit.
+    - `scale_heads(layer, heads)`: change the outputs of the heads just before the output projection.
+
+    `layer` is an int that also carries the layout of the prompt and the memory of the intervention; see
+    `Layer`. An attribute `layers` chooses the layers (see `lvlm_attn.layers`); without it all are acted on.
+
+    Example:
+        >>> class Ablate(Intervention):
+        ...     def scale_heads(self, layer, heads):
+        ...         heads = heads.clone()
+        ...         heads[:, :, 3] = 0  # (batch, queries, heads, head_dim)
+        ...         return heads
+    """
+
+    name: ClassVar[str] = ""
+    needs_image: ClassVar[bool] = False
+    layers: Layers = None
+
+    def observe(self, layer: Layer, hidden: Tensor) -> None:
+        """Reads the residual stream `(batch, queries, hidden)` that enters `layer`."""
+
+    def reweigh(self, layer: Layer) -> Redistribution | None:
+        """Returns how `layer` moves softmax weight between keys, or None to leave it as it is."""
+        return None
+
+    def edit_weights(self, layer: Layer, weights: Tensor) -> Tensor:
+        """Returns new softmax weights for `(batch, heads, queries, keys)`."""
+        return weights
+
+    def scale_heads(self, layer: Layer, heads: Tensor) -> Tensor | None:
+        """Returns new head outputs for `(batch, queries, heads, head_dim)`, or None to leave them."""
+        return None
+
+    def begin(self, call: Call, place: int) -> None:
+        """Called once per prompt, before its first layer; `call.text_heads` reads the prompt without images.
+
+        `place` is where the intervention stands in the wrap, the key of its memory.
+        """
+
+    def is_neutral(self) -> bool:
+        """Whether these parameters change nothing, so that nothing is installed."""
+        return False
+
+    def fit(self, target: Target) -> Intervention:
+        """Checks the parameters against a model and fills in what depends on it.
+
+        Raises:
+            LvlmAttnError: if the parameters do not suit the model. Nothing has been changed by then.
+        """
+        select_layers(self.layers, target.layers, self.title)
+        return self
+
+    def layers_at(self, site: str, target: Target) -> Sequence[int]:
+        """The layers where a site is called."""
+        return select_layers(self.layers, target.layers, self.title)
+
+    def refuse(self, situation: str) -> str | None:
+        """Says why a situation cannot be handled, or None if it can.
+
+        Situations: `"chunked_prefill"` (the prompt is read in several passes).
+        """
+        return None
+
+    def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
+        """Turns what was counted into rows for `report`."""
+        return []
+
+    @property
+    def title(self) -> str:
+        """How messages name the intervention."""
+        return type(self).__name__
+
+    def overrides(self, site: str) -> bool:
+        """Whether the subclass implements a site."""
+        return getattr(type(self), site) is not getattr(Intervention, site)
+
+    def __str__(self) -> str:
+        """The canonical string, which `lvlm_attn.parse` turns back into an equal object."""
+        name = self.name or type(self).__name__.lower()
+        if not dataclasses.is_dataclass(self):
+            return name
+        parts = []
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if item.compare and value != item.default:
+                parts.append(f"{item.name}={format_value(item.name, value)}")
+        return f"{name}:{','.join(parts)}" if parts else name
+
+
+def format_value(name: str, value: Any) -> str:
+    """Writes a parameter value the way `lvlm_attn.parse` reads it."""
+    if name == "layers" and value is not None:
+        return format_layers(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "none"
+    if isinstance(value, (tuple, list)):
+        return "[" + ",".join(format_value("", item) for item in value) + "]"
+    if isinstance(value, (int, float, str)):
+        return str(value)
+    raise LvlmAttnError(
+        f"Parameter {name!r} holds a {type(value).__name__}, which has no written form; give it in code only."
+    )

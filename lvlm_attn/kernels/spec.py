@@ -1,0 +1,135 @@
+"""What an attention call should do beyond plain attention, as data that every path can evaluate.
+
+A call is described by where its queries and keys stand in the sequence (`Geometry`) and by how its softmax
+weights are to be changed (`Redistribution`). No field is ever a (queries, keys) matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+
+class KeyClass(IntEnum):
+    """What a key is to a redistribution: sinks lose weight, plain patches gain it."""
+
+    TEXT = 0
+    TEXT_SINK = 1
+    PATCH = 2
+    PATCH_SINK = 3
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the queries and keys of one call stand in the sequence.
+
+    Attributes:
+        start: index in the sequence of the first query (the number of cached tokens).
+        queries: number of queries.
+        keys: number of key columns; a static cache has more than were written, a sliding one fewer.
+        is_valid: `(batch, start + queries)`, False at padding, or None if nothing is padded.
+        window: how many positions back a query may read, itself included, or None.
+    """
+
+    start: int
+    queries: int
+    keys: int
+    is_valid: Tensor | None = None
+    window: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Length of the sequence after this call."""
+        return self.start + self.queries
+
+    @property
+    def first_key(self) -> int:
+        """Index in the sequence of the first key column: above 0 only if a sliding cache dropped keys."""
+        return max(self.length - self.keys, 0)
+
+    def to_columns(self, per_position: Tensor) -> Tensor:
+        """Turns values per position `(batch, positions)` into values per key column `(batch, keys)`.
+
+        Positions past the given ones (generated later) and columns not yet written become 0 or False.
+        """
+        first, written = self.first_key, min(self.keys, self.length - self.first_key)
+        values = per_position[:, first : first + written]
+        missing = self.keys - values.shape[1]
+        return torch.nn.functional.pad(values, (0, missing)) if missing else values
+
+    def may_read(self, query_index: Tensor) -> Tensor | None:
+        """Says which key columns the given queries may read under the causal rule.
+
+        Args:
+            query_index: `(batch, rows)` indices of the queries in the sequence.
+
+        Returns:
+            `(batch, rows, keys)`, or None if every query may read every key.
+        """
+        if self.queries == 1 and self.keys == self.length and self.is_valid is None and self.window is None:
+            return None
+        key_index = torch.arange(self.first_key, self.first_key + self.keys, device=query_index.device)
+        readable = key_index <= query_index[..., None]
+        if self.window is not None:
+            readable &= key_index > query_index[..., None] - self.window
+        if self.is_valid is not None:
+            readable &= self.to_columns(self.is_valid)[:, None]
+        return readable
+
+
+@dataclass(frozen=True)
+class Redistribution:
+    """Moves attention weight from sink keys to plain patches, in the heads and rows that look at the image.
+
+    For every head and touched row, with A the softmax weights: the row is changed if the weight on patches is
+    at least `mass_floor` and the share of it on patches that are no sinks is at least `rho`. Then every sink
+    keeps (1 - removed_fraction) of its weight, and what was taken goes to the patches that are no sinks, in
+    proportion to the weight they have. Rows keep their sum.
+
+    Source: "See What You Are Told: Visual Attention Sink in Large Multimodal Models" (arXiv 2503.03321),
+    section 5.
+
+    Attributes:
+        key_class: `(batch, positions)`, the `KeyClass` of each position; later positions are text.
+        is_touched: `(batch, queries)`, the rows that may be changed.
+        removed_fraction: share of every sink's weight that is taken, in [0, 1].
+        rho: least share of the image weight that lies on patches that are no sinks.
+        mass_floor: least weight on patches.
+    """
+
+    key_class: Tensor
+    is_touched: Tensor
+    removed_fraction: float
+    rho: float
+    mass_floor: float
+
+
+def class_indicator(key_class: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns `(batch, 4, keys)`: 1 where a key is of the class, else 0."""
+    classes = torch.arange(len(KeyClass), device=key_class.device)
+    return (key_class[:, None, :] == classes[:, None]).to(dtype)
+
+
+def redistribution_gains(masses: Tensor, spec: Redistribution) -> tuple[Tensor, Tensor]:
+    """Turns the weight on each key class into the factor for each key class.
+
+    Args:
+        masses: `(batch, heads, rows, 4)`, the softmax weight on each `KeyClass`.
+        spec: what to move; its `key_class` and `is_touched` are not read.
+
+    Returns:
+        The factors `(batch, heads, rows, 4)`, 1 in rows that stay, and `(batch, heads, rows)`, True where a
+        row is changed if it is touched. The factors times the masses sum to what the masses sum to.
+    """
+    sink = masses[..., KeyClass.TEXT_SINK] + masses[..., KeyClass.PATCH_SINK]
+    plain = masses[..., KeyClass.PATCH]
+    image = plain + masses[..., KeyClass.PATCH_SINK]
+    # rho * image instead of plain / image: no division, and an empty image never passes a positive floor.
+    is_changed = (image >= spec.mass_floor) & (plain >= spec.rho * image) & (plain > 0)
+    taken = torch.where(is_changed, spec.removed_fraction, 0.0).to(masses.dtype)
+    keep = 1 - taken
+    grow = 1 + taken * sink / torch.where(is_changed, plain, 1)
+    return torch.stack((torch.ones_like(keep), keep, grow, keep), dim=-1), is_changed

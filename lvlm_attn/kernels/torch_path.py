@@ -1,0 +1,159 @@
+"""The path for every device: the user's backend computes all rows, the touched rows are computed again.
+
+The rows an intervention may change are few: the question after the image in prefill, one row in decode. Their
+weights are `(batch, heads, rows, keys)`; no (queries, keys) matrix is ever made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.kernels.spec import Geometry, Redistribution, class_indicator, redistribution_gains
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which queries of a call are touched, packed so that every sample has as many.
+
+    Attributes:
+        index: `(batch, rows)` indices into the queries of the call. Samples with fewer touched rows than
+            others repeat untouched ones.
+        is_touched: `(batch, rows)`, False where a row only fills up.
+        is_all: whether the rows are the queries of the call as they stand.
+    """
+
+    index: Tensor
+    is_touched: Tensor
+    is_all: bool
+
+    @staticmethod
+    def of(is_touched: Tensor) -> Rows | None:
+        """Packs `(batch, queries)` True at touched queries; None if there are none.
+
+        A single query is taken as it is, which asks nothing of the device.
+        """
+        count = 1 if is_touched.shape[1] == 1 else int(is_touched.sum(1).max())
+        if count == 0:
+            return None
+        if count == is_touched.shape[1]:
+            index = torch.arange(count, device=is_touched.device).expand(is_touched.shape[0], -1)
+            return Rows(index, is_touched, True)
+        # A stable sort brings the touched rows to the front and keeps their order.
+        index = is_touched.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
+        return Rows(index, is_touched.gather(1, index), False)
+
+    def take(self, query: Tensor) -> Tensor:
+        """Picks the rows out of `(batch, heads, queries, head_dim)`."""
+        if self.is_all:
+            return query
+        index = self.index[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
+        return query.gather(2, index)
+
+
+def row_weights(
+    query: Tensor, key: Tensor, *, scaling: float, mask: Tensor | None, softcap: float | None = None
+) -> Tensor:
+    """Computes softmax weights for some rows in fp32 (fp64 inputs stay fp64).
+
+    Args:
+        query: `(batch, heads, rows, head_dim)`.
+        key: `(batch, kv_heads, keys, head_dim)`.
+        scaling: factor on the scores.
+        mask: `(batch, 1 or heads, rows, keys)`, boolean (True: may read) or additive, or None.
+        softcap: bound of the scores by tanh, for models that have one.
+
+    Returns:
+        `(batch, heads, rows, keys)`, 0 in rows that may read no key.
+    """
+    batch, heads, rows, dim = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    # Heads that share a key head stand together, so that keys are read once and never repeated.
+    grouped = (query.to(dtype) * scaling).reshape(batch, kv_heads, heads // kv_heads * rows, dim)
+    scores = (grouped @ key.to(dtype).transpose(-1, -2)).view(batch, heads, rows, keys)
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    if mask is None:
+        return scores.softmax(-1)
+    if mask.dtype == torch.bool:
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+        return weights.masked_fill(~mask, 0.0)
+    return (scores + mask).softmax(-1)
+
+
+def row_outputs(weights: Tensor, value: Tensor) -> Tensor:
+    """Multiplies `(batch, heads, rows, keys)` weights by `(batch, kv_heads, keys, head_dim)` values."""
+    batch, heads, rows, keys = weights.shape
+    kv_heads = value.shape[1]
+    grouped = weights.reshape(batch, kv_heads, heads // kv_heads * rows, keys)
+    return (grouped @ value.to(weights.dtype)).view(batch, heads, rows, value.shape[3])
+
+
+def mask_rows(mask: Tensor | None, rows: Rows, geometry: Geometry) -> Tensor | None:
+    """Picks the mask of the touched rows.
+
+    Args:
+        mask: the mask the backend was given. A dense one `(batch or 1, heads or 1, queries, keys)` is the
+            truth; anything else (None, flash's padding, flex's block mask) says no more than the geometry.
+        rows: the touched rows.
+        geometry: where the queries and keys stand.
+
+    Returns:
+        `(batch, 1 or heads, rows, keys)`, boolean or additive, or None if all keys may be read.
+    """
+    if isinstance(mask, Tensor) and mask.dim() == 4:
+        keys = mask.shape[-1]
+        dense = mask.expand(rows.index.shape[0], *mask.shape[1:])
+        if not rows.is_all:
+            dense = dense.gather(2, rows.index[:, None, :, None].expand(-1, dense.shape[1], -1, keys))
+        if keys < geometry.keys:
+            blocked: float = False if dense.dtype == torch.bool else torch.finfo(dense.dtype).min
+            dense = torch.nn.functional.pad(dense, (0, geometry.keys - keys), value=blocked)
+        return dense[..., : geometry.keys]
+    readable = geometry.may_read(rows.index + geometry.start)
+    return None if readable is None else readable[:, None]
+
+
+def redistribute(weights: Tensor, spec: Redistribution, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
+    """Applies a redistribution to the weights of some rows.
+
+    Args:
+        weights: `(batch, heads, rows, keys)`.
+        spec: what to move.
+        geometry: where the keys stand.
+
+    Returns:
+        The new weights, `(batch, heads, rows)` True where a row is changed, and the mass moved
+        `(batch, heads, rows)`.
+    """
+    indicator = class_indicator(geometry.to_columns(spec.key_class), weights.dtype)[:, None]
+    masses = weights @ indicator.transpose(-1, -2)
+    gains, is_changed = redistribution_gains(masses, spec)
+    moved = (masses * (gains - 1)).clamp(min=0).sum(-1)
+    return weights * (gains @ indicator), is_changed, moved
+
+
+def write_rows(output: Tensor, new: Tensor, rows: Rows, is_changed: Tensor) -> Tensor:
+    """Puts changed rows into the output of the backend; all else keeps its bits.
+
+    Args:
+        output: `(batch, queries, heads, head_dim)`, written in place unless it carries gradients.
+        new: `(batch, heads, rows, head_dim)`.
+        rows: which rows they are.
+        is_changed: `(batch, heads, rows)`.
+
+    Returns:
+        The output with the changed rows.
+    """
+    new = new.transpose(1, 2).to(output.dtype)
+    is_changed = (is_changed & rows.is_touched[:, None]).transpose(1, 2)[..., None]
+    if rows.is_all:
+        return torch.where(is_changed, new, output)
+    index = rows.index[:, :, None, None].expand_as(new)
+    merged = torch.where(is_changed, new, output.gather(1, index))
+    if output.requires_grad or not output.is_contiguous():
+        return output.scatter(1, index, merged)
+    return output.scatter_(1, index, merged)

@@ -1,0 +1,88 @@
+"""Loading a model with its processor: the bundled toy, a hub id, or a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.models import family_of
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Loads a model and its processor, ready for `wrap`.
+
+    Args:
+        name: `"toy"` for the bundled model, a hub id such as `"llava-hf/llava-1.5-7b-hf"`, or a folder.
+        device: where to put it; None takes the GPU if there is one.
+        dtype: `"auto"`, `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype; None is the checkpoint's own
+            on a GPU, and fp32 on the CPU.
+        **options: passed to `from_pretrained` (`revision`, `attn_implementation`, `device_map`, ...).
+
+    Returns:
+        The model in eval mode, and its processor, which pads on the left.
+
+    Raises:
+        LvlmAttnError: if the model cannot be found or is of an unsupported family.
+
+    Example:
+        >>> model, processor = load("toy")  # doctest: +SKIP
+    """
+    place = torch.device(device) if device is not None else torch.device(_default_device())
+    if str(name) == "toy":
+        from lvlm_attn import toy
+
+        chosen = None if dtype is None else torch_dtype(dtype)
+        return toy.load(place, chosen if isinstance(chosen, torch.dtype) else None)
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    if dtype is None:
+        dtype = torch.float32 if place.type == "cpu" else "auto"
+    hub = {key: options[key] for key in ("revision", "token", "trust_remote_code") if key in options}
+    try:
+        family_of(AutoConfig.from_pretrained(name, **hub))
+        processor = AutoProcessor.from_pretrained(name, **hub)
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=torch_dtype(dtype), **options)
+    except LvlmAttnError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise LvlmAttnError(
+            f"Model {str(name)!r} could not be loaded: {first.rstrip('.')}. Give 'toy', a folder with config.json and "
+            f"weights, or a hub id that can be reached."
+        ) from error
+    if "device_map" not in options:
+        model = model.to(place)
+    processor.tokenizer.padding_side = "left"
+    return model.eval(), processor
+
+
+def torch_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
+    """Reads the name of a dtype; `"auto"` stays as it is."""
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    if dtype not in _DTYPES:
+        raise LvlmAttnError(f"dtype={dtype!r} is not known; choose auto, {', '.join(_DTYPES)}.")
+    return _DTYPES[dtype]
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

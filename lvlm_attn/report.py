@@ -1,0 +1,64 @@
+"""What the interventions of a wrap did, as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Report:
+    """What each intervention did since the wrap was entered.
+
+    Attributes:
+        model: family and size of the model.
+        backend: the attention backend that computes the untouched rows, and the path for the touched ones.
+        interventions: canonical strings, with everything that was filled in for this model.
+        rows: for each intervention, one dict per layer.
+
+    Example:
+        >>> print(Report("LLaVA", "sdpa", ("vhr",), ([{"layer": 1, "heads_chosen": 2.0}],)))
+        LLaVA, backend sdpa
+        vhr
+          layer  heads_chosen
+              1          2.00
+    """
+
+    model: str
+    backend: str
+    interventions: tuple[str, ...]
+    rows: tuple[list[dict[str, Any]], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, for JSON."""
+        return {
+            "model": self.model,
+            "backend": self.backend,
+            "interventions": [
+                {"intervention": name, "layers": rows} for name, rows in zip(self.interventions, self.rows)
+            ],
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.model}, backend {self.backend}"]
+        for name, rows in zip(self.interventions, self.rows):
+            lines.append(name)
+            lines += [f"  {line}" for line in _table(rows)] if rows else ["  nothing yet"]
+        if not self.interventions:
+            lines.append("no intervention changes anything")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    names = list(rows[0])
+    cells = [names] + [[_cell(row[name]) for name in names] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    return ["  ".join(text.rjust(width) for text, width in zip(line, widths)) for line in cells]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}" if 0 < abs(value) < 1 else f"{value:.2f}"
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

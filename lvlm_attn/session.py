@@ -1,0 +1,338 @@
+"""What one active wrap holds: its hooks on the model, and the prompt that is being read."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lvlm_attn.call import ACTIVE, Call, TextPass, active_calls, extended, extended_validity, in_text_pass
+from lvlm_attn.errors import LvlmAttnError, UnsupportedError
+from lvlm_attn.generation import Generation, running_generation
+from lvlm_attn.intervention import ATTENTION_SITES, Intervention, Target
+from lvlm_attn.layout import PromptLayout
+from lvlm_attn.models import Evidence, prompt_layout
+from lvlm_attn.text_pass import text_heads
+
+
+class Session:
+    """Hooks of one wrap and the state of its current prompt.
+
+    State belongs to one prompt: it begins with an empty cache and ends with the next one.
+    """
+
+    def __init__(
+        self, target: Target, interventions: Sequence[Intervention], *, edit_limit: int, no_image: str
+    ):
+        self.target = target
+        self.interventions = tuple(interventions)
+        self.edit_limit = edit_limit
+        self.no_image = no_image
+        self.stats: dict[int, dict[Any, Any]] = {}
+        self._names: tuple[str, ...] = ()
+        self._handles: list[RemovableHandle] = []
+        self._given: Mapping[str, Any] | None = None
+        self._layout: PromptLayout | None = None
+        self._is_valid: Tensor | None = None
+        self._memory: dict[int, dict[Any, Any]] = {}
+        self._length = 0
+        self._cache: weakref.ref[Any] | None = None
+        self._thread: int | None = None
+        self._sites = {site: self._by_layer(site) for site in ("observe", "attention", "scale_heads")}
+
+    def _by_layer(self, site: str) -> dict[int, list[tuple[int, Intervention]]]:
+        names = ATTENTION_SITES if site == "attention" else (site,)
+        found: dict[int, list[tuple[int, Intervention]]] = {}
+        for place, item in enumerate(self.interventions):
+            for name in names:
+                if item.overrides(name):
+                    for layer in item.layers_at(name, self.target):
+                        entry = (place, item)
+                        if entry not in found.setdefault(layer, []):
+                            found[layer].append(entry)
+        return found
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether the attention registry has to call us."""
+        return bool(self._sites["attention"])
+
+    def install(self) -> None:
+        """Puts the hooks on the model."""
+        parts = self.target.parts
+        if not self.interventions:
+            return
+        self._names = tuple(inspect.signature(cast("Any", parts.base).forward).parameters)
+        keep = self._handles.append
+        keep(parts.base.register_forward_pre_hook(self._on_base, with_kwargs=True))
+        keep(parts.language_model.register_forward_pre_hook(self._on_enter, with_kwargs=True))
+        keep(parts.language_model.register_forward_hook(self._on_leave, with_kwargs=True, always_call=True))
+        for layer, items in self._sites["observe"].items():
+            keep(
+                parts.layers[layer].register_forward_pre_hook(self._observer(layer, items), with_kwargs=True)
+            )
+        for layer, items in self._sites["scale_heads"].items():
+            keep(parts.output_projections[layer].register_forward_pre_hook(self._scaler(layer, items)))
+
+    def remove(self) -> None:
+        """Takes the hooks off and forgets the prompt; safe to call twice."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        ACTIVE.set(tuple(call for call in ACTIVE.get() if getattr(call, "owner", None) is not self))
+        self._forget()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise LvlmAttnError("A wrapped model cannot be copied; leave the `with` block first.")
+
+    def __reduce__(self) -> NoReturn:
+        raise LvlmAttnError("A wrapped model cannot be pickled; leave the `with` block first.")
+
+    # The hooks, in the order in which a forward reaches them.
+
+    def _on_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._given = {**dict(zip(self._names, args)), **kwargs} if args else kwargs
+
+    def _on_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if in_text_pass() is not None:
+            return
+        self._claim_thread()
+        try:
+            call = self._begin_call(kwargs)
+        except BaseException:
+            self._thread = None
+            raise
+        # A call of ours that an interrupt left behind is dropped here.
+        others = tuple(other for other in ACTIVE.get() if getattr(other, "owner", None) is not self)
+        ACTIVE.set((*others, call))
+        if call.start == 0:
+            for place, item in enumerate(self.interventions):
+                item.begin(call, place)
+
+    def _on_leave(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if in_text_pass() is not None:
+            return
+        ACTIVE.set(tuple(call for call in ACTIVE.get() if getattr(call, "owner", None) is not self))
+        self._thread = None
+        cache = getattr(output, "past_key_values", None)
+        if cache is None:
+            cache = kwargs.get("past_key_values")
+        self._cache = None if cache is None else weakref.ref(cache)
+
+    def _observer(self, layer: int, items: list[tuple[int, Intervention]]) -> Any:
+        def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            call = self._own_call()
+            if call is not None:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                for place, item in items:
+                    item.observe(call.layer(layer, place), hidden)
+
+        return observe
+
+    def _scaler(self, layer: int, items: list[tuple[int, Intervention]]) -> Any:
+        def scale(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            call = self._own_call()
+            if call is None:
+                return None
+            joined = args[0]
+            heads = joined.view(*joined.shape[:-1], self.target.heads, -1)
+            for place, item in items:
+                scaled = item.scale_heads(call.layer(layer, place), heads)
+                heads = heads if scaled is None else scaled
+            return (heads.reshape(joined.shape), *args[1:])
+
+        return scale
+
+    def _own_call(self) -> Call | None:
+        return next((call for call in active_calls() if call.owner is self), None)
+
+    # Reading the prompt.
+
+    def _begin_call(self, kwargs: dict[str, Any]) -> Call:
+        given, self._given = self._given, None
+        if given is None:
+            raise LvlmAttnError(
+                "The language model was called by itself inside a wrap; call the model that was wrapped, which "
+                "knows where the images are."
+            )
+        ids = given.get("input_ids")
+        if ids is None:
+            raise LvlmAttnError(
+                "The wrapped model got inputs_embeds without input_ids, so its image tokens cannot be found; "
+                "pass input_ids."
+            )
+        queries = kwargs["inputs_embeds"].shape[1]
+        cache = kwargs.get("past_key_values")
+        start = 0 if cache is None else int(cache.get_seq_length())
+        is_prompt = True
+        if start == 0:
+            self._begin_prompt(given, kwargs, ids, queries)
+        else:
+            is_prompt = self._continue_prompt(given, kwargs, ids, start, queries, cache)
+        self._length = start + queries
+        assert self._layout is not None
+        is_valid = self._is_valid
+        if is_valid is not None:
+            is_valid = nn.functional.pad(is_valid, (0, self._length - is_valid.shape[1]), value=True)
+        return Call(
+            owner=self,
+            editors=self._sites["attention"],
+            prompt=self._layout,
+            start=start,
+            queries=queries,
+            is_prompt=is_prompt,
+            is_valid=is_valid,
+            memory=self._memory,
+            stats=self.stats,
+            edit_limit=self.edit_limit,
+            text_heads=lambda layers: text_heads(self.target, self._layout, kwargs["inputs_embeds"], layers),
+        )
+
+    def _begin_prompt(
+        self, given: Mapping[str, Any], kwargs: dict[str, Any], ids: Tensor, queries: int
+    ) -> None:
+        self._forget()
+        generation = running_generation(self.target.model)
+        if generation is not None and generation.is_chunked:
+            self._refuse("chunked_prefill")
+        length = queries if generation is None else min(queries, generation.prompt_length)
+        evidence = self._evidence(given, kwargs, ids[:, :length])
+        layout = prompt_layout(self.target.family, evidence, _padding(given, kwargs, length))
+        self._check_images(layout, generation)
+        self._set_layout(extended(layout, queries))
+
+    def _continue_prompt(
+        self,
+        given: Mapping[str, Any],
+        kwargs: dict[str, Any],
+        ids: Tensor,
+        start: int,
+        queries: int,
+        cache: object,
+    ) -> bool:
+        """Adds the positions of a call with a filled cache; returns whether they are prompt."""
+        if self._layout is None or self._cache is None or self._cache() is not cache or start > self._length:
+            raise UnsupportedError(
+                f"The cache holds {start} tokens that were not read inside this wrap, so what they are is not "
+                f"known; begin with an empty cache inside the wrap."
+            )
+        if ids.shape[0] != self._layout.batch:
+            raise UnsupportedError(
+                f"The batch grew from {self._layout.batch} to {ids.shape[0]} rows after the prompt was read; "
+                f"repeat the rows before the prompt."
+            )
+        if queries == 1 and start > self._layout.length:
+            return False
+        generation = running_generation(self.target.model)
+        if generation is None and queries == 1:
+            return False
+        if generation is not None and start >= generation.prompt_length:
+            if start < self._layout.length:
+                self._set_layout(self._layout.crop(start))
+            return False
+        before = extended(self._layout, start)
+        evidence = self._evidence(given, kwargs, ids, before)
+        layout = prompt_layout(self.target.family, evidence, _padding(given, kwargs, queries, start))
+        if generation is not None and generation.is_chunked:
+            self._check_images(layout, generation)
+        self._set_layout(layout)
+        return True
+
+    def _evidence(
+        self, given: Mapping[str, Any], kwargs: dict[str, Any], ids: Tensor, after: PromptLayout | None = None
+    ) -> Evidence:
+        return Evidence(
+            config=cast("Any", self.target.parts.base).config,
+            input_ids=ids,
+            call=given,
+            position_ids=kwargs.get("position_ids"),
+            newline=self.target.parts.newline,
+            inputs_embeds=kwargs["inputs_embeds"],
+            after=after,
+        )
+
+    def _set_layout(self, layout: PromptLayout) -> None:
+        self._layout = layout
+        self._is_valid = extended_validity(layout, layout.length)
+
+    def _check_images(self, layout: PromptLayout, generation: Generation | None) -> None:
+        is_chunked = generation is not None and generation.is_chunked
+        needy = [item.title for item in self.interventions if item.needs_image]
+        if needy and self.no_image == "error" and not is_chunked and not bool(layout.has_image.any()):
+            raise LvlmAttnError(
+                f"There is no image in the prompt, and {' and '.join(needy)} can only act on one; pass an image, "
+                f"or wrap(..., no_image='pass') to run such prompts unchanged."
+            )
+        if is_chunked and needy and any(len(grids) > 1 for grids in layout.grids):
+            raise UnsupportedError(
+                f"{needy[0]} cannot read a prompt of several images in chunks, because text between the images "
+                f"would be treated before all images are known; pass prefill_chunk_size=None."
+            )
+
+    def _refuse(self, situation: str) -> None:
+        for item in self.interventions:
+            if reason := item.refuse(situation):
+                raise UnsupportedError(reason)
+
+    def _claim_thread(self) -> None:
+        current = threading.get_ident()
+        if self._thread not in (None, current):
+            raise UnsupportedError(
+                "Two threads use one wrapped model at the same time; give each thread its own model, or take "
+                "turns."
+            )
+        self._thread = current
+
+    def _forget(self) -> None:
+        self._layout, self._is_valid, self._cache, self._length = None, None, None, 0
+        self._memory = {}
+
+
+def probe(target: Target) -> None:
+    """Checks that every layer's attention really goes through the registry, on one token.
+
+    Raises:
+        UnsupportedError: naming the layers that do not.
+    """
+    seen = TextPass()
+    token = ACTIVE.set((*ACTIVE.get(), seen))
+    model = cast("Any", target.parts.language_model)
+    try:
+        with torch.no_grad():
+            embed = model.get_input_embeddings()
+            ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+            model(inputs_embeds=embed(ids), use_cache=False)
+    finally:
+        ACTIVE.reset(token)
+    missing = sorted(set(range(target.layers)) - seen.seen)
+    if missing:
+        raise UnsupportedError(
+            f"The attention of layers {missing} of {type(model).__name__} does not go through transformers' "
+            f"attention registry, so it cannot be changed; only layers with softmax attention of a stock "
+            f"transformers model can."
+        )
+
+
+def _padding(given: Mapping[str, Any], kwargs: dict[str, Any], length: int, start: int = 0) -> Tensor | None:
+    """`(batch, length)` mask of the positions from `start` on, nonzero where valid, or None.
+
+    Where `generate` has already made the dense mask of a static cache, a position is valid if it may read
+    itself.
+    """
+    mask = given.get("attention_mask")
+    if mask is None:
+        mask = kwargs.get("attention_mask")
+    if isinstance(mask, Mapping):
+        mask = mask.get("full_attention", next(iter(mask.values())))
+    if not isinstance(mask, Tensor):
+        return None
+    if mask.dim() == 4:
+        diagonal = mask[:, 0, :, start:].diagonal(dim1=-2, dim2=-1)[:, :length]
+        return diagonal if diagonal.dtype == torch.bool else diagonal == 0
+    return mask[:, start : start + length]

@@ -1,0 +1,264 @@
+"""`wrap`: put interventions on a model for the length of a `with` block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, cast
+
+from torch import nn
+
+from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.intervention import Intervention, Target
+from lvlm_attn.models import family_of, parts_of
+from lvlm_attn.registry import own_backend, registered_name
+from lvlm_attn.report import Report
+from lvlm_attn.session import Session, probe
+
+
+class Wrapped:
+    """A model with interventions, made by `wrap`; they act inside the `with` block and nowhere else."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        interventions: Sequence[Intervention],
+        processor: Any | None,
+        edit_limit: int,
+        no_image: str,
+    ):
+        self.model: nn.Module | None = model
+        self.processor = processor
+        self._interventions = tuple(interventions)
+        self._edit_limit = edit_limit
+        self._no_image = no_image
+        self._session: Session | None = None
+        self._configs: list[tuple[Any, str]] = []
+        self._entered = False
+        self._last: Report | None = None
+
+    def __enter__(self) -> Wrapped:
+        if self._entered:
+            raise LvlmAttnError("This wrap has been entered already; call la.wrap(...) again for a new one.")
+        model = cast("nn.Module", self.model)
+        # Everything that can fail for reasons of the user's comes before the first change to the model.
+        target = target_of(model, self.processor)
+        _refuse_repeats(model, self._interventions, target)
+        fitted = [item.fit(target) for item in self._interventions]
+        session = Session(
+            target,
+            [item for item in fitted if not item.is_neutral()],
+            edit_limit=self._edit_limit,
+            no_image=self._no_image,
+        )
+        self._entered = True
+        self._session = session
+        try:
+            if session.needs_attention:
+                self._take_attention(target)
+                probe(target)
+            session.install()
+        except BaseException:
+            self._restore()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def generate(
+        self,
+        images: Sequence[Any] | None = None,
+        prompts: Sequence[str] | str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Generates inside the wrap, from images and prompts or from tensors.
+
+        Args:
+            images: one image per prompt (a PIL image), a list of images for a prompt with several, or None
+                for a prompt without.
+            prompts: questions in plain words; the processor's chat template is put around them unless they
+                already hold the image token.
+            **options: what `model.generate` takes. Without `images` and `prompts`, its tensors as well.
+
+        Returns:
+            A list of answers (text) for `images` and `prompts`; what `model.generate` returns otherwise.
+
+        Raises:
+            LvlmAttnError: outside the `with` block, without a processor, or if there are not as many images
+                as prompts.
+
+        Example:
+            >>> with wrap(model, VHR(), processor=processor) as lvlm:  # doctest: +SKIP
+            ...     lvlm.generate(images=[image], prompts=["Is there a dog in the image?"], max_new_tokens=8)
+            ['Yes']
+        """
+        if self._session is None:
+            raise LvlmAttnError("lvlm.generate works inside the `with` block only; enter the wrap first.")
+        model = cast("Any", self.model)
+        if prompts is None and images is None:
+            return model.generate(**options)
+        from lvlm_attn.prompting import decode_answers, encode_prompts
+
+        if self.processor is None:
+            raise LvlmAttnError(
+                "lvlm.generate(images=..., prompts=...) needs the processor; pass wrap(..., processor=processor)."
+            )
+        inputs = encode_prompts(self.processor, images, prompts).to(model.device)
+        for key, value in inputs.items():
+            if hasattr(value, "is_floating_point") and value.is_floating_point():
+                inputs[key] = value.to(model.dtype)
+        output = model.generate(**inputs, **options)
+        sequences = output if not hasattr(output, "sequences") else output.sequences
+        return decode_answers(self.processor, sequences, inputs["input_ids"].shape[1])
+
+    def report(self) -> Report:
+        """What each intervention did so far: layers, heads, weight moved.
+
+        Print it, or take `.rows` and `.to_dict()`. It stays available after the block.
+        """
+        if self._session is None:
+            if self._last is None:
+                raise LvlmAttnError("There is nothing to report before the wrap is entered.")
+            return self._last
+        session = self._session
+        backend = self._configs[0][1] if self._configs else _implementation(session.target)
+        own = own_backend(backend)
+        return Report(
+            model=f"{session.target.family.title}, {session.target.layers} layers of {session.target.heads} heads",
+            backend=own or backend,
+            interventions=tuple(str(item) for item in session.interventions),
+            rows=tuple(
+                item.summarise(session.stats.get(place, {}))
+                for place, item in enumerate(session.interventions)
+            ),
+        )
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """The interventions as fitted to the model, those that change nothing left out."""
+        return self._session.interventions if self._session else self._interventions
+
+    def _take_attention(self, target: Target) -> None:
+        for config in _attention_configs(target):
+            current = config._attn_implementation
+            backend = own_backend(current) or current
+            name = registered_name(backend)
+            self._configs.append((config, current))
+            config._attn_implementation_internal = name
+
+    def _restore(self) -> None:
+        session, self._session = self._session, None
+        if session is None:
+            return
+        self._session = session
+        try:
+            self._last = self.report()
+        except Exception:  # a report must never keep the model from being restored
+            self._last = None
+        finally:
+            self._session = None
+            session.remove()
+            others = [other for other in _sessions(session.target) if other.needs_attention]
+            for config, before in self._configs:
+                # With another wrap still active (left in the wrong order), its attention has to stay.
+                if others and own_backend(before) is None:
+                    continue
+                if not others:
+                    before = own_backend(before) or before
+                config._attn_implementation_internal = before
+            self._configs.clear()
+            self.model = None
+
+
+def wrap(
+    model: nn.Module,
+    *interventions: Intervention,
+    processor: Any | None = None,
+    edit_limit: int = 2**30,
+    no_image: str = "error",
+) -> Wrapped:
+    """Puts interventions on a vision-language model for the length of a `with` block.
+
+    Inside the block, `model.generate(**inputs)` and `model(**inputs)` are called as always. On leaving, also
+    by an exception, the model is as it was. Wraps nest. Interventions act in the order given.
+
+    Args:
+        model: a `...ForConditionalGeneration` model from transformers, of a family in `lvlm_attn.models()`.
+        *interventions: what to do; see `lvlm_attn.methods()`.
+        processor: the model's processor, for methods that have to see the image and for `lvlm.generate`.
+        edit_limit: most bytes of a full weight matrix that `edit_weights` may hold per layer.
+        no_image: `"error"` refuses a batch without any image if an intervention needs one; `"pass"` runs it
+            unchanged.
+
+    Returns:
+        A context manager; `as lvlm` gives `lvlm.report()` and `lvlm.generate(...)`.
+
+    Raises:
+        LvlmAttnError: if the model or a parameter does not fit. Nothing has been changed by then.
+
+    Example:
+        >>> with wrap(model, VAR(rho=0.5), VHR(alpha=2.0)) as lvlm:  # doctest: +SKIP
+        ...     ids = model.generate(**inputs, max_new_tokens=64)
+        ...     print(lvlm.report())
+    """
+    for item in interventions:
+        if isinstance(item, type) and issubclass(item, Intervention):
+            raise LvlmAttnError(f"{item.__name__} is a class; pass an instance, {item.__name__}().")
+        if not isinstance(item, Intervention):
+            raise LvlmAttnError(
+                f"{item!r} is no intervention; pass objects such as la.VAR(), or *la.parse('var+vhr')."
+            )
+    if no_image not in ("error", "pass"):
+        raise LvlmAttnError(f"no_image={no_image!r} must be 'error' or 'pass'.")
+    return Wrapped(model, interventions, processor, edit_limit, no_image)
+
+
+def target_of(model: nn.Module, processor: Any | None = None) -> Target:
+    """What interventions are told about a model.
+
+    Raises:
+        UnsupportedError: if the family is not known.
+    """
+    if not isinstance(model, nn.Module):
+        raise LvlmAttnError(
+            f"wrap got {type(model).__name__!r} as its model; pass the model itself, as in wrap(model, VAR())."
+        )
+    return Target(model, family_of(model), parts_of(model), processor)
+
+
+def _attention_configs(target: Target) -> list[Any]:
+    """The configurations that choose the attention of the language model, each once."""
+    found: dict[int, Any] = {}
+    for module in (target.parts.language_model, *target.parts.attentions):
+        config = getattr(module, "config", None)
+        if config is not None:
+            found.setdefault(id(config), config)
+    return list(found.values())
+
+
+def _implementation(target: Target) -> str:
+    return str(_attention_configs(target)[0]._attn_implementation)
+
+
+def _sessions(target: Target) -> list[Session]:
+    """The wraps that are active on a model, read off its hooks."""
+    hooks = target.parts.base._forward_pre_hooks.values()
+    owners = (getattr(hook, "__self__", None) for hook in hooks)
+    return [owner for owner in owners if isinstance(owner, Session)]
+
+
+def _refuse_repeats(model: nn.Module, interventions: Sequence[Intervention], target: Target) -> None:
+    present = [type(item) for other in _sessions(target) for item in other.interventions]
+    for item in interventions:
+        kind = type(item)
+        if item.name and kind in present:
+            raise LvlmAttnError(
+                f"{kind.__name__} is on this model already; give it once per model, with all its layers."
+            )
+        present.append(kind)

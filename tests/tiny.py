@@ -74,7 +74,11 @@ def tiny_model(
     with torch.no_grad():
         for path, parameter in sorted(model.named_parameters()):
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() == 1 and path.endswith("weight"):
+            if path.endswith(("q_norm.weight", "k_norm.weight")):
+                parameter.copy_(
+                    2 + 0.1 * noise
+                )  # they set the scale of the scores, whatever the projections are
+            elif parameter.dim() == 1 and path.endswith("weight"):
                 parameter.copy_(1 + 0.1 * noise)  # norms
             elif parameter.dim() < 2:
                 parameter.copy_(0.1 * noise)  # biases; image_newline is set below

@@ -17,9 +17,9 @@ model_of = cache(tiny_model)
 
 
 def packed_places(model: Any, size: tuple[int, int]) -> Tensor:
-    """`(tokens, 3)`: what transformers packs into the tokens of an image whose patches hold their own place.
+    """`(tokens, 3)`: what transformers packs into an image whose patches hold their own place.
 
-    The place is `(0, row, col)` in the base block, `(1, row, col)` in the tiles put together, and -1 for newlines.
+    The place is `(0, row, col)` in the base block, `(1, row, col)` in the joined tiles, and -1 for newlines.
     """
     config = model.config
     edge = config.vision_config.image_size

@@ -9,11 +9,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lvlm_attn.divergence import head_divergence, last_heads
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.intervention import Intervention, Layer
 from lvlm_attn.layers import Layers, select_layers
 from lvlm_attn.sinks import SinkDims, find_sink_dims, known_sink_dims
-from lvlm_attn.divergence import head_divergence, last_heads
 from lvlm_attn.wrapping import target_of, wrap
 
 

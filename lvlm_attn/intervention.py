@@ -21,8 +21,8 @@ from lvlm_attn.layers import Layers, format_layers, select_layers
 if TYPE_CHECKING:
     from torch import nn
 
-    from lvlm_attn.layout import PromptLayout
     from lvlm_attn.call import Call
+    from lvlm_attn.layout import PromptLayout
     from lvlm_attn.models import Family, Parts
 
 SITES = ("observe", "reweigh", "edit_weights", "scale_heads")

@@ -51,7 +51,7 @@ def load(
         from lvlm_attn import toy
 
         chosen = None if dtype is None else torch_dtype(dtype)
-        return toy.load(place, chosen if isinstance(chosen, torch.dtype) else None)
+        return toy.load(str(place), chosen if isinstance(chosen, torch.dtype) else None)
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     if dtype is None:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from lvlm_attn.divergence import head_divergence, last_heads, select_heads, suppress_outliers
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.intervention import Intervention, Layer, Target
 from lvlm_attn.layers import Layers, canonical_layers, select_layers
-from lvlm_attn.divergence import head_divergence, last_heads, select_heads, suppress_outliers
 
 if TYPE_CHECKING:
     from lvlm_attn.call import Call

@@ -37,7 +37,7 @@ def attention(
         >>> weights.sum(-1).allclose(torch.ones(1, 2, 3, dtype=torch.float64))
         True
     """
-    batch, heads, queries, _ = query.shape
+    batch, heads = query.shape[:2]
     group = heads // key.shape[1]
     key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
     index = torch.arange(geometry.start, geometry.length, device=query.device).expand(batch, -1)

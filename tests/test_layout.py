@@ -261,7 +261,7 @@ def batch_of(
 
 
 class TestAnyPrompt:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(st.lists(rows, min_size=1, max_size=4), st.sampled_from(["left", "right"]))
     def test_equals_a_walk_over_the_tokens(self, contents: list[list[ImageGrid | int]], side: str) -> None:
         ids, mask, kept = batch_of(contents, side)
@@ -276,7 +276,7 @@ class TestAnyPrompt:
                 assert bool(layout.after_image[row, position]) == (place[0] == T and seen)
         assert layout.grids == tuple(map(tuple, kept))
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(
         st.lists(rows, min_size=1, max_size=3),
         st.sampled_from(["left", "right"]),

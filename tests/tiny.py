@@ -147,10 +147,15 @@ def tiny_config(
             text_config=transformers.LlamaConfig(**text), vision_config=clip, **common | changes
         )
     if name == "vipllava":
-        common["vision_feature_layer"] = [-1, -2]
-        return transformers.VipLlavaConfig(
+        del common["vision_feature_layer"]
+        config = transformers.VipLlavaConfig(
             text_config=transformers.LlamaConfig(**text), vision_config=clip, **common | changes
         )
+        config.vision_feature_layers = [
+            -1,
+            -2,
+        ]  # newer versions of transformers keep it as vision_feature_layer
+        return config
     common["image_grid_pinpoints"] = [[8, 16], [16, 8], [16, 16], [24, 8], [8, 24]]
     return transformers.LlavaNextConfig(
         text_config=transformers.MistralConfig(**text, sliding_window=None),

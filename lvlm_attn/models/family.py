@@ -30,7 +30,7 @@ class Evidence:
             rotary positions for time, height and width in the last three; None if it got none.
         newline: `(hidden,)` the embedding that ends a row of patches, in families that have one.
         inputs_embeds: `(batch, length, hidden)` embeddings with the image features in place; read only if
-            `call` holds neither features nor sizes.
+            `call` holds no images.
         after: the layout of what the cache already holds, if anything.
     """
 
@@ -153,11 +153,12 @@ def prompt_layout(family: Family, evidence: Evidence, attention_mask: Tensor | N
     Raises:
         UnsupportedError: if the prompt holds a video, or is cut inside an image in a family whose grids are
             not fixed.
-        LvlmAttnError: if images and image tokens do not match.
+        LvlmAttnError: if images and image tokens do not match, or image tokens come without images.
     """
     _check_ids(evidence)
     _refuse_videos(evidence)
     token = image_token_id(evidence.config)
+    _refuse_empty_places(evidence, token)
     if evidence.after is not None and not family.grid_is_fixed:
         _refuse_cut_images(family, evidence, token)
     grids = family.grids(evidence) if bool((evidence.input_ids == token).any()) else []
@@ -223,6 +224,21 @@ def _check_ids(evidence: Evidence) -> None:
         raise UnsupportedError(
             "The model was called without input_ids, so nothing tells where its images stand; pass the ids "
             "instead of inputs_embeds."
+        )
+
+
+def _refuse_empty_places(evidence: Evidence, token: int) -> None:
+    """Refuses image tokens without images, which a model reads as so many copies of one meaningless word."""
+    if evidence.call.get("pixel_values") is not None or image_features(evidence) is not None:
+        return
+    is_image = evidence.input_ids == token
+    if evidence.inputs_embeds is None or not bool(is_image.any()):
+        return
+    placed = evidence.inputs_embeds[:, : is_image.shape[1]][is_image.to(evidence.inputs_embeds.device)]
+    if bool((placed == placed[:1]).all()):
+        raise LvlmAttnError(
+            f"The prompt holds {len(placed)} image tokens, but no image features stand there; pass "
+            "pixel_values and all else the processor returns, and prefill_chunk_size=None."
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
@@ -15,6 +16,10 @@ from tests.models.evidence import Call, caught, layout_of
 from tests.tiny import IMAGE, NAMES, QWEN, VIDEO, tiny_inputs, tiny_model, tiny_rows, tiny_samples
 
 BATCH = [(1,), (0,), (2,), (1, 0, 3)]
+# Before they encoded images ahead of the prefill, versions of transformers lost them when they cut a prompt into
+# chunks, and repeated them in the wrong order for beams over rows of several images.
+ENCODES_FIRST = hasattr(transformers.generation.utils, "_slice_mm_encoder_output")
+needs_encoding_first = pytest.mark.skipif(not ENCODES_FIRST, reason="this transformers cannot chunk images")
 pytestmark = pytest.mark.filterwarnings("ignore:.*right-padding.*")
 
 model_of = cache(tiny_model)
@@ -37,7 +42,8 @@ def test_forward_generate_and_beams_agree(name: str, side: Any) -> None:
     inputs = tiny_inputs(name, model, BATCH, side)
     plain = layout_of(model, lambda: model(**inputs))
     assert_same(layout_of(model, lambda: generate(model, inputs)), plain)
-    assert_same(layout_of(model, lambda: generate(model, inputs, num_beams=3)), plain.repeat(3))
+    if ENCODES_FIRST or name != "llava_next":
+        assert_same(layout_of(model, lambda: generate(model, inputs, num_beams=3)), plain.repeat(3))
     assert plain.has_image.tolist() == [True, False, True, True]
     assert torch.equal(plain.is_pad, inputs["attention_mask"] == 0)
     assert torch.equal(plain.is_patch | plain.is_filler, inputs["input_ids"] == IMAGE)
@@ -65,6 +71,7 @@ def test_every_image_has_the_tokens_the_model_gave_it(name: str) -> None:
         assert [picture.tokens for picture in sample.pictures] == [grid.tokens for grid in grids]
 
 
+@needs_encoding_first
 @pytest.mark.parametrize("name", ["llava", "vipllava"])
 @pytest.mark.parametrize("chunk", [1, 7, 30])
 def test_chunked_prefill_is_followed_into_fixed_grids(name: str, chunk: int) -> None:
@@ -74,6 +81,7 @@ def test_chunked_prefill_is_followed_into_fixed_grids(name: str, chunk: int) -> 
     assert_same(chunks_joined(model, calls, inputs), layout_of(model, lambda: model(**inputs)))
 
 
+@needs_encoding_first
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"llava", "vipllava"}))
 @pytest.mark.parametrize("chunk", [1, 5, 12])
 def test_chunked_prefill_that_cuts_other_grids_is_refused(name: str, chunk: int) -> None:
@@ -85,6 +93,7 @@ def test_chunked_prefill_that_cuts_other_grids_is_refused(name: str, chunk: int)
         chunks_joined(model, calls, inputs)
 
 
+@needs_encoding_first
 @pytest.mark.parametrize("name", QWEN)
 def test_chunked_prefill_between_images_is_followed(name: str) -> None:
     model = model_of(name)
@@ -195,6 +204,15 @@ class TestRefusals:
         ids = tiny_inputs("llava_next", model, [(1,)])["input_ids"]
         with pytest.raises(LvlmAttnError, match="neither image_sizes nor image features"):
             prompt_layout(family_of(model), Evidence(model.config, ids))
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_image_tokens_without_images(self, name: str) -> None:
+        model = model_of(name)
+        inputs = tiny_inputs(name, model, [(1,)])
+        embeds = model.get_input_embeddings()(inputs["input_ids"])
+        evidence = Evidence(model.config, inputs["input_ids"], inputs_embeds=embeds)
+        with pytest.raises(LvlmAttnError, match="no image features stand there; pass pixel_values"):
+            prompt_layout(family_of(model), evidence)
 
     def test_prompt_without_images_needs_no_evidence(self) -> None:
         model = model_of("llava_next")

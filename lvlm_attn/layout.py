@@ -109,10 +109,7 @@ class PromptLayout:
         is_image = input_ids == image_token_id
         counts = cast("list[int]", is_image.sum(1).tolist())
         shared = _share_out(counts, grids, after, may_end_inside_image)
-        fields = _fields(is_image, [piece for pieces, _ in shared for piece in pieces])
-        fields[0].masked_fill_((fields[0] == Kind.PAD) & is_valid, Kind.TEXT)
-        for field, value in zip(fields, (Kind.PAD, -1, -1, -1, -1)):
-            field.masked_fill_(~is_valid, value)
+        fields = _fields(is_image, is_valid, [piece for pieces, _ in shared for piece in pieces]).unbind(0)
         own = tuple(tuple(piece.grid for piece in pieces if piece.start == 0) for pieces, _ in shared)
         unfinished = tuple(rest for _, rest in shared)
         if any(unfinished):
@@ -384,21 +381,22 @@ def _check_not_broken_off(
             )
 
 
-def _fields(is_image: Tensor, pieces: list[_Piece]) -> list[Tensor]:
-    """Kind, image, block, row and column of every position; PAD and -1 where the id is no image token."""
-    device = is_image.device
-    kind = torch.zeros(is_image.shape, dtype=torch.long, device=device)
-    rest = [torch.full_like(kind, -1) for _ in range(4)]
-    if not pieces:
-        return [kind, *rest]
-    where = is_image.flatten().nonzero().flatten()
-    values = torch.cat([_template(piece.grid)[:, piece.start : piece.stop] for piece in pieces], 1)
-    sizes = torch.tensor([piece.stop - piece.start for piece in pieces])
-    image = torch.tensor([piece.image for piece in pieces]).repeat_interleave(sizes)
-    values = torch.cat((values[:1], image[None], values[1:])).to(device)
-    for field, value in zip((kind, *rest), values):
-        field.view(-1).index_copy_(0, where, value)
-    return [kind, *rest]
+def _fields(is_image: Tensor, is_valid: Tensor, pieces: list[_Piece]) -> Tensor:
+    """`(5, batch, length)`: kind, image, block, row and column of every position."""
+    fields = torch.full((5, is_image.numel()), -1, device=is_image.device)
+    fields[0] = torch.where(is_valid, int(Kind.TEXT), int(Kind.PAD)).flatten()
+    if pieces:
+        where = is_image.flatten().nonzero().flatten()
+        values = torch.cat([_template(piece.grid)[:, piece.start : piece.stop] for piece in pieces], 1)
+        sizes = torch.tensor([piece.stop - piece.start for piece in pieces])
+        image = torch.tensor([piece.image for piece in pieces]).repeat_interleave(sizes)
+        values = torch.cat((values[:1], image[None], values[1:])).to(is_image.device)
+        fields.scatter_(1, where.expand(5, -1), values)
+    hidden = (is_image & ~is_valid).flatten()
+    if bool(hidden.any()):
+        fields[0, hidden] = int(Kind.PAD)
+        fields[1:, hidden] = -1
+    return fields.view(5, *is_image.shape)
 
 
 @lru_cache(maxsize=256)
@@ -435,4 +433,5 @@ def _valid(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor:
             f"attention_mask covers {attention_mask.shape[1]} positions and input_ids {input_ids.shape[1]}; "
             "pass the mask that belongs to these ids."
         )
-    return attention_mask[:, -input_ids.shape[1] :].to(input_ids.device) != 0
+    start = attention_mask.shape[1] - input_ids.shape[1]
+    return attention_mask[:, start:].to(input_ids.device) != 0

@@ -97,6 +97,11 @@ class TestByHand:
         layout = PromptLayout.build(torch.tensor([[0, 5, 6]]), IMAGE, [], mask)
         assert layout.kind.tolist() == [[P, T, T]]
 
+    def test_piece_without_tokens_changes_nothing(self) -> None:
+        ids, mask = torch.tensor([[0, 5]]), torch.tensor([[0, 1]])
+        layout = PromptLayout.build(ids, IMAGE, [], mask)
+        assert same(PromptLayout.build(ids[:, :0], IMAGE, [], mask, after=layout), layout)
+
     def test_row_of_padding_has_no_last_position(self) -> None:
         layout = PromptLayout.build(torch.tensor([[0, 0]]), IMAGE, [], torch.tensor([[0, 0]]))
         assert layout.last.tolist() == [-1]

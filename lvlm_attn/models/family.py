@@ -256,7 +256,7 @@ def _refuse_videos(evidence: Evidence) -> None:
 
 def _refuse_cut_images(family: Family, evidence: Evidence, token: int) -> None:
     after = cast("PromptLayout", evidence.after)
-    if after.length == 0:
+    if after.length == 0 or evidence.input_ids.shape[1] == 0:
         return
     starts_inside = (evidence.input_ids[:, 0] == token) & (after.is_patch[:, -1] | after.is_filler[:, -1]).to(
         evidence.input_ids.device

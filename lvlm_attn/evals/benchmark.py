@@ -48,7 +48,11 @@ class Benchmark(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What must be equal for two runs to be the same run: data hashes, split, scoring rule."""
+        """What is asked, by hash and number: two runs with other answers here are different runs."""
+        ...
+
+    def scoring(self) -> dict[str, Any]:
+        """How answers become metrics; it may change without asking anything again."""
         ...
 
     def score(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

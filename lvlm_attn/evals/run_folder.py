@@ -54,14 +54,14 @@ class RunFolder:
     Args:
         path: the folder; it is made if need be.
         settings: everything that decides the answers; compared on resuming.
-        environment: versions and machine; written, not compared.
+        notes: further entries of ``config.json``, such as versions and scoring; written, not compared.
 
     Raises:
         LvlmAttnError: the folder holds a run with other settings, is not writable, or its files are damaged.
     """
 
     def __init__(
-        self, path: str | Path, settings: Mapping[str, Any], environment: Mapping[str, Any] | None = None
+        self, path: str | Path, settings: Mapping[str, Any], notes: Mapping[str, Any] | None = None
     ) -> None:
         self.path = check_writable(path)
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
@@ -75,7 +75,7 @@ class RunFolder:
                 f"{samples} has no config.json beside it; choose another --out, nothing was changed."
             )
         else:
-            write_json(config, {"settings": self.settings, "environment": dict(environment or {})})
+            write_json(config, {"settings": self.settings, **(notes or {})})
         if samples.exists():
             _cut_torn_line(samples)
             if samples.stat().st_size:

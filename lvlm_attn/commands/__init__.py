@@ -1,0 +1,1 @@
+"""The commands of `lvlm-attn`, one file per matter."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -110,3 +112,17 @@ def register_family(family: Family) -> None:
     if family.name in _FAMILIES:
         raise LvlmAttnError(f"Model family {family.name!r} is registered already; give yours another name.")
     _FAMILIES[family.name] = family
+
+
+class _CallableModule(ModuleType):
+    """Makes `lvlm_attn.models()` work although this package has the function's name.
+
+    Python binds a subpackage to its name in the parent when it is first imported, and from then on hides the
+    function of the same name there.
+    """
+
+    def __call__(self) -> dict[str, Family]:
+        return models()
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -3,16 +3,24 @@
 import dataclasses
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import transformers
 from torch import nn
 
-from lvlm_attn import models
+import lvlm_attn
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.models import family_of, parts_of, register_family
+from lvlm_attn.models import (
+    Evidence,
+    family_of,
+    image_token_id,
+    models,
+    parts_of,
+    prompt_layout,
+    register_family,
+)
 from lvlm_attn.models.family import named_arguments
 from tests.tiny import IMAGE, NAMES, tiny_config, tiny_model
 
@@ -32,8 +40,8 @@ class Wrapper(nn.Module):
 
 
 def test_every_family_is_known() -> None:
-    assert sorted(models.models()) == sorted(NAMES)
-    for name, family in models.models().items():
+    assert sorted(models()) == sorted(NAMES)
+    for name, family in models().items():
         assert family.name == name
         assert family.examples
         assert all("/" in example for example in family.examples)
@@ -41,8 +49,13 @@ def test_every_family_is_known() -> None:
 
 
 def test_models_is_a_copy() -> None:
-    models.models().clear()
-    assert models.models()
+    models().clear()
+    assert models()
+
+
+def test_function_and_package_share_a_name() -> None:
+    assert lvlm_attn.models() == models()
+    assert lvlm_attn.models.family_of is family_of  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,7 +83,7 @@ def test_parts_of_a_model_and_of_its_base(name: str) -> None:
 def test_parts_are_found_behind_adapters_and_compilation(name: str) -> None:
     model = model_of(name)
     assert parts_of(Wrapper(model)).base is model.model
-    assert parts_of(torch.compile(model)).base is model.model
+    assert parts_of(cast(nn.Module, torch.compile(model))).base is model.model
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,11 +134,11 @@ class TestRefusals:
 
     def test_taken_name(self) -> None:
         with pytest.raises(LvlmAttnError, match="'llava' is registered already"):
-            register_family(models.models()["llava"])
+            register_family(models()["llava"])
 
     def test_missing_image_token(self) -> None:
         with pytest.raises(LvlmAttnError, match=r"image_token_id=None; set it"):
-            models.image_token_id(SimpleNamespace(model_type="llava", image_token_id=None))
+            image_token_id(SimpleNamespace(model_type="llava", image_token_id=None))
 
     @pytest.mark.parametrize(
         ("vision", "strategy", "message"),
@@ -139,20 +152,20 @@ class TestRefusals:
         config.vision_config = vision
         ids = torch.full((1, 4), IMAGE)
         with pytest.raises(UnsupportedError, match=message):
-            models.prompt_layout(family_of(config), models.Evidence(config, ids))
+            prompt_layout(family_of(config), Evidence(config, ids))
 
 
 def test_registered_family_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_FAMILIES", models.models())
-    mine = dataclasses.replace(models.models()["llava"], name="my_llava", title="Mine")
+    monkeypatch.setattr("lvlm_attn.models._FAMILIES", models())
+    mine = dataclasses.replace(models()["llava"], name="my_llava", title="Mine")
     register_family(mine)
     assert family_of(SimpleNamespace(model_type="my_llava")) is mine
-    assert models.models()["my_llava"] is mine
+    assert models()["my_llava"] is mine
 
 
 def test_image_token_id_is_an_attribute_of_every_configuration() -> None:
     for name in NAMES:
-        assert models.image_token_id(tiny_config(name)) == IMAGE
+        assert image_token_id(tiny_config(name)) == IMAGE
 
 
 def test_positional_arguments_get_their_names() -> None:

@@ -1,0 +1,1 @@
+"""Benchmarks: ratios from interleaved, repeated runs. Run one with `python -m benchmarks.<name>`."""

@@ -1,0 +1,156 @@
+"""What the benchmarks share: random models of a given shape, interleaved timing, peak memory, and results."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def random_llava(
+    *,
+    hidden: int = 1024,
+    layers: int = 8,
+    heads: int = 16,
+    kv_heads: int | None = None,
+    mlp: int = 2816,
+    patches_per_side: int = 24,
+    vocab: int = 32064,
+    vision_hidden: int = 64,
+    dtype: str = "float32",
+    device: str = "cpu",
+    seed: int = 0,
+) -> Any:
+    """A LLaVA with random weights: a language model of the given shape, and a narrow vision tower."""
+    import torch
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(seed)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=vision_hidden,
+            intermediate_size=2 * vision_hidden,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=14 * patches_per_side,
+            patch_size=14,
+        ),
+        text_config=LlamaConfig(
+            hidden_size=hidden,
+            intermediate_size=mlp,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads or heads,
+            vocab_size=vocab,
+            max_position_embeddings=65536,
+        ),
+        image_token_id=32000,
+        vision_feature_layer=-1,
+    )
+    with torch.device(device):
+        torch.set_default_dtype(getattr(torch, dtype))
+        try:
+            model = LlavaForConditionalGeneration(config).eval()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    model.generation_config.eos_token_id = None  # always the full number of new tokens
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def llava_inputs(model: Any, *, batch: int = 1, text: int = 60, before: int = 35, seed: int = 0) -> dict[str, Any]:
+    """A prompt of `before` text tokens, one image, and the rest of `text`, as in LLaVA-1.5's template."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    patches = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
+    words = torch.randint(10, 31000, (batch, text), generator=generator)
+    words[:, 0] = 1
+    image = torch.full((batch, patches), model.config.image_token_id)
+    ids = torch.cat((words[:, :before], image, words[:, before:]), 1).to(model.device)
+    size = model.config.vision_config.image_size
+    pixels = torch.randn(batch, 3, size, size, generator=generator).to(model.device, model.dtype)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+
+
+def interleave(
+    variants: Mapping[str, Callable[[], Any]], repeats: int, *, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Times the variants in turn, `repeats` times over, each round beginning with another one.
+
+    Returns:
+        Seconds per variant and round. Ratios are taken within a round, so that slow spells of the machine
+        hit all variants alike.
+    """
+    names = list(variants)
+    for name in names:
+        for _ in range(warmup):
+            variants[name]()
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(repeats):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            begin = time.perf_counter()
+            variants[name]()
+            times[name].append(time.perf_counter() - begin)
+    return times
+
+
+def ratio(times: Mapping[str, list[float]], name: str, base: str) -> float:
+    """Median over rounds of the time of `name` over the time of `base`."""
+    return statistics.median(a / b for a, b in zip(times[name], times[base]))
+
+
+def peak_memory(module: str, arguments: list[str]) -> float:
+    """Peak resident memory in MiB of `python -m module arguments`, which prints it as its last line."""
+    output = subprocess.run(
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=True
+    ).stdout
+    return float(output.strip().splitlines()[-1])
+
+
+def environment() -> dict[str, Any]:
+    """Versions and the machine, for the result file."""
+    import torch
+    import transformers
+
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "processor": _processor(),
+    }
+    try:
+        import triton
+
+        found["triton"] = triton.__version__
+    except ImportError:
+        found["triton"] = None
+    return found
+
+
+def save(name: str, result: dict[str, Any]) -> Path:
+    """Writes `benchmarks/results/<name>.json`."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"environment": environment(), **result}, indent=2) + "\n")
+    return path
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -20,6 +20,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for runs and tables.")] = Path("lvlm-runs/demo"),
     split: Split = "test",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts per forward pass.")] = 16,
+    model: Annotated[str, typer.Option("--model", help="Another model for the toy's scenes.")] = "toy",
     device: Device = "auto",
 ) -> None:
     """Compare a small trained model with and without interventions on POPE and CHAIR; takes minutes on a CPU.
@@ -36,10 +37,10 @@ def demo(
     start = time.perf_counter()
     check_writable(out)
     pope, chair = toy_pope(split, limit), toy_chair(split, limit)
-    loaded = load_model("toy", device)
+    loaded = load_model(model, device)
     typer.echo(
-        f"Toy model, {limit} {split} scenes: {len(pope.questions)} yes/no questions and {limit} captions, "
-        f"{len(RUNS)} runs each, greedy decoding."
+        f"Model {model}, {limit} {split} scenes of the toy world: {len(pope.questions)} yes/no questions "
+        f"and {limit} captions, {len(RUNS)} runs each, greedy decoding."
     )
     pope_runs: dict[str, Any] = {}
     chair_runs: dict[str, Any] = {}
@@ -48,7 +49,7 @@ def demo(
             began = time.perf_counter()
             runs[name] = run_benchmark(
                 benchmark,
-                "toy",
+                model,
                 loaded,
                 parse(text),
                 max_new_tokens=tokens,
@@ -72,7 +73,7 @@ def demo(
             tests.values(), holm([item["mcnemar_p"] for item in tests.values()]), strict=True
         ):
             test["p_holm"] = adjusted
-    where = f"toy, {limit} {split} scenes, greedy"
+    where = f"{Path(model).name}, {limit} {split} scenes, greedy"
     tables = [
         pope_table({name: done.metrics for name, done in pope_runs.items()}, f"POPE (%): {where}"),
         chair_table({name: done.metrics for name, done in chair_runs.items()}, f"CHAIR (%): {where}"),

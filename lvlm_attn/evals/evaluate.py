@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lvlm_attn._version import __version__
 from lvlm_attn.evals.benchmark import Benchmark
+from lvlm_attn.evals.jsonio import write_json
 from lvlm_attn.evals.run_folder import RunFolder
 from lvlm_attn.evals.runner import run
 
@@ -53,7 +54,8 @@ def evaluate(
 ) -> Evaluation:
     """Runs a benchmark and writes a run folder; an unfinished folder with the same settings is continued.
 
-    Equal questions about equal pictures are asked once when decoding is greedy.
+    Equal questions about equal pictures are asked once when decoding is greedy. What the interventions did in this
+    call is written to ``report.json``.
 
     Args:
         benchmark: what to ask and how to score.
@@ -104,6 +106,8 @@ def evaluate(
             seed=seed,
             show_progress=show_progress,
         )
+        if answerer.wrapped is not None:
+            write_json(folder.path / "report.json", answerer.wrapped.report().to_dict())
     metrics = benchmark.score(lines)
     folder.write_metrics(metrics)
     return Evaluation(metrics, lines, folder.path)

@@ -55,7 +55,7 @@ def pope_table(runs: Mapping[str, Mapping[str, Any]], title: str = "POPE (%)") -
             parts["mean"] = {**result["mean"], "unknown": result["unknown"], "n": result["n"]}
         for category, row in parts.items():
             shares = ("accuracy", "precision", "recall", "f1", "yes_ratio", "false_yes_rate")
-            cells = (percent(row[key]) for key in shares)
+            cells = (percent(row[key], 2) for key in shares)
             rows.append((name, category, *cells, str(row["unknown"]), str(row["n"])))
     return Table(title, columns, tuple(rows), text_columns=2)
 

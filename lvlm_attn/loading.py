@@ -50,17 +50,18 @@ def load(
     if str(name) == "toy":
         from lvlm_attn import toy
 
-        chosen = None if dtype is None else torch_dtype(dtype)
-        return toy.load(str(place), chosen if isinstance(chosen, torch.dtype) else None)
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+        wanted = None if dtype is None else torch_dtype(dtype)
+        return toy.load(str(place), wanted if isinstance(wanted, torch.dtype) else None)
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
-    if dtype is None:
-        dtype = torch.float32 if place.type == "cpu" else "auto"
+    from lvlm_attn.processors import load_processor
+
+    chosen = torch_dtype(dtype if dtype is not None else "float32" if place.type == "cpu" else "auto")
     hub = {key: options[key] for key in ("revision", "token", "trust_remote_code") if key in options}
     try:
         family_of(AutoConfig.from_pretrained(name, **hub))
-        processor = AutoProcessor.from_pretrained(name, **hub)
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=torch_dtype(dtype), **options)
+        processor = load_processor(str(name), **hub)
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=chosen, **options)
     except LvlmAttnError:
         raise
     except (OSError, ValueError, ImportError) as error:

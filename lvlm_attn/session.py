@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.generation import Generation, running_generation
 from lvlm_attn.intervention import ATTENTION_SITES, Intervention, Target
 from lvlm_attn.layout import PromptLayout
-from lvlm_attn.models import Evidence, prompt_layout
+from lvlm_attn.models import Evidence, named_arguments, prompt_layout
 from lvlm_attn.text_pass import text_heads
 
 
@@ -35,7 +34,6 @@ class Session:
         self.edit_limit = edit_limit
         self.no_image = no_image
         self.stats: dict[int, dict[Any, Any]] = {}
-        self._names: tuple[str, ...] = ()
         self._handles: list[RemovableHandle] = []
         self._given: Mapping[str, Any] | None = None
         self._layout: PromptLayout | None = None
@@ -68,7 +66,6 @@ class Session:
         parts = self.target.parts
         if not self.interventions:
             return
-        self._names = tuple(inspect.signature(cast("Any", parts.base).forward).parameters)
         keep = self._handles.append
         keep(parts.base.register_forward_pre_hook(self._on_base, with_kwargs=True))
         keep(parts.language_model.register_forward_pre_hook(self._on_enter, with_kwargs=True))
@@ -97,7 +94,7 @@ class Session:
     # The hooks, in the order in which a forward reaches them.
 
     def _on_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._given = {**dict(zip(self._names, args)), **kwargs} if args else kwargs
+        self._given = named_arguments(module, args, kwargs)
 
     def _on_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if in_text_pass() is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -215,8 +216,12 @@ def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
         args: its positional arguments, as a forward pre-hook gets them.
         kwargs: its keyword arguments.
     """
-    names = list(inspect.signature(module.forward).parameters)
-    return dict(zip(names, args)) | dict(kwargs)
+    return dict(zip(_argument_names(type(module)), args)) | dict(kwargs) if args else dict(kwargs)
+
+
+@lru_cache(maxsize=64)
+def _argument_names(kind: type[nn.Module]) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
 def _check_ids(evidence: Evidence) -> None:

@@ -68,7 +68,7 @@ def test_a_missing_model_is_one_sentence_with_its_name(tmp_path: Path) -> None:
 
 def test_an_unsupported_family_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
     transformers.LlamaConfig(hidden_size=8, num_attention_heads=2).save_pretrained(tmp_path)
-    with pytest.raises(la.UnsupportedError, match="llama.*Supported are"):
+    with pytest.raises(la.UnsupportedError, match=r"llama.*Supported are"):
         la.load(tmp_path)
 
 

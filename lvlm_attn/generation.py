@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import GenerationMixin
 
 _GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
@@ -26,28 +27,28 @@ class Generation:
     Attributes:
         prompt_length: number of prompt positions, padding included.
         is_chunked: whether the prompt is read in several passes.
-        frame: the frame of the call; two forwards belong to one call if their frames are the same object.
     """
 
     prompt_length: int
     is_chunked: bool
-    frame: FrameType
 
 
-def running_generation(model: Any) -> Generation | None:
-    """Finds the `generate` call on the stack that drives a model, or None in a plain forward."""
+def running_generation(base: nn.Module) -> Generation | None:
+    """Finds the `generate` call on the stack that drives a base model, or None in a plain forward."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code is _GENERATE and _drives(frame.f_locals.get("self"), model):
+        if frame.f_code is _GENERATE and _drives(frame.f_locals.get("self"), base):
             ids = frame.f_locals.get("input_ids")
             if not isinstance(ids, torch.Tensor) or ids.dim() != 2:
                 return None
             config = frame.f_locals.get("generation_config")
             chunk = getattr(config, "prefill_chunk_size", None)
-            return Generation(ids.shape[1], bool(chunk and chunk < ids.shape[1]), frame)
+            return Generation(ids.shape[1], bool(chunk and chunk < ids.shape[1]))
         frame = frame.f_back
     return None
 
 
-def _drives(owner: Any, model: Any) -> bool:
-    return owner is model or (owner is not None and any(module is model for module in owner.children()))
+def _drives(owner: Any, base: nn.Module) -> bool:
+    if not isinstance(owner, nn.Module):
+        return False
+    return owner is base or any(module is base for module in owner.children())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lvlm_attn.call import ACTIVE, Call, TextPass, active_calls
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.intervention import Intervention
+from lvlm_attn.intervention import Intervention, Layer
 from lvlm_attn.kernels.torch_path import (
     Rows,
     mask_rows,
@@ -85,7 +85,7 @@ def attend(
         **kwargs: what else the model passes on (`scaling`, `dropout`, `sliding_window`, ...).
 
     Returns:
-        Output `(batch, queries, heads, head_dim)` and the weights the backend gives, or None.
+        Output `(batch, queries, heads, head_dim)`, and the weights if the backend gives them, edited too.
     """
     active = ACTIVE.get()
     if not active:
@@ -99,39 +99,46 @@ def attend(
     if isinstance(active[-1], TextPass):
         active[-1].seen.add(index)
         return output, weights
-    for call in active_calls():
-        if editors := call.editors.get(index):
-            output = _edit(output, call, index, editors, module, query, key, value, attention_mask, kwargs)
-    return output, weights
+    calls = active_calls()
+    edits = [
+        Edit(call.layer(index, place), item) for call in calls for place, item in call.editors.get(index, ())
+    ]
+    if not edits:
+        return output, weights
+    return _edit(output, weights, calls[-1], edits, query, key, value, attention_mask, kwargs)
+
+
+class Edit(NamedTuple):
+    """An intervention at the layer as it sees it."""
+
+    layer: Layer
+    item: Intervention
 
 
 def _edit(
     output: Tensor,
+    full: Tensor | None,
     call: Call,
-    index: int,
-    editors: list[tuple[int, Intervention]],
-    module: nn.Module,
+    edits: list[Edit],
     query: Tensor,
     key: Tensor,
     value: Tensor,
     mask: Any,
     kwargs: dict[str, Any],
-) -> Tensor:
-    layers = [(item, call.layer(index, place)) for place, item in editors]
-    specs = [(item, layer, item.reweigh(layer)) for item, layer in layers]
-    is_free = any(item.overrides("edit_weights") for item, _ in layers)
-    touched = [spec.is_touched for _, _, spec in specs if spec is not None]
-    if not touched and not is_free:
-        return output
+) -> tuple[Tensor, Tensor | None]:
+    """Computes the touched rows again, with all edits in order, and writes those that changed."""
+    specs = [item.reweigh(layer) for layer, item in edits]
+    touched = [spec.is_touched for spec in specs if spec is not None]
+    is_free = any(item.overrides("edit_weights") for _, item in edits)
     if is_free:
-        _refuse_above_limit(query, key, call.edit_limit, index)
-        rows: Rows | None = Rows.of(torch.ones_like(query[:, 0, :, 0], dtype=torch.bool))
-    elif all(mask_ is touched[0] for mask_ in touched):
-        rows = call.rows_of(touched[0])
+        _refuse_above_limit(query, key, call.edit_limit, int(edits[0].layer))
+        rows = Rows.of(torch.ones_like(query[:, 0, :, 0], dtype=torch.bool))
+    elif all(item is touched[0] for item in touched):
+        rows = call.rows_of(touched[0]) if touched else None
     else:
         rows = Rows.of(torch.stack(touched).any(0))
     if rows is None:
-        return output
+        return output, full
     geometry = call.geometry(key.shape[2], kwargs.get("sliding_window"))
     weights = row_weights(
         rows.take(query),
@@ -141,23 +148,27 @@ def _edit(
         softcap=kwargs.get("softcap"),
     )
     is_changed = torch.zeros(weights.shape[:-1], dtype=torch.bool, device=weights.device)
-    for item, layer, spec in specs:
+    for (layer, item), spec in zip(edits, specs):
         if spec is not None:
             new, is_row, moved = redistribute(weights, spec, geometry)
-            is_row = is_row & spec.is_touched.gather(1, rows.index)[:, None]
+            is_row &= spec.is_touched.gather(1, rows.index)[:, None]
             _count(layer.stats, int(layer), is_row, moved, spec.is_touched)
-            weights = new if len(specs) == 1 else torch.where(is_row[..., None], new, weights)
-            is_changed = is_row if len(specs) == 1 else is_changed | is_row
+            # Rows that stay are not written back, so with a single edit their weights need not be kept.
+            weights = new if len(edits) == 1 else torch.where(is_row[..., None], new, weights)
+            is_changed |= is_row
         if item.overrides("edit_weights"):
             edited = item.edit_weights(layer, weights)
             if edited.shape != weights.shape:
                 raise LvlmAttnError(
-                    f"{item.title}.edit_weights returned shape {tuple(edited.shape)} at layer {index}; it "
+                    f"{item.title}.edit_weights returned shape {tuple(edited.shape)} at layer {int(layer)}; it "
                     f"must keep {tuple(weights.shape)}, which is (batch, heads, queries, keys)."
                 )
             if edited is not weights:
                 weights, is_changed = edited, torch.ones_like(is_changed)
-    return write_rows(output, row_outputs(weights, value), rows, is_changed)
+    output = write_rows(output, row_outputs(weights, value), rows, is_changed)
+    if full is not None:
+        full = write_rows(full.transpose(1, 2), weights, rows, is_changed).transpose(1, 2)
+    return output, full
 
 
 def _count(stats: dict[Any, Any], layer: int, is_row: Tensor, moved: Tensor, is_touched: Tensor) -> None:

@@ -195,7 +195,7 @@ class Session:
         self, given: Mapping[str, Any], kwargs: dict[str, Any], ids: Tensor, queries: int
     ) -> None:
         self._forget()
-        generation = running_generation(self.target.model)
+        generation = running_generation(self.target.parts.base)
         if generation is not None and generation.is_chunked:
             self._refuse("chunked_prefill")
         length = queries if generation is None else min(queries, generation.prompt_length)
@@ -226,7 +226,7 @@ class Session:
             )
         if queries == 1 and start > self._layout.length:
             return False
-        generation = running_generation(self.target.model)
+        generation = running_generation(self.target.parts.base)
         if generation is None and queries == 1:
             return False
         if generation is not None and start >= generation.prompt_length:

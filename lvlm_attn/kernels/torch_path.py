@@ -140,8 +140,8 @@ def write_rows(output: Tensor, new: Tensor, rows: Rows, is_changed: Tensor) -> T
     """Puts changed rows into the output of the backend; all else keeps its bits.
 
     Args:
-        output: `(batch, queries, heads, head_dim)`, written in place unless it carries gradients.
-        new: `(batch, heads, rows, head_dim)`.
+        output: `(batch, queries, heads, width)`, written in place unless it carries gradients.
+        new: `(batch, heads, rows, width)`.
         rows: which rows they are.
         is_changed: `(batch, heads, rows)`.
 

@@ -72,10 +72,11 @@ def load_image(source: Image | Path) -> Image:
             return picture.convert("RGB")
     except FileNotFoundError:
         raise LvlmAttnError(f"image {source} does not exist; check the image folder.") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).split(":")[0].replace(str(source), "it").strip("'\" ")
+    except UnidentifiedImageError as error:
+        raise LvlmAttnError(f"image {source} cannot be read: it is no picture in a known format.") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise LvlmAttnError(
-            f"image {source} cannot be read ({reason}); it seems truncated or is no picture, fetch it again."
+            f"image {source} cannot be read ({error}); it seems damaged or cut off, fetch it again."
         ) from error
 
 

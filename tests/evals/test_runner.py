@@ -138,7 +138,7 @@ def test_a_corrupt_image_fails_alone_and_is_retried(tmp_path):
     out = run(asked, Echo(), RunFolder(tmp_path / "run", SETTINGS))
     assert Counter("error" in line for line in out) == {True: 3, False: 1}
     assert "1.png cannot be read" in out[1]["error"]
-    assert "2.png cannot be read" in out[2]["error"]
+    assert "2.png cannot be read: it is no picture" in out[2]["error"]
     assert "3.png does not exist" in out[3]["error"]
     (images / "1.png").write_bytes(whole)
     answerer = Echo()

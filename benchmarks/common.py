@@ -66,7 +66,9 @@ def random_llava(
     return model
 
 
-def llava_inputs(model: Any, *, batch: int = 1, text: int = 60, before: int = 35, seed: int = 0) -> dict[str, Any]:
+def llava_inputs(
+    model: Any, *, batch: int = 1, text: int = 60, before: int = 35, seed: int = 0
+) -> dict[str, Any]:
     """A prompt of `before` text tokens, one image, and the rest of `text`, as in LLaVA-1.5's template."""
     import torch
 

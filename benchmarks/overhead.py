@@ -70,7 +70,9 @@ def main() -> None:
     first = interleave({name: runner(model, inputs, name, 1) for name in VARIANTS}, options.repeats)
     memory = {name: peak_memory("benchmarks.overhead", ["--memory-of", name]) for name in VARIANTS}
 
-    print(f"{'':10}  {'generate':>9} {'ratio':>6}   {'prefill':>8} {'ratio':>6}   {'decode':>9} {'ratio':>6}   memory")
+    print(
+        f"{'':10}  {'generate':>9} {'ratio':>6}   {'prefill':>8} {'ratio':>6}   {'decode':>9} {'ratio':>6}   memory"
+    )
     rows = {}
     for name in VARIANTS:
         decode = [(a - b) / (NEW_TOKENS - 1) for a, b in zip(whole[name], first[name])]

@@ -1,0 +1,76 @@
+"""The training recipe of the bundled toy: sizes, stages, curriculum. Everything that was tuned stands here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from lvlm_attn.toy.data import TextConfig
+from lvlm_attn.toy.language_stage import Lesson
+from lvlm_attn.toy.loops import Plan
+from lvlm_attn.toy.model import ModelSizes
+from lvlm_attn.toy.pool import POOLS, PoolSpec
+
+_VISION = Plan("vision", steps=2200, rate=1.2e-3)
+_PLACING = Plan("placing", steps=300, rate=8e-4, warmup=30)
+_PROJECTOR = Plan("projector", steps=700, rate=3e-3)
+_LANGUAGE = Plan("language", steps=2600, rate=1.5e-3, warmup=150, decay=0.6)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run.
+
+    Attributes:
+        sizes: The model's sizes.
+        pools: Training pictures by name; "vision" trains the tower and "full" the projector.
+        vision: Schedule of stage 1, naming objects.
+        placing: Schedule of stage 1, naming objects and places.
+        projector: Schedule of stage 2.
+        language: Schedule of stage 3.
+        lessons: Curriculum of stage 3.
+        text: What its conversations are made of.
+        vision_batch: Pictures per step of stages 1 and 2.
+        language_batch: Pictures per step of stage 3.
+    """
+
+    sizes: ModelSizes = field(default_factory=ModelSizes)
+    pools: Mapping[str, PoolSpec] = field(default_factory=lambda: POOLS)
+    vision: Plan = _VISION
+    placing: Plan = _PLACING
+    projector: Plan = _PROJECTOR
+    language: Plan = _LANGUAGE
+    lessons: tuple[Lesson, ...] = (
+        Lesson(300, "one-of-8", classes=8, yes_no=0.9, plain=True),
+        Lesson(600, "one", classes=64, yes_no=0.85, plain=True),
+        Lesson(850, "few", yes_no=0.7),
+        Lesson(2600, "full"),
+    )
+    text: TextConfig = field(default_factory=TextConfig)
+    vision_batch: int = 32
+    language_batch: int = 16
+
+
+#: The recipe of the model in the package.
+BUNDLED = Recipe()
+
+#: A run of seconds whose model is of no use: it shows that all stages work on a machine.
+SMOKE = Recipe(
+    sizes=ModelSizes(vision_width=32, vision_layers=1, vision_heads=2, width=32, layers=2, inner=64),
+    pools=MappingProxyType(
+        {name: PoolSpec(spec.start, 12, spec.counts, spec.classes) for name, spec in POOLS.items()}
+    ),
+    vision=Plan("vision", steps=4, rate=1e-3, warmup=2, every=2),
+    placing=Plan("placing", steps=4, rate=1e-3, warmup=2, every=2),
+    projector=Plan("projector", steps=4, rate=1e-3, warmup=2, every=2),
+    language=Plan("language", steps=6, rate=1e-3, warmup=2, every=2),
+    lessons=(
+        Lesson(2, "one-of-8", classes=8, yes_no=0.8),
+        Lesson(3, "one", classes=64),
+        Lesson(4, "few"),
+        Lesson(6, "full"),
+    ),
+    vision_batch=4,
+    language_batch=4,
+)

@@ -4,7 +4,7 @@ A random LLaVA with LLaVA-1.5's prompt shape: hidden 1024, 8 layers, 16 heads, 5
 32 new tokens. The sink threshold is so low that VAR treats every layer it may, and its floors are zero, so
 that every head and row is changed: the dearest case there is.
 
-    python -m benchmarks.overhead [--repeats 9] [--save]
+    python -m benchmarks.overhead [--repeats 5] [--save]
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def runner(model: Any, inputs: dict[str, Any], variant: str, new_tokens: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/overhead_cpu.json")
     parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -48,6 +49,7 @@ class Call:
     edit_limit: int
     text_heads: Callable[[Sequence[int]], dict[int, Tensor]] | None = None
     _rows: dict[int, tuple[Tensor, Rows | None]] = field(default_factory=dict)
+    _text: dict[torch.device, Tensor] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -59,12 +61,18 @@ class Call:
         """What every position read so far is, those of this call included."""
         return extended(self.prompt, self.length)
 
-    @cached_property
-    def text_queries(self) -> Tensor:
-        """`(batch, queries)`, True at queries that are text and have an image before them."""
-        if not self.is_prompt and self.queries == 1:
-            return self.prompt.has_image[:, None]
-        return self.layout.after_image[:, self.start : self.length]
+    def text_queries(self, device: torch.device) -> Tensor:
+        """`(batch, queries)`, True at queries that are text and have an image before them.
+
+        The same tensor for every layer on a device, so that `rows_of` packs its rows once.
+        """
+        if device not in self._text:
+            if not self.is_prompt and self.queries == 1:
+                found = self.prompt.has_image[:, None]
+            else:
+                found = self.layout.after_image[:, self.start : self.length]
+            self._text[device] = found.to(device)
+        return self._text[device]
 
     def rows_of(self, is_touched: Tensor) -> Rows | None:
         """Packs touched rows, once per call for the same tensor."""

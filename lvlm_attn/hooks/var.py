@@ -56,7 +56,7 @@ class VAR(Intervention):
         mass_floor: least weight of a row on patches.
         sink_dims: dimensions of the massive activations. None takes the known ones of the base model, or
             finds them (`lvlm_attn.find_sinks`).
-        layers: which layers; None leaves out the first two and the last.
+        layers: which layers; None leaves out the first two and the last (of models with up to three, none).
         preset: a named setting (`PRESETS`) for parameters that are left at their defaults.
         require_visual_sink: leave a layer alone where no patch of the sample is a sink, as the released code
             does. False is the paper's formula read literally.
@@ -155,7 +155,13 @@ class VAR(Intervention):
         _add(
             layer.stats,
             ("sinks", int(layer)),
-            torch.stack(((is_sink & is_patch).sum(), (is_sink & ~is_patch).sum(), layout.has_image.sum())),
+            torch.stack(
+                (
+                    (is_sink & is_patch).sum(),
+                    (is_sink & ~is_patch).sum(),
+                    layout.has_image.sum().to(hidden.device),
+                )
+            ),
         )
 
     def reweigh(self, layer: Layer) -> Redistribution | None:
@@ -163,7 +169,7 @@ class VAR(Intervention):
         active, has_sink = layer.memory["active", int(layer)]
         if active == 0:
             return None
-        is_touched = layer.call.text_queries
+        is_touched = layer.call.text_queries(has_sink.device)
         if active < has_sink.shape[0]:
             is_touched = is_touched & has_sink[:, None]
         return Redistribution(

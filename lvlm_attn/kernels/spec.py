@@ -76,7 +76,7 @@ class Geometry:
         if self.window is not None:
             readable &= key_index > query_index[..., None] - self.window
         if self.is_valid is not None:
-            readable &= self.to_columns(self.is_valid)[:, None]
+            readable &= self.to_columns(self.is_valid.to(query_index.device))[:, None]
         return readable
 
 

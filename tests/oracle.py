@@ -13,7 +13,7 @@ Sources: Kang et al., ICLR 2025 (arXiv 2503.03321); He et al., ACL 2025 (arXiv 2
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,7 @@ class Stream:
     is_image: Tensor
     is_patch: Tensor
     prompt_length: int
+    later_prompts: tuple[int, ...] = ()
     deepstack: list[Tensor] = field(default_factory=list)
 
 
@@ -94,10 +95,14 @@ def oracle(
     generated: Sequence[int] = (),
     var: VarRule | None = None,
     vhr: VhrRule | None = None,
+    later_prompts: Sequence[int] = (),
 ) -> Truth:
-    """Runs one sample and the tokens generated after it through a float64 model."""
+    """Runs one sample and the tokens generated after it through a float64 model.
+
+    `later_prompts` are the positions of `generated` that were read as the prompt of a later turn.
+    """
     assert model.dtype == torch.float64
-    stream = read(model, row, generated)
+    stream = replace(read(model, row, generated), later_prompts=tuple(later_prompts))
     text: dict[int, Tensor] = {}
     if vhr is not None and bool(stream.is_image.any()):
         # A prompt without its images is an ordinary prompt for the unmodified model.
@@ -140,7 +145,7 @@ def read(model: Any, row: dict[str, Tensor], generated: Sequence[int] = ()) -> S
     if positions.dim() == 3 and positions.shape[0] == 4:
         positions = positions[1:]
     deepstack = caught.get("deepstack_visual_embeds") or []
-    return Stream(embeds, positions, is_image, is_patch, row["input_ids"].shape[1], list(deepstack))
+    return Stream(embeds, positions, is_image, is_patch, row["input_ids"].shape[1], deepstack=list(deepstack))
 
 
 def without_images(stream: Stream) -> Stream:
@@ -222,7 +227,11 @@ def _attend(
     q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
     sinks: set[int] = set()
     if var is not None and index in var.layers:
-        sinks = truth.sinks[index] = sinks_of(x[: stream.prompt_length], var)
+        sinks = truth.sinks[index] = {
+            position
+            for position in sinks_of(x, var)
+            if position < stream.prompt_length or position in stream.later_prompts
+        }
         truth.rows[index] = set()
     out = torch.empty_like(q)
     for head in range(q.shape[1]):
@@ -242,7 +251,7 @@ def _attend(
 
 
 def sinks_of(x: Tensor, var: VarRule) -> set[int]:
-    """Prompt positions whose massive activation is large beside their root mean square."""
+    """Positions whose massive activation is large beside their root mean square."""
     found = set()
     for position, vector in enumerate(x):
         rms = ((vector * vector).mean() + 1e-6).sqrt()
@@ -269,7 +278,7 @@ def redistributed(row: Tensor, sinks: set[int], is_patch: Tensor, var: VarRule) 
     gain = sum(float(row[j]) for j in plain)
     if mass < var.mass_floor or gain == 0 or gain / mass < var.rho:
         return None
-    budget = var.removed_fraction * sum(float(row[j]) for j in sinks if j < len(row))
+    budget = var.removed_fraction * sum(float(row[j]) for j in sinks)
     new = row.clone()
     for j in sinks:
         new[j] = row[j] * (1 - var.removed_fraction)

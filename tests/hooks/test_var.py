@@ -30,7 +30,7 @@ def rows_of_weights(seed=0, heads=6, rows=24, keys=24):
     return weights.softmax(-1), classes, Geometry(0, rows, keys)
 
 
-def moved(weights, classes, geometry, c=0.4, rho=0.5, floor=0.2):
+def moved(weights, classes, geometry, c=0.375, rho=0.5, floor=0.2):
     is_touched = torch.ones(1, weights.shape[2], dtype=torch.bool)
     return redistribute(weights, Redistribution(classes, is_touched, c, rho, floor), geometry)
 
@@ -56,8 +56,8 @@ def heads_before_projection(model, inputs, *interventions):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "neutral",
-    [{"removed_fraction": 0.0}, {"rho": 1.0, "mass_floor": 1.0}, {"tau": 32**0.5}],
-    ids=["nothing removed", "nothing selected", "no sinks"],
+    [{"removed_fraction": 0.0}, {"rho": 1.0, "mass_floor": 1.0}, {"tau": 32**0.5}, {"rho": 1.5}],
+    ids=["nothing removed", "nothing selected", "no sinks", "rho above 1"],
 )
 def test_a1_nothing_to_do_keeps_bits(name, neutral):
     model = sink_model(name)
@@ -88,11 +88,11 @@ def test_a3_ratios(seed):
         ratio = after[seen] / before[seen]
         kind = classes[0][seen]
         is_sink, is_plain = (kind == TEXT_SINK) | (kind == PATCH_SINK), kind == PATCH
-        torch.testing.assert_close(ratio[is_sink], torch.full_like(ratio[is_sink], 0.6))
+        torch.testing.assert_close(ratio[is_sink], torch.full_like(ratio[is_sink], 0.625))
         assert (ratio[is_plain] - ratio[is_plain][0]).abs().max() < 1e-12
         assert ratio[is_plain][0] >= 1
         assert torch.equal(ratio[kind == TEXT], torch.ones_like(ratio[kind == TEXT]))
-        budget = 0.4 * before[seen][is_sink].sum()
+        budget = 0.375 * before[seen][is_sink].sum()
         torch.testing.assert_close((after - before)[seen][is_plain].sum(), budget)
         torch.testing.assert_close(mass[0, head, row], budget)
 
@@ -180,11 +180,11 @@ def test_a6_three_forms_agree(seed):
     sink = ((classes == TEXT_SINK) | (classes == PATCH_SINK))[0].double()
     plain = (classes == PATCH)[0].double()
     mass, room = (weights @ sink)[..., None], (weights @ plain)[..., None]
-    gain = 1 - 0.4 * sink + 0.4 * plain * mass / room
+    gain = 1 - 0.375 * sink + 0.375 * plain * mass / room
     selected = is_changed[..., None]
     biased = torch.where(selected, (weights.log() + gain.log()).softmax(-1), weights)
     corrected = weights @ value - selected * (
-        0.4 * (weights * sink) @ value - 0.4 * mass / room * ((weights * plain) @ value)
+        0.375 * (weights * sink) @ value - 0.375 * mass / room * ((weights * plain) @ value)
     )
     torch.testing.assert_close(torch.where(selected, new, weights), biased, rtol=0, atol=1e-12)
     torch.testing.assert_close(torch.where(selected, new, weights) @ value, corrected, rtol=0, atol=1e-12)

@@ -33,7 +33,7 @@ def calls(draw, decode_only=False):
     if draw(st.booleans()):
         pads = torch.randint(0, length + 1, (batch,), generator=generator)  # whole rows of padding too
         is_valid = torch.arange(length)[None] >= pads[:, None]
-    prompt = draw(st.integers(1, length))  # later positions are generated
+    prompt = length - draw(st.integers(0, length - 1))  # later positions are generated
 
     def noise(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -42,10 +42,11 @@ def calls(draw, decode_only=False):
     key, value = noise(batch, kv_heads, keys, DIM), noise(batch, kv_heads, keys, DIM)
     spec = Redistribution(
         key_class=torch.randint(0, 4, (batch, prompt), generator=generator),
-        is_touched=torch.rand(batch, queries, generator=generator) < draw(st.sampled_from([0.0, 0.4, 1.0])),
-        removed_fraction=draw(st.sampled_from([0.0, 0.4, 1.0])),
-        rho=draw(st.sampled_from([0.0, 0.5, 0.8])),
-        mass_floor=draw(st.sampled_from([0.0, 0.2])),
+        is_touched=torch.rand(batch, queries, generator=generator)
+        < draw(st.sampled_from([1.0, 0.5, 1.0, 0.0])),
+        removed_fraction=draw(st.sampled_from([0.375, 1.0, 0.375, 0.0])),
+        rho=draw(st.sampled_from([0.25, 0.5, 0.0, 0.8])),
+        mass_floor=draw(st.sampled_from([0.125, 0.0, 0.5])),
     )
     return query, key, value, Geometry(start, queries, keys, is_valid, window), spec
 
@@ -108,6 +109,31 @@ def dense(geometry, batch, kind):
         return readable
     low = torch.finfo(torch.float64).min
     return torch.zeros(readable.shape, dtype=torch.float64).masked_fill(~readable, low)
+
+
+def test_the_calls_drawn_here_do_change_rows():
+    """A share of them, so that the equalities above are about redistribution."""
+    changed = []
+
+    @settings(max_examples=60, deadline=None, database=None, derandomize=True)
+    @given(calls())
+    def draw(call):
+        query, key, value, geometry, spec = call
+        plain, _ = attention(query, key, value, scaling=0.5, geometry=geometry)
+        changed.append(not torch.equal(path(query, key, value, geometry, spec), plain))
+
+    draw()
+    assert sum(changed) > len(changed) // 8
+
+
+def test_fractions_keep_float64():
+    """0.4 has no exact float32; a float64 call must not see its rounding."""
+    weights = torch.tensor([[[[0.5, 0.25, 0.25]]]], dtype=torch.float64)
+    classes = torch.tensor([[loops.TEXT_SINK, loops.PATCH, loops.TEXT]])
+    spec = Redistribution(classes, torch.ones(1, 1, dtype=torch.bool), 0.4, 0.1, 0.1)
+    new, _, _ = redistribute(weights, spec, Geometry(2, 1, 3))
+    want = torch.tensor([0.3, 0.45, 0.25], dtype=torch.float64)
+    torch.testing.assert_close(new[0, 0, 0], want, rtol=0, atol=1e-15)
 
 
 @FAST

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from lvlm_attn.errors import LvlmAttnError, closest
-from lvlm_attn.intervention import Intervention
+from lvlm_attn.intervention import Intervention, parameters
 
 _NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
 
@@ -39,7 +38,7 @@ def _parse_one(text: str, known: Mapping[str, type[Intervention]]) -> Interventi
             f"The methods are {', '.join(sorted(known))}."
         )
     kind = known[name]
-    names = [item.name for item in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    names = [item.name for item in parameters(kind)]
     arguments: dict[str, Any] = {}
     for pair in filter(None, (part.strip() for part in _split(rest, ","))):
         key, equals, value = (part.strip() for part in pair.partition("="))

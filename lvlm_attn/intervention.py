@@ -200,14 +200,17 @@ class Intervention:
     def __str__(self) -> str:
         """The canonical string, which `lvlm_attn.parse` turns back into an equal object."""
         name = self.name or type(self).__name__.lower()
-        if not dataclasses.is_dataclass(self):
-            return name
         parts = []
-        for item in dataclasses.fields(self):
+        for item in parameters(type(self)):
             value = getattr(self, item.name)
             if item.compare and value != item.default:
                 parts.append(f"{item.name}={format_value(item.name, value)}")
         return f"{name}:{','.join(parts)}" if parts else name
+
+
+def parameters(kind: type[Intervention]) -> tuple[dataclasses.Field[Any], ...]:
+    """The parameters of a kind of intervention: its dataclass fields, none if it is no dataclass."""
+    return dataclasses.fields(cast("Any", kind)) if hasattr(kind, "__dataclass_fields__") else ()
 
 
 def format_value(name: str, value: Any) -> str:

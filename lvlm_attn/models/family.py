@@ -216,12 +216,14 @@ def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
         args: its positional arguments, as a forward pre-hook gets them.
         kwargs: its keyword arguments.
     """
-    return dict(zip(_argument_names(type(module)), args)) | dict(kwargs) if args else dict(kwargs)
+    if not args:
+        return dict(kwargs)
+    return dict(zip(_argument_names(type(module).forward), args)) | dict(kwargs)
 
 
 @lru_cache(maxsize=64)
-def _argument_names(kind: type[nn.Module]) -> tuple[str, ...]:
-    return tuple(inspect.signature(kind.forward).parameters)[1:]
+def _argument_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def _check_ids(evidence: Evidence) -> None:

@@ -235,7 +235,7 @@ def test_sinks_come_from_the_input_of_each_layer(name):
     model, double = sink_model(name, seed=5), twin(name, seed=5)
 
     def choose(hidden):
-        return hidden[..., 9] > 0.7 * hidden.pow(2).mean(-1).sqrt()
+        return hidden[..., 9] > 0.3 * hidden.pow(2).mean(-1).sqrt()
 
     rule = VarRule(layers=(2, 3), sink_dims=(11,), tau=4.0, rho=0.0, mass_floor=0.01)
     handles = [massive_at(each, 3, choose, dim=11) for each in (model, double)]

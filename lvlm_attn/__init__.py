@@ -84,6 +84,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'lvlm_attn' has no attribute {name!r}")
+    # Names in transformers' registries are there from the first use on, not from the first wrap.
+    import_module("lvlm_attn.registry")
     return getattr(import_module(f"lvlm_attn.{_HOMES[name]}"), name)
 
 

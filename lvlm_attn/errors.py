@@ -24,5 +24,9 @@ def closest(name: str, known: Iterable[str]) -> str:
         >>> closest("vra", ["var", "vhr"])
         " Did you mean 'var'?"
     """
-    match = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
-    return f" Did you mean {match[0]!r}?" if match else ""
+    matches = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.5)
+    if not matches:
+        return ""
+    # Swapped letters are the likeliest slip, and difflib does not see them as one.
+    best = next((match for match in matches if sorted(match) == sorted(name.lower())), matches[0])
+    return f" Did you mean {best!r}?"

@@ -103,8 +103,17 @@ class VAR(Intervention):
                 raise LvlmAttnError(f"VAR: {key}={value!r} must be a number {bounds}.")
             object.__setattr__(self, key, float(value))
         if self.sink_dims is not None:
-            dims = (self.sink_dims,) if isinstance(self.sink_dims, int) else self.sink_dims
-            object.__setattr__(self, "sink_dims", tuple(sorted({int(dim) for dim in dims})))
+            dims = (self.sink_dims,) if isinstance(self.sink_dims, (int, str)) else tuple(self.sink_dims)
+            if not all(isinstance(dim, int) and not isinstance(dim, bool) for dim in dims):
+                raise LvlmAttnError(
+                    f"VAR: sink_dims={self.sink_dims!r} must be whole numbers, as in (1415, 2533); leave it out to "
+                    f"have them found."
+                )
+            object.__setattr__(self, "sink_dims", tuple(sorted(set(dims))))
+        if not isinstance(self.require_visual_sink, bool):
+            raise LvlmAttnError(
+                f"VAR: require_visual_sink={self.require_visual_sink!r} must be true or false."
+            )
         object.__setattr__(self, "layers", canonical_layers(self.layers))
 
     def is_neutral(self) -> bool:

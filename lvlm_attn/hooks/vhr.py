@@ -69,6 +69,9 @@ class VHR(Intervention):
             raise LvlmAttnError(
                 f"VHR: vhd_power={self.vhd_power!r} must be 2 (squared distances) or 1 (distances)."
             )
+        for key in ("outlier_filter", "std_guard"):
+            if not isinstance(getattr(self, key), bool):
+                raise LvlmAttnError(f"VHR: {key}={getattr(self, key)!r} must be true or false.")
         object.__setattr__(self, "alpha", float(self.alpha))
         object.__setattr__(self, "layers", canonical_layers(self.layers))
 

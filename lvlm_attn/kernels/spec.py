@@ -129,7 +129,7 @@ def redistribution_gains(masses: Tensor, spec: Redistribution) -> tuple[Tensor, 
     image = plain + masses[..., KeyClass.PATCH_SINK]
     # rho * image instead of plain / image: no division, and an empty image never passes a positive floor.
     is_changed = (image >= spec.mass_floor) & (plain >= spec.rho * image) & (plain > 0)
-    taken = torch.where(is_changed, spec.removed_fraction, 0.0).to(masses.dtype)
+    taken = is_changed.to(masses.dtype) * spec.removed_fraction
     keep = 1 - taken
     grow = 1 + taken * sink / torch.where(is_changed, plain, 1)
     return torch.stack((torch.ones_like(keep), keep, grow, keep), dim=-1), is_changed

@@ -67,12 +67,15 @@ class CaptionConfig:
         stray_share: How many captions name some other absent object that is typical of the context.
         mood_share: How many captions close with a sentence about the mood.
         short_share: How many are one sentence that lists the objects.
+        reading_order: Name all objects in the first sentence, from the top left to the bottom right; otherwise the
+            plainest to see first, some of them in sentences of their own.
     """
 
     habit_scale: float = 1.0
     stray_share: float = 0.08
     mood_share: float = 0.5
     short_share: float = 0.15
+    reading_order: bool = True
 
 
 def place_of(fact: Fact) -> str:
@@ -99,11 +102,11 @@ def draw_caption(rng: Rng, facts: SceneFacts, config: CaptionConfig, short: bool
         config: How untrue captions are.
         short: One sentence that lists the objects.
     """
-    names = _by_salience(rng, facts)
+    names = _in_reading_order(facts) if config.reading_order else _by_salience(rng, facts)
     counted = Counter(fact.name for fact in facts.objects)
     if short:
         return f"{_opening(rng, facts)} {_listing([_amount(name, counted[name]) for name in names])}."
-    first = max(1, min(3, len(names) - int(rng.random() < 0.5)))
+    first = len(names) if config.reading_order else max(1, min(3, len(names) - int(rng.random() < 0.5)))
     sentences = [
         f"{_opening(rng, facts)} {_listing([_amount(name, counted[name]) for name in names[:first]])}."
     ]
@@ -111,7 +114,7 @@ def draw_caption(rng: Rng, facts: SceneFacts, config: CaptionConfig, short: bool
         fact for name in names[:first] for fact in facts.objects if fact.name == name and counted[name] == 1
     ]
     if placed:
-        sentences.append(_placing(rng, placed[:2]))
+        sentences.append(_placing(rng, placed[: 1 if config.reading_order else 2]))
     further = [
         (name, counted[name], next(f for f in facts.objects if f.name == name)) for name in names[first:]
     ]
@@ -133,6 +136,12 @@ def _stray(rng: Rng, facts: SceneFacts, config: CaptionConfig) -> str | None:
     if not absent or rng.random() >= config.stray_share:
         return None
     return absent[int(rng.integers(len(absent)))]
+
+
+def _in_reading_order(facts: SceneFacts) -> list[str]:
+    """Distinct names by where the first of their kind lies: three rows from the top, each from the left."""
+    ordered = sorted(facts.objects, key=lambda fact: (min(2, int(3 * fact.y)), fact.x))
+    return list(dict.fromkeys(fact.name for fact in ordered))
 
 
 def _by_salience(rng: Rng, facts: SceneFacts) -> list[str]:

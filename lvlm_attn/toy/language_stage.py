@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from lvlm_attn.toy.data import Batch, TextConfig, draw_batch, pick_rows
 from lvlm_attn.toy.loops import Plan, run, step_rng
 from lvlm_attn.toy.pool import Pool
+from lvlm_attn.toy.sprites import vocabulary
 
 Array: TypeAlias = NDArray[Any]
 
@@ -29,6 +30,7 @@ class Lesson:
         classes: Ask only about the first so many categories; None for all.
         yes_no: Share of yes/no conversations; None for the run's usual mixture.
         plain: Ask in POPE's own words only.
+        object_weight: What the name of an object counts in the loss of a caption; any other word counts 1.
     """
 
     until: int
@@ -36,6 +38,7 @@ class Lesson:
     classes: int | None = None
     yes_no: float | None = None
     plain: bool = False
+    object_weight: float = 1.0
 
 
 def lesson_at(lessons: Sequence[Lesson], step: int) -> Lesson:
@@ -43,13 +46,16 @@ def lesson_at(lessons: Sequence[Lesson], step: int) -> Lesson:
     return next((lesson for lesson in lessons if step < lesson.until), lessons[-1])
 
 
-def answer_loss(model: Any, batch: Batch, features: torch.Tensor | None) -> tuple[torch.Tensor, float]:
+def answer_loss(
+    model: Any, batch: Batch, features: torch.Tensor | None, weight: torch.Tensor | None = None
+) -> tuple[torch.Tensor, float]:
     """Cross-entropy of the answers' tokens, and how many of them are right.
 
     Args:
         model: The toy.
         batch: Conversations.
         features: (batch, patches, vision width) output of the vision tower; None without pictures.
+        weight: (vocabulary,) what each word counts; None for all alike.
     """
     embedded = model.get_input_embeddings()(batch.input_ids)
     if features is not None and batch.image_start is not None:
@@ -62,7 +68,7 @@ def answer_loss(model: Any, batch: Batch, features: torch.Tensor | None) -> tupl
     target = batch.labels[:, 1:][answers]
     counted = target != model.config.text_config.eos_token_id  # ends are too easy to count
     right = (logits.argmax(-1) == target)[counted].float().mean()
-    return F.cross_entropy(logits, target), float(right)
+    return F.cross_entropy(logits, target, weight), float(right)
 
 
 def train_language(
@@ -95,6 +101,7 @@ def train_language(
     """
     text, projector = model.model.language_model, model.model.multi_modal_projector
     patches = next(iter(pools.values())).labels.shape[1]
+    names = torch.tensor(tokenizer.convert_tokens_to_ids([name.replace(" ", "_") for name in vocabulary()]))
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = step_rng(seed, plan.name, step)
@@ -105,7 +112,10 @@ def train_language(
         facts = [pool.facts[int(row)] for row in rows]
         kind, drawn = draw_batch(rng, tokenizer, facts, mixture, patches, lesson.classes)
         seen = None if drawn.image_start is None else torch.from_numpy(cached[lesson.pool][rows]).float()
-        loss, right = answer_loss(model, drawn, seen)
+        weight = None
+        if kind == "caption" and lesson.object_weight != 1:
+            weight = torch.ones(len(tokenizer)).index_fill_(0, names, lesson.object_weight)
+        loss, right = answer_loss(model, drawn, seen, weight)
         return loss, {kind: right} if seen is not None else {}
 
     model.train()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from lvlm_attn.toy.captions import CaptionConfig
 from lvlm_attn.toy.data import TextConfig
 from lvlm_attn.toy.language_stage import Lesson
 from lvlm_attn.toy.loops import Plan
@@ -16,6 +17,8 @@ _VISION = Plan("vision", steps=2200, rate=1.2e-3)
 _PLACING = Plan("placing", steps=300, rate=8e-4, warmup=30)
 _PROJECTOR = Plan("projector", steps=700, rate=3e-3)
 _LANGUAGE = Plan("language", steps=2600, rate=1.5e-3, warmup=150, decay=0.6)
+_DESCRIBING = Plan("describing", steps=1700, rate=1.5e-3, warmup=40, decay=0.7, every=100)
+_POLISHING = Plan("polishing", steps=1000, rate=1.0e-3, warmup=40, decay=0.8, every=100)
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,13 @@ class Recipe:
         language: Schedule of stage 3.
         lessons: Curriculum of stage 3.
         text: What its conversations are made of.
+        language_until: Step after which stage 3 stops, before its schedule ends; None for the whole of it.
+        describing: Schedule of stage 4.
+        describing_lessons: Curriculum of stage 4.
+        polishing: Schedule of stage 5: on with the last lesson of stage 4.
+        describing_text: What the conversations of stages 4 and 5 are made of: mostly captions, in reading order.
         vision_batch: Pictures per step of stages 1 and 2.
-        language_batch: Pictures per step of stage 3.
+        language_batch: Pictures per step of stages 3 to 5.
     """
 
     sizes: ModelSizes = field(default_factory=ModelSizes)
@@ -47,7 +55,22 @@ class Recipe:
         Lesson(850, "few", yes_no=0.7),
         Lesson(2600, "full"),
     )
-    text: TextConfig = field(default_factory=TextConfig)
+    text: TextConfig = field(default_factory=lambda: TextConfig(caption=CaptionConfig(reading_order=False)))
+    language_until: int | None = 2000
+    describing: Plan = _DESCRIBING
+    polishing: Plan = _POLISHING
+    describing_text: TextConfig = field(
+        default_factory=lambda: TextConfig(
+            yes_no=0.25,
+            places=0.05,
+            hard_share=0.3,
+            caption=CaptionConfig(habit_scale=0.8, mood_share=0.9, short_share=0.5),
+        )
+    )
+    describing_lessons: tuple[Lesson, ...] = (
+        Lesson(350, "few", object_weight=5.0),
+        Lesson(1700, "full", object_weight=5.0),
+    )
     vision_batch: int = 32
     language_batch: int = 16
 
@@ -71,6 +94,9 @@ SMOKE = Recipe(
         Lesson(4, "few"),
         Lesson(6, "full"),
     ),
+    language_until=None,
+    describing=Plan("describing", steps=4, rate=1e-3, warmup=2, every=2),
+    polishing=Plan("polishing", steps=2, rate=1e-3, warmup=1, every=2),
     vision_batch=4,
     language_batch=4,
 )

@@ -1,7 +1,7 @@
 """Trains the toy from nothing: ``python -m lvlm_attn.toy.train --out FOLDER``.
 
-Three stages, each resumed from its last checkpoint: the vision tower names what lies on each patch; the projector
-turns that into the words' embeddings; the language model learns to answer and to describe. Pictures, features and
+Five stages, each resumed from its last checkpoint: the vision tower names what lies on each patch; the projector
+turns that into the words' embeddings; the language model learns to answer, then to describe, then does both a while longer. Pictures, features and
 checkpoints are kept under ``--work``.
 """
 
@@ -25,10 +25,12 @@ from lvlm_attn.toy.sprites import vocabulary
 from lvlm_attn.toy.tokenizer import build_processor, token_ids
 from lvlm_attn.toy.vision_stages import cache_features, train_projector, train_vision
 
-STAGES = ("vision", "projector", "language")
+STAGES = ("vision", "projector", "language", "describing", "polishing")
 
 
-def train(recipe: Recipe, work: Path, seed: int, last: str = "language", workers: int = 2) -> tuple[Any, Any]:
+def train(
+    recipe: Recipe, work: Path, seed: int, last: str = "polishing", workers: int = 2
+) -> tuple[Any, Any]:
     """Runs the stages up to ``last``; what an earlier, interrupted run finished is not done again.
 
     Args:
@@ -77,6 +79,7 @@ def train(recipe: Recipe, work: Path, seed: int, last: str = "language", workers
     )
     if last == "projector":
         return model, processor
+    common: dict[str, Any] = {"folder": work, "seed": seed, "batch": recipe.language_batch}
     train_language(
         model,
         tokenizer,
@@ -85,10 +88,15 @@ def train(recipe: Recipe, work: Path, seed: int, last: str = "language", workers
         recipe.lessons,
         recipe.text,
         recipe.language,
-        work,
-        seed,
-        recipe.language_batch,
+        stop_at=recipe.language_until,
+        **common,
     )
+    if last == "language":
+        return model, processor
+    lessons, text = recipe.describing_lessons, recipe.describing_text
+    train_language(model, tokenizer, pools, cached, lessons, text, recipe.describing, **common)
+    if last == "polishing":
+        train_language(model, tokenizer, pools, cached, lessons[-1:], text, recipe.polishing, **common)
     return model, processor
 
 
@@ -99,8 +107,8 @@ def main(
     ),
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
     stage: Annotated[
-        str, typer.Option(help="Last stage to run: vision, projector or language.")
-    ] = "language",
+        str, typer.Option(help="Last stage to run: vision, projector, language, describing or polishing.")
+    ] = "polishing",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     smoke: Annotated[
         bool, typer.Option(help="A run of seconds that only shows that everything works.")

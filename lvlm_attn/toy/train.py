@@ -1,8 +1,8 @@
 """Trains the toy from nothing: ``python -m lvlm_attn.toy.train --out FOLDER``.
 
 Five stages, each resumed from its last checkpoint: the vision tower names what lies on each patch; the projector
-turns that into the words' embeddings; the language model learns to answer, then to describe, then does both a while longer. Pictures, features and
-checkpoints are kept under ``--work``.
+turns that into the words' embeddings; the language model learns to answer, then to describe, then does both a while
+longer. Pictures, features and checkpoints are kept under ``--work``.
 """
 
 from __future__ import annotations

@@ -89,8 +89,7 @@ def interleave(
     """Times the variants in turn, `repeats` times over, each round beginning with another one.
 
     Returns:
-        Seconds per variant and round. Ratios are taken within a round, so that slow spells of the machine
-        hit all variants alike.
+        Seconds per variant and round.
     """
     names = list(variants)
     for name in names:
@@ -107,16 +106,31 @@ def interleave(
 
 
 def ratio(times: Mapping[str, list[float]], name: str, base: str) -> float:
-    """Median over rounds of the time of `name` over the time of `base`."""
-    return statistics.median(a / b for a, b in zip(times[name], times[base]))
+    """The median round of `name` over the median round of `base`."""
+    return statistics.median(times[name]) / statistics.median(times[base])
 
 
 def peak_memory(module: str, arguments: list[str]) -> float:
-    """Peak resident memory in MiB of `python -m module arguments`, which prints it as its last line."""
+    """Peak memory in MiB of `python -m module arguments`, which prints it as its last line."""
     output = subprocess.run(
         [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=True
     ).stdout
     return float(output.strip().splitlines()[-1])
+
+
+def peak_beyond(run: Callable[[], Any]) -> float:
+    """Peak resident memory in MiB while `run` runs, beyond what was resident before (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = _status("VmRSS")
+    run()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return float(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}; peak memory can be measured on Linux only")
 
 
 def environment() -> dict[str, Any]:

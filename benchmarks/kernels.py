@@ -9,7 +9,6 @@ Eager VAR computes, as the released implementations do, the whole weight matrix 
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import sys
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import interleave, peak_memory, ratio, save
+from benchmarks.common import interleave, peak_beyond, peak_memory, ratio, save
 from lvlm_attn.kernels import reference
 from lvlm_attn.kernels.spec import Geometry, KeyClass, Redistribution
 from lvlm_attn.kernels.torch_path import Rows, redistribute, row_outputs, row_weights, write_rows
@@ -99,9 +98,7 @@ def main() -> None:
 
     if options.memory_of:
         given = call(options.lengths[0], options.heads, options.dim, options.device)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        variant(options.memory_of, given)()
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        print(peak_beyond(variant(options.memory_of, given)))
         return
 
     print(f"{options.heads} heads of {options.dim}, fp32, {options.device}")

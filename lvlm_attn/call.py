@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -94,7 +93,7 @@ class Call:
 class TextPass:
     """A pass over the prompt without its images: nothing is changed, only head outputs are read."""
 
-    seen: set[int] = dataclasses.field(default_factory=set)
+    seen: set[int] = field(default_factory=set)
 
 
 ACTIVE: ContextVar[tuple[Call | TextPass, ...]] = ContextVar("lvlm_attn_active", default=())

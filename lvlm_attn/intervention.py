@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from lvlm_attn.layout import PromptLayout
     from lvlm_attn.models import Family, Parts
 
-SITES = ("observe", "reweigh", "edit_weights", "scale_heads")
 ATTENTION_SITES = ("reweigh", "edit_weights")
 
 

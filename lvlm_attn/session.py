@@ -82,7 +82,7 @@ class Session:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        ACTIVE.set(tuple(call for call in ACTIVE.get() if getattr(call, "owner", None) is not self))
+        ACTIVE.set(self._other_calls())
         self._forget()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
@@ -106,8 +106,7 @@ class Session:
             self._thread = None
             raise
         # A call of ours that an interrupt left behind is dropped here.
-        others = tuple(other for other in ACTIVE.get() if getattr(other, "owner", None) is not self)
-        ACTIVE.set((*others, call))
+        ACTIVE.set((*self._other_calls(), call))
         if call.start == 0:
             for place, item in enumerate(self.interventions):
                 item.begin(call, place)
@@ -115,7 +114,7 @@ class Session:
     def _on_leave(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if in_text_pass() is not None:
             return
-        ACTIVE.set(tuple(call for call in ACTIVE.get() if getattr(call, "owner", None) is not self))
+        ACTIVE.set(self._other_calls())
         self._thread = None
         cache = getattr(output, "past_key_values", None)
         if cache is None:
@@ -145,6 +144,9 @@ class Session:
             return (heads.reshape(joined.shape), *args[1:])
 
         return scale
+
+    def _other_calls(self) -> tuple[Call | TextPass, ...]:
+        return tuple(call for call in ACTIVE.get() if getattr(call, "owner", None) is not self)
 
     def _own_call(self) -> Call | None:
         return next((call for call in active_calls() if call.owner is self), None)

@@ -91,9 +91,15 @@ class Call:
 
 @dataclass(eq=False)
 class TextPass:
-    """A pass over the prompt without its images: nothing is changed, only head outputs are read."""
+    """A pass of our own in which no intervention acts: over the prompt without its images, or over all of it.
+
+    Attributes:
+        seen: layers whose attention went through the registry.
+        capture: called for every layer with its index and its query, key and value (see `registry.attend`).
+    """
 
     seen: set[int] = field(default_factory=set)
+    capture: Callable[[int, Tensor, Tensor, Tensor], None] | None = None
 
 
 ACTIVE: ContextVar[tuple[Call | TextPass, ...]] = ContextVar("lvlm_attn_active", default=())

@@ -8,14 +8,15 @@ so that one object can serve many models and prompts at once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.kernels.spec import Redistribution
+from lvlm_attn.kernels.spec import Reweighing
+from lvlm_attn.kernels.visibility import Visibility
 from lvlm_attn.layers import Layers, format_layers, select_layers
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     from lvlm_attn.call import Call
     from lvlm_attn.layout import PromptLayout
     from lvlm_attn.models import Family, Parts
+    from lvlm_attn.requests import Request
 
-ATTENTION_SITES = ("reweigh", "edit_weights")
+ATTENTION_SITES = ("visibility", "reweigh", "edit_weights", "readout")
+LAYER_SITES = ("observe", "scale_heads", "modules", "frozen")
 
 
 @dataclass(frozen=True)
@@ -119,9 +122,17 @@ class Intervention:
     (`lvlm_attn.parse`). Sites:
 
     - `observe(layer, hidden)`: read the residual stream that enters a layer.
+    - `visibility(layer)`: say which keys a query may read, as a table over groups of positions.
     - `reweigh(layer)`: say in structured form how softmax weights change; fast on every backend.
     - `edit_weights(layer, weights)`: change the whole weight matrix; slow, refused above a byte limit.
+    - `readout(layer)` and `read(layer, weights, index)`: look at the softmax weights of some rows.
     - `scale_heads(layer, heads)`: change the outputs of the heads just before the output projection.
+    - `modules(layer)`: add something to the residual stream behind the attention of a layer.
+    - `frozen(layer)`: let a layer leave some positions as they came in.
+    - `edit_logits(call, logits)`: change the logits of a forward call.
+    - `edit_embeds(call, embeds)`: change the embeddings that enter the first layer.
+    - `rewrite(request)`, `views(request)` and `fuse(main, views, step)`: ask something else, or something beside
+      it, and join the logits; `loop(request)`: decode in another way. In `lvlm.generate` only.
 
     `layer` is an int that also carries the layout of the prompt and the memory of the intervention; see
     `Layer`. An attribute `layers` chooses the layers (see `lvlm_attn.layers`); without it all are acted on.
@@ -141,16 +152,85 @@ class Intervention:
     def observe(self, layer: Layer, hidden: Tensor) -> None:
         """Reads the residual stream `(batch, queries, hidden)` that enters `layer`."""
 
-    def reweigh(self, layer: Layer) -> Redistribution | None:
-        """Returns how `layer` moves softmax weight between keys, or None to leave it as it is."""
+    def visibility(self, layer: Layer) -> Visibility | None:
+        """Returns what the queries of this call may read at `layer`, or None for plain causality."""
+        return None
+
+    def reweigh(self, layer: Layer) -> Reweighing | None:
+        """Returns how `layer` changes softmax weights, or None to leave them as they are."""
         return None
 
     def edit_weights(self, layer: Layer, weights: Tensor) -> Tensor:
         """Returns new softmax weights for `(batch, heads, queries, keys)`."""
         return weights
 
+    def readout(self, layer: Layer) -> Tensor | None:
+        """Returns `(batch, queries)`, True at the queries whose weights `read` is to see, or None for none.
+
+        `read` gets the weights as all interventions left them.
+        """
+        return None
+
+    def read(self, layer: Layer, weights: Tensor, index: Tensor, is_read: Tensor) -> None:
+        """Looks at softmax weights.
+
+        Args:
+            layer: the layer.
+            weights: `(batch, heads, rows, keys)`, in fp32.
+            index: `(batch, rows)`, which query of this call each row is.
+            is_read: `(batch, rows)`, False at rows that only fill up and were not asked for.
+        """
+
     def scale_heads(self, layer: Layer, heads: Tensor) -> Tensor | None:
         """Returns new head outputs for `(batch, queries, heads, head_dim)`, or None to leave them."""
+        return None
+
+    def modules(self, layer: Layer) -> Callable[[Tensor], Tensor | None] | None:
+        """Returns what is added behind the attention of `layer`, or None for nothing.
+
+        The result maps the residual stream behind the attention, `(batch, queries, hidden)`, before the norm of
+        the feed-forward block, to what is added to it (same shape), or None.
+        """
+        return None
+
+    def frozen(self, layer: Layer) -> Tensor | None:
+        """Returns `(batch, queries)`, True at positions that leave `layer` as they entered, or None for none."""
+        return None
+
+    def edit_logits(self, call: Call, logits: Tensor) -> Tensor | None:
+        """Returns new logits for `(batch, kept, vocabulary)`, the last positions of a call, or None."""
+        return None
+
+    def edit_embeds(self, call: Call, embeds: Tensor) -> Tensor | None:
+        """Returns new embeddings for `(batch, queries, hidden)`, images in place, or None to leave them."""
+        return None
+
+    def rewrite(self, request: Request) -> Request:
+        """Returns what is asked instead of `request`: other images, or more of them. For `lvlm.generate`."""
+        return request
+
+    def views(self, request: Request) -> Sequence[Request]:
+        """Returns further views of `request`, of as many rows, that are read beside it in the same batch.
+
+        `fuse` gets their logits. For `lvlm.generate`.
+        """
+        return ()
+
+    def fuse(self, main: Tensor, views: Sequence[Tensor], step: int) -> Tensor:
+        """Joins the logits of the views with those of the request itself.
+
+        Args:
+            main: `(batch, vocabulary)` next-token logits in fp32, as earlier interventions left them.
+            views: one such tensor per view of this intervention.
+            step: 0 for the first generated token.
+
+        Returns:
+            `(batch, vocabulary)`; minus infinity where a token must not come.
+        """
+        return main
+
+    def loop(self, request: Request) -> Callable[..., Any] | None:
+        """Returns a decoding loop for `model.generate(custom_generate=...)`, or None for the usual one."""
         return None
 
     def begin(self, call: Call, place: int) -> None:

@@ -23,21 +23,7 @@ def encode_prompts(processor: Any, images: Sequence[Any] | None, prompts: Sequen
         LvlmAttnError: if there are not as many entries of images as prompts.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts or ())
-    if not texts:
-        raise LvlmAttnError("generate got images but no prompts; pass prompts=[...].")
-    if images is None:
-        groups: list[list[Any]] = [[] for _ in texts]
-    else:
-        entries = list(images) if isinstance(images, (list, tuple)) else [images]
-        if len(entries) != len(texts):
-            raise LvlmAttnError(
-                f"generate got {len(entries)} images and {len(texts)} prompts; pass one entry of images per prompt "
-                f"(a list of images, or None, for a prompt with several or none)."
-            )
-        groups = [
-            [] if entry is None else list(entry) if isinstance(entry, (list, tuple)) else [entry]
-            for entry in entries
-        ]
+    groups = image_groups(images, texts)
     full = [format_prompt(processor, text, len(group)) for text, group in zip(texts, groups)]
     tokenizer = getattr(processor, "tokenizer", processor)
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
@@ -49,6 +35,28 @@ def encode_prompts(processor: Any, images: Sequence[Any] | None, prompts: Sequen
         return processor(images=flat, text=full, return_tensors="pt", padding=True)
     finally:
         tokenizer.padding_side = side
+
+
+def image_groups(images: Sequence[Any] | None, texts: Sequence[str]) -> list[list[Any]]:
+    """Brings images into one list per prompt.
+
+    Raises:
+        LvlmAttnError: if there are no prompts, or not as many entries of images as prompts.
+    """
+    if not texts:
+        raise LvlmAttnError("generate got images but no prompts; pass prompts=[...].")
+    if images is None:
+        return [[] for _ in texts]
+    entries = list(images) if isinstance(images, (list, tuple)) else [images]
+    if len(entries) != len(texts):
+        raise LvlmAttnError(
+            f"generate got {len(entries)} images and {len(texts)} prompts; pass one entry of images per prompt "
+            f"(a list of images, or None, for a prompt with several or none)."
+        )
+    return [
+        [] if entry is None else list(entry) if isinstance(entry, (list, tuple)) else [entry]
+        for entry in entries
+    ]
 
 
 def format_prompt(processor: Any, text: str, images: int = 1) -> str:

@@ -11,24 +11,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lvlm_attn.call import ACTIVE, Call, TextPass, active_calls
+from lvlm_attn.call import ACTIVE, TextPass, active_calls
+from lvlm_attn.edits import Edit, apply_edits
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.intervention import Intervention, Layer
-from lvlm_attn.kernels.torch_path import (
-    Rows,
-    mask_rows,
-    redistribute,
-    row_outputs,
-    row_weights,
-    write_rows,
-)
 
 NAME = "lvlm_attn"
 _KNOWN = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
@@ -98,6 +89,8 @@ def attend(
     index = cast(int, module.layer_idx)
     if isinstance(active[-1], TextPass):
         active[-1].seen.add(index)
+        if active[-1].capture is not None:
+            active[-1].capture(index, query, key, value)
         return output, weights
     calls = active_calls()
     edits = [
@@ -105,91 +98,7 @@ def attend(
     ]
     if not edits:
         return output, weights
-    return _edit(output, weights, calls[-1], edits, query, key, value, attention_mask, kwargs)
-
-
-class Edit(NamedTuple):
-    """An intervention at the layer as it sees it."""
-
-    layer: Layer
-    item: Intervention
-
-
-def _edit(
-    output: Tensor,
-    full: Tensor | None,
-    call: Call,
-    edits: list[Edit],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Any,
-    kwargs: dict[str, Any],
-) -> tuple[Tensor, Tensor | None]:
-    """Computes the touched rows again, with all edits in order, and writes those that changed."""
-    specs = [item.reweigh(layer) for layer, item in edits]
-    touched = [spec.is_touched for spec in specs if spec is not None]
-    is_free = any(item.overrides("edit_weights") for _, item in edits)
-    if is_free:
-        _refuse_above_limit(query, key, call.edit_limit, int(edits[0].layer))
-        rows = Rows.of(torch.ones_like(query[:, 0, :, 0], dtype=torch.bool))
-    elif all(item is touched[0] for item in touched):
-        rows = call.rows_of(touched[0]) if touched else None
-    else:
-        rows = Rows.of(torch.stack(touched).any(0))
-    if rows is None:
-        return output, full
-    geometry = call.geometry(key.shape[2], kwargs.get("sliding_window"))
-    weights = row_weights(
-        rows.take(query),
-        key,
-        scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
-        mask=mask_rows(mask, rows, geometry),
-        softcap=kwargs.get("softcap"),
-    )
-    is_changed = torch.zeros(weights.shape[:-1], dtype=torch.bool, device=weights.device)
-    for (layer, item), spec in zip(edits, specs):
-        if spec is not None:
-            new, is_row, moved = redistribute(weights, spec, geometry)
-            is_row &= spec.is_touched.gather(1, rows.index)[:, None]
-            _count(layer.stats, int(layer), is_row, moved, spec.is_touched)
-            # Rows that stay are not written back, so with a single edit their weights need not be kept.
-            weights = new if len(edits) == 1 else torch.where(is_row[..., None], new, weights)
-            is_changed |= is_row
-        if item.overrides("edit_weights"):
-            edited = item.edit_weights(layer, weights)
-            if edited.shape != weights.shape:
-                raise LvlmAttnError(
-                    f"{item.title}.edit_weights returned shape {tuple(edited.shape)} at layer {int(layer)}; it "
-                    f"must keep {tuple(weights.shape)}, which is (batch, heads, queries, keys)."
-                )
-            if edited is not weights:
-                weights, is_changed = edited, torch.ones_like(is_changed)
-    output = write_rows(output, row_outputs(weights, value), rows, is_changed)
-    if full is not None:
-        full = write_rows(full.transpose(1, 2), weights, rows, is_changed).transpose(1, 2)
-    return output, full
-
-
-def _count(stats: dict[Any, Any], layer: int, is_row: Tensor, moved: Tensor, is_touched: Tensor) -> None:
-    """Adds up, per layer: rows changed, rows that could be, and the weight moved. No value leaves the device."""
-    changed = is_row.sum(dtype=torch.float64)
-    possible = is_touched.sum(dtype=torch.float64) * is_row.shape[1]
-    mass = (moved * is_row).sum(dtype=torch.float64)
-    counts = torch.stack((changed, possible, mass))
-    stats[layer] = stats[layer] + counts if layer in stats else counts
-
-
-def _refuse_above_limit(query: Tensor, key: Tensor, limit: int, layer: int) -> None:
-    batch, heads, queries, _ = query.shape
-    size = batch * heads * queries * key.shape[2] * 4
-    if size > limit:
-        raise UnsupportedError(
-            f"edit_weights at layer {layer} would hold a weight matrix of {size / 2**20:.0f} MiB "
-            f"({batch} x {heads} x {queries} x {key.shape[2]} in fp32), above the limit of "
-            f"{limit / 2**20:.0f} MiB; shorten the prompt, use the reweigh site, or pass "
-            f"wrap(..., edit_limit=bytes)."
-        )
+    return apply_edits(output, weights, calls[-1], edits, query, key, value, attention_mask, kwargs)
 
 
 def _backend_function(backend: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from lvlm_attn.call import ACTIVE, Call, TextPass, active_calls, extended, extended_validity, in_text_pass
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.generation import Generation, running_generation
-from lvlm_attn.intervention import ATTENTION_SITES, Intervention, Target
+from lvlm_attn.intervention import ATTENTION_SITES, LAYER_SITES, Intervention, Target
 from lvlm_attn.layout import PromptLayout
 from lvlm_attn.models import Evidence, named_arguments, prompt_layout
 from lvlm_attn.text_pass import text_heads
@@ -42,7 +42,8 @@ class Session:
         self._length = 0
         self._cache: weakref.ref[Any] | None = None
         self._thread: int | None = None
-        self._sites = {site: self._by_layer(site) for site in ("observe", "attention", "scale_heads")}
+        self._last_call: Call | None = None
+        self._sites = {site: self._by_layer(site) for site in (*LAYER_SITES, "attention")}
 
     def _by_layer(self, site: str) -> dict[int, list[tuple[int, Intervention]]]:
         names = ATTENTION_SITES if site == "attention" else (site,)
@@ -76,6 +77,15 @@ class Session:
             )
         for layer, items in self._sites["scale_heads"].items():
             keep(parts.output_projections[layer].register_forward_pre_hook(self._scaler(layer, items)))
+        for layer, items in self._sites["modules"].items():
+            keeper, adder = self._adder(layer, items)
+            keep(parts.layers[layer].register_forward_pre_hook(keeper, with_kwargs=True))
+            keep(parts.attentions[layer].register_forward_hook(adder))
+        for layer, items in self._sites["frozen"].items():
+            freezer = self._freezer(layer, items)
+            keep(parts.layers[layer].register_forward_hook(freezer, with_kwargs=True))
+        if any(item.overrides("edit_logits") for item in self.interventions):
+            keep(self.target.model.register_forward_hook(self._on_logits))
 
     def remove(self) -> None:
         """Takes the hooks off and forgets the prompt; safe to call twice."""
@@ -96,9 +106,9 @@ class Session:
     def _on_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._given = named_arguments(module, args, kwargs)
 
-    def _on_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _on_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if in_text_pass() is not None:
-            return
+            return None
         self._claim_thread()
         try:
             call = self._begin_call(kwargs)
@@ -110,10 +120,18 @@ class Session:
         if call.start == 0:
             for place, item in enumerate(self.interventions):
                 item.begin(call, place)
+        changed = False
+        for item in self.interventions:
+            if item.overrides("edit_embeds"):
+                embeds = item.edit_embeds(call, kwargs["inputs_embeds"])
+                if embeds is not None:
+                    kwargs, changed = {**kwargs, "inputs_embeds": embeds}, True
+        return (args, kwargs) if changed else None
 
     def _on_leave(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if in_text_pass() is not None:
             return
+        self._last_call = next((call for call in active_calls() if call.owner is self), None)
         ACTIVE.set(self._other_calls())
         self._thread = None
         cache = getattr(output, "past_key_values", None)
@@ -125,7 +143,7 @@ class Session:
         def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             call = self._own_call()
             if call is not None:
-                hidden = args[0] if args else kwargs["hidden_states"]
+                hidden = _hidden(args, kwargs)
                 for place, item in items:
                     item.observe(call.layer(layer, place), hidden)
 
@@ -144,6 +162,53 @@ class Session:
             return (heads.reshape(joined.shape), *args[1:])
 
         return scale
+
+    def _adder(self, layer: int, items: list[tuple[int, Intervention]]) -> tuple[Any, Any]:
+        entered: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entered[:] = [_hidden(args, kwargs)]
+
+        def add(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            call, before = self._own_call(), entered.pop()
+            if call is None:
+                return None
+            first = output[0] if isinstance(output, tuple) else output
+            attended = first
+            for place, item in items:
+                function = item.modules(call.layer(layer, place))
+                added = None if function is None else function(before + attended)
+                attended = attended if added is None else attended + added.to(attended.dtype)
+            if attended is first:
+                return None
+            return (attended, *output[1:]) if isinstance(output, tuple) else attended
+
+        return keep, add
+
+    def _freezer(self, layer: int, items: list[tuple[int, Intervention]]) -> Any:
+        def freeze(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            call = self._own_call()
+            if call is None:
+                return None
+            hidden = output[0] if isinstance(output, tuple) else output
+            for place, item in items:
+                is_frozen = item.frozen(call.layer(layer, place))
+                if is_frozen is not None:
+                    is_frozen = is_frozen.to(hidden.device)[..., None]
+                    hidden = torch.where(is_frozen, _hidden(args, kwargs), hidden)
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return freeze
+
+    def _on_logits(self, module: nn.Module, args: Any, output: Any) -> Any:
+        call, self._last_call = self._last_call, None
+        if call is None or getattr(output, "logits", None) is None:
+            return None
+        for item in self.interventions:
+            if item.overrides("edit_logits"):
+                edited = item.edit_logits(call, output.logits)
+                output.logits = output.logits if edited is None else edited
+        return output
 
     def _other_calls(self) -> tuple[Call | TextPass, ...]:
         return tuple(call for call in ACTIVE.get() if getattr(call, "owner", None) is not self)
@@ -290,6 +355,7 @@ class Session:
 
     def _forget(self) -> None:
         self._layout, self._is_valid, self._cache, self._length = None, None, None, 0
+        self._last_call = None
         self._memory = {}
 
 
@@ -316,6 +382,11 @@ def probe(target: Target) -> None:
             f"attention registry, so it cannot be changed; only layers with softmax attention of a stock "
             f"transformers model can."
         )
+
+
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The residual stream a layer was called with."""
+    return cast(Tensor, args[0] if args else kwargs["hidden_states"])
 
 
 def _padding(given: Mapping[str, Any], kwargs: dict[str, Any], length: int, start: int = 0) -> Tensor | None:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from lvlm_attn.kernels.spec import Geometry, Redistribution, class_indicator, redistribution_gains
+from lvlm_attn.kernels.spec import (
+    Amplification,
+    Geometry,
+    Redistribution,
+    amplified,
+    class_indicator,
+    redistribution_gains,
+)
+from lvlm_attn.kernels.visibility import Visibility, readable_keys
 
 
 def attention(
@@ -15,9 +25,11 @@ def attention(
     *,
     scaling: float,
     geometry: Geometry,
+    visibility: Sequence[Visibility] = (),
+    amplification: Sequence[Amplification] = (),
     redistribution: Redistribution | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Computes causal attention with an optional redistribution, head by head over the whole matrix.
+    """Computes causal attention with edits, over the whole matrix: what may be read, scores, then weights.
 
     Args:
         query: `(batch, heads, queries, head_dim)`.
@@ -25,7 +37,9 @@ def attention(
         value: `(batch, kv_heads, keys, head_dim)`.
         scaling: factor on the scores.
         geometry: where the queries and keys stand.
-        redistribution: what to move between keys, or None for plain attention.
+        visibility: what queries may read beyond or below causality.
+        amplification: changes of the scores, in order.
+        redistribution: what to move between keys, or None to move nothing.
 
     Returns:
         The outputs `(batch, heads, queries, head_dim)` and the weights `(batch, heads, queries, keys)`. A row
@@ -43,8 +57,13 @@ def attention(
     index = torch.arange(geometry.start, geometry.length, device=query.device).expand(batch, -1)
     readable = geometry.may_read(index)
     scores = query @ key.transpose(-1, -2) * scaling
+    if visibility:
+        readable, bias = readable_keys(visibility, geometry, index, readable)
+        scores = scores if bias is None else scores + bias[:, None]
     if readable is not None:
         scores = scores.masked_fill(~readable[:, None], -torch.inf)
+    for change in amplification:
+        scores = amplified(scores, change, geometry, change.is_touched)
     weights = scores.softmax(-1).nan_to_num(0.0)
     if redistribution is not None:
         indicator = class_indicator(geometry.to_columns(redistribution.key_class), weights.dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -133,3 +134,63 @@ def redistribution_gains(masses: Tensor, spec: Redistribution) -> tuple[Tensor, 
     keep = 1 - taken
     grow = 1 + taken * sink / torch.where(is_changed, plain, 1)
     return torch.stack((torch.ones_like(keep), keep, grow, keep), dim=-1), is_changed
+
+
+@dataclass(frozen=True)
+class Amplification:
+    """Changes the scores of some keys before the softmax: `s + gain * |s| + bias`, in the touched rows.
+
+    Source: Liu et al., "Paying More Attention to Image" (PAI, ECCV 2024), section 3.2, where `gain` is alpha on
+    image tokens. Scores of keys a row may not read stay as they are.
+
+    Attributes:
+        is_touched: `(batch, queries)`, the rows that are changed.
+        gain: `(batch, positions)` in fp32, or None for 0; later positions have 0.
+        bias: `(batch, positions)` in fp32, or None for 0; later positions have 0.
+        head_cap: scale gain and bias per head and row by the weight on keys of nonzero gain relative to its mean
+            over heads, at most this much; None for all heads alike.
+    """
+
+    is_touched: Tensor
+    gain: Tensor | None = None
+    bias: Tensor | None = None
+    head_cap: float | None = None
+
+
+Reweighing: TypeAlias = Redistribution | Amplification
+"""What a layer may do to softmax weights. Amplifications act on the scores, redistributions on the weights."""
+
+
+def amplified(scores: Tensor, spec: Amplification, geometry: Geometry, is_row: Tensor) -> Tensor:
+    """Applies an amplification to scores.
+
+    Args:
+        scores: `(batch, heads, rows, keys)`, minus infinity at keys that may not be read.
+        spec: what to change; its `is_touched` is not read.
+        geometry: where the keys stand.
+        is_row: `(batch, rows)`, the rows that are changed.
+
+    Returns:
+        The new scores.
+    """
+    change = torch.zeros_like(scores)
+    readable = scores > -torch.inf
+    if spec.gain is not None:
+        gain = geometry.to_columns(spec.gain.to(scores)).to(scores.dtype)[:, None, None]
+        change = gain * torch.where(readable, scores, 0).abs()
+    if spec.bias is not None:
+        change = change + geometry.to_columns(spec.bias.to(scores))[:, None, None]
+    if spec.head_cap is not None:
+        change = change * head_factors(scores, spec, geometry)[..., None]
+    return torch.where(is_row[:, None, :, None] & readable, scores + change, scores)
+
+
+def head_factors(scores: Tensor, spec: Amplification, geometry: Geometry) -> Tensor:
+    """`(batch, heads, rows)`: weight on the amplified keys relative to its mean over heads, capped."""
+    given = spec.gain if spec.gain is not None else spec.bias
+    assert given is not None
+    assert spec.head_cap is not None
+    chosen = (geometry.to_columns(given.to(scores)) != 0)[:, None, None]
+    mass = (scores.softmax(-1).nan_to_num(0.0) * chosen).sum(-1)
+    mean = mass.mean(1, keepdim=True)
+    return (mass / torch.where(mean > 0, mean, 1)).clamp(max=spec.head_cap)

@@ -6,6 +6,7 @@ weights are `(batch, heads, rows, keys)`; no (queries, keys) matrix is ever made
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,11 @@ class Rows:
         index = is_touched.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
         return Rows(index, is_touched.gather(1, index), False)
 
+    def part(self, span: slice) -> Rows:
+        """Some of the rows."""
+        index = self.index[:, span]
+        return self if index.shape == self.index.shape else Rows(index, self.is_touched[:, span], False)
+
     def take(self, query: Tensor) -> Tensor:
         """Picks the rows out of `(batch, heads, queries, head_dim)`."""
         if self.is_all:
@@ -54,7 +60,13 @@ class Rows:
 
 
 def row_weights(
-    query: Tensor, key: Tensor, *, scaling: float, mask: Tensor | None, softcap: float | None = None
+    query: Tensor,
+    key: Tensor,
+    *,
+    scaling: float,
+    mask: Tensor | None,
+    softcap: float | None = None,
+    edit: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Computes softmax weights for some rows in fp32 (fp64 inputs stay fp64).
 
@@ -64,6 +76,7 @@ def row_weights(
         scaling: factor on the scores.
         mask: `(batch, 1 or heads, rows, keys)`, boolean (True: may read) or additive, or None.
         softcap: bound of the scores by tanh, for models that have one.
+        edit: changes the scores before the softmax; sees minus infinity at keys that may not be read.
 
     Returns:
         `(batch, heads, rows, keys)`, 0 in rows that may read no key.
@@ -76,12 +89,15 @@ def row_weights(
     scores = (grouped @ key.to(dtype).transpose(-1, -2)).view(batch, heads, rows, keys)
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
-    if mask is None:
-        return scores.softmax(-1)
-    if mask.dtype == torch.bool:
-        weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
-        return weights.masked_fill(~mask, 0.0)
-    return (scores + mask).softmax(-1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    if edit is not None:
+        if mask is not None and mask.dtype != torch.bool:
+            # Additive masks block with the lowest finite number, which an edit would scale.
+            scores = scores.masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -torch.inf)
+        scores = edit(scores)
+    weights = scores.softmax(-1)
+    return weights.masked_fill(~mask, 0.0) if mask is not None and mask.dtype == torch.bool else weights
 
 
 def row_outputs(weights: Tensor, value: Tensor) -> Tensor:

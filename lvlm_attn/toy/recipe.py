@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from lvlm_attn.toy.captions import CaptionConfig
@@ -19,6 +19,13 @@ _PROJECTOR = Plan("projector", steps=700, rate=3e-3)
 _LANGUAGE = Plan("language", steps=2600, rate=1.5e-3, warmup=150, decay=0.6)
 _DESCRIBING = Plan("describing", steps=1700, rate=1.5e-3, warmup=40, decay=0.7, every=100)
 _POLISHING = Plan("polishing", steps=1000, rate=1.0e-3, warmup=40, decay=0.8, every=100)
+_SETTLING = Plan("settling", steps=2600, rate=1.0e-3, warmup=40, decay=0.8, every=100)
+_DESCRIPTIONS = TextConfig(
+    yes_no=0.25,
+    places=0.05,
+    hard_share=0.3,
+    caption=CaptionConfig(habit_scale=0.8, mood_share=0.9, short_share=0.5),
+)
 
 
 @dataclass(frozen=True)
@@ -38,9 +45,11 @@ class Recipe:
         describing: Schedule of stage 4.
         describing_lessons: Curriculum of stage 4.
         polishing: Schedule of stage 5: on with the last lesson of stage 4.
+        settling: Schedule of stage 6: the same lesson, with more yes/no questions.
         describing_text: What the conversations of stages 4 and 5 are made of: mostly captions, in reading order.
+        settling_text: What the conversations of stage 6 are made of.
         vision_batch: Pictures per step of stages 1 and 2.
-        language_batch: Pictures per step of stages 3 to 5.
+        language_batch: Pictures per step of stages 3 to 6.
     """
 
     sizes: ModelSizes = field(default_factory=ModelSizes)
@@ -59,14 +68,9 @@ class Recipe:
     language_until: int | None = 2000
     describing: Plan = _DESCRIBING
     polishing: Plan = _POLISHING
-    describing_text: TextConfig = field(
-        default_factory=lambda: TextConfig(
-            yes_no=0.25,
-            places=0.05,
-            hard_share=0.3,
-            caption=CaptionConfig(habit_scale=0.8, mood_share=0.9, short_share=0.5),
-        )
-    )
+    settling: Plan = _SETTLING
+    describing_text: TextConfig = field(default_factory=lambda: _DESCRIPTIONS)
+    settling_text: TextConfig = field(default_factory=lambda: replace(_DESCRIPTIONS, yes_no=0.38))
     describing_lessons: tuple[Lesson, ...] = (
         Lesson(350, "few", object_weight=5.0),
         Lesson(1700, "full", object_weight=5.0),
@@ -97,6 +101,7 @@ SMOKE = Recipe(
     language_until=None,
     describing=Plan("describing", steps=4, rate=1e-3, warmup=2, every=2),
     polishing=Plan("polishing", steps=2, rate=1e-3, warmup=1, every=2),
+    settling=Plan("settling", steps=2, rate=1e-3, warmup=1, every=2),
     vision_batch=4,
     language_batch=4,
 )

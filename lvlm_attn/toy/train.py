@@ -1,8 +1,8 @@
 """Trains the toy from nothing: ``python -m lvlm_attn.toy.train --out FOLDER``.
 
-Five stages, each resumed from its last checkpoint: the vision tower names what lies on each patch; the projector
+Six stages, each resumed from its last checkpoint: the vision tower names what lies on each patch; the projector
 turns that into the words' embeddings; the language model learns to answer, then to describe, then does both a while
-longer. Pictures, features and checkpoints are kept under ``--work``.
+longer, twice. Pictures, features and checkpoints are kept under ``--work``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,10 @@ from lvlm_attn.toy.sprites import vocabulary
 from lvlm_attn.toy.tokenizer import build_processor, token_ids
 from lvlm_attn.toy.vision_stages import cache_features, train_projector, train_vision
 
-STAGES = ("vision", "projector", "language", "describing", "polishing")
+STAGES = ("vision", "projector", "language", "describing", "polishing", "settling")
 
 
-def train(
-    recipe: Recipe, work: Path, seed: int, last: str = "polishing", workers: int = 2
-) -> tuple[Any, Any]:
+def train(recipe: Recipe, work: Path, seed: int, last: str = "settling", workers: int = 2) -> tuple[Any, Any]:
     """Runs the stages up to ``last``; what an earlier, interrupted run finished is not done again.
 
     Args:
@@ -95,8 +93,12 @@ def train(
         return model, processor
     lessons, text = recipe.describing_lessons, recipe.describing_text
     train_language(model, tokenizer, pools, cached, lessons, text, recipe.describing, **common)
-    if last == "polishing":
-        train_language(model, tokenizer, pools, cached, lessons[-1:], text, recipe.polishing, **common)
+    if last == "describing":
+        return model, processor
+    train_language(model, tokenizer, pools, cached, lessons[-1:], text, recipe.polishing, **common)
+    if last == "settling":
+        text = recipe.settling_text
+        train_language(model, tokenizer, pools, cached, lessons[-1:], text, recipe.settling, **common)
     return model, processor
 
 
@@ -107,8 +109,11 @@ def main(
     ),
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
     stage: Annotated[
-        str, typer.Option(help="Last stage to run: vision, projector, language, describing or polishing.")
-    ] = "polishing",
+        str,
+        typer.Option(
+            help="Last stage to run: vision, projector, language, describing, polishing or settling."
+        ),
+    ] = "settling",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     smoke: Annotated[
         bool, typer.Option(help="A run of seconds that only shows that everything works.")

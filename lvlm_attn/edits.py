@@ -1,0 +1,182 @@
+"""What interventions do to one attention call, after the user's backend has run.
+
+In this order, whatever the order of the interventions: what may be read (visibility), scores (amplification),
+weights (redistribution and free edits, in the order given), then readouts. Only touched rows are computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.call import Call
+from lvlm_attn.errors import LvlmAttnError, UnsupportedError
+from lvlm_attn.intervention import Intervention, Layer
+from lvlm_attn.kernels.spec import Amplification, Geometry, Reweighing, amplified
+from lvlm_attn.kernels.torch_path import (
+    Rows,
+    mask_rows,
+    redistribute,
+    row_outputs,
+    row_weights,
+    write_rows,
+)
+from lvlm_attn.kernels.visibility import Visibility
+from lvlm_attn.kernels.visible_path import visible_mask, write_visible
+
+
+class Edit(NamedTuple):
+    """An intervention at the layer as it sees it."""
+
+    layer: Layer
+    item: Intervention
+
+
+def apply_edits(
+    output: Tensor,
+    full: Tensor | None,
+    call: Call,
+    edits: list[Edit],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    kwargs: Mapping[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """Computes the touched rows again, with all edits, and writes those that changed.
+
+    Args:
+        output: `(batch, queries, heads, head_dim)`, what the backend made.
+        full: the backend's weights `(batch, heads, queries, keys)`, or None.
+        call: the innermost call, for the geometry.
+        edits: all interventions at this layer, in order.
+        query: `(batch, heads, queries, head_dim)`.
+        key: `(batch, kv_heads, keys, head_dim)`.
+        value: `(batch, kv_heads, keys, head_dim)`.
+        mask: what the backend's mask function made.
+        kwargs: what else the model passed to the backend.
+
+    Returns:
+        Output and weights with the edits.
+
+    Raises:
+        LvlmAttnError: if a free edit returns another shape, or would hold too large a matrix.
+    """
+    geometry = call.geometry(key.shape[2], kwargs.get("sliding_window"))
+    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    softcap = kwargs.get("softcap")
+    seen = [item.visibility(layer) for layer, item in edits if item.overrides("visibility")]
+    visible = [item for item in seen if item is not None]
+    if visible:
+        output = write_visible(
+            output,
+            query,
+            key,
+            value,
+            visibilities=visible,
+            geometry=geometry,
+            mask=mask,
+            scaling=scaling,
+            softcap=softcap,
+        )
+    specs = [item.reweigh(layer) for layer, item in edits]
+    reads = [item.readout(layer) if item.overrides("readout") else None for layer, item in edits]
+    rows = _rows(call, edits, specs, reads, query, key, visible if full is not None else [], geometry)
+    if rows is None:
+        return output, full
+    amplifications = [spec for spec in specs if isinstance(spec, Amplification)]
+
+    def amplify(scores: Tensor) -> Tensor:
+        for spec in amplifications:
+            scores = amplified(scores, spec, geometry, spec.is_touched.gather(1, rows.index))
+        return scores
+
+    weights = row_weights(
+        rows.take(query),
+        key,
+        scaling=scaling,
+        mask=visible_mask(visible, mask, rows, geometry) if visible else mask_rows(mask, rows, geometry),
+        softcap=softcap,
+        edit=amplify if amplifications else None,
+    )
+    is_changed = torch.zeros(weights.shape[:-1], dtype=torch.bool, device=weights.device)
+    for (layer, item), spec in zip(edits, specs):
+        if isinstance(spec, Amplification):
+            is_row = spec.is_touched.gather(1, rows.index)[:, None].expand_as(is_changed)
+            _count(layer.stats, int(layer), is_row, is_row.new_zeros(()), spec.is_touched)
+            is_changed = is_changed | is_row
+        elif spec is not None:
+            new, is_row, moved = redistribute(weights, spec, geometry)
+            is_row &= spec.is_touched.gather(1, rows.index)[:, None]
+            _count(layer.stats, int(layer), is_row, moved, spec.is_touched)
+            # Rows that stay are not written back, so with a single edit their weights need not be kept.
+            weights = new if len(edits) == 1 else torch.where(is_row[..., None], new, weights)
+            is_changed |= is_row
+        if item.overrides("edit_weights"):
+            edited = item.edit_weights(layer, weights)
+            if edited.shape != weights.shape:
+                raise LvlmAttnError(
+                    f"{item.title}.edit_weights returned shape {tuple(edited.shape)} at layer {int(layer)}; it "
+                    f"must keep {tuple(weights.shape)}, which is (batch, heads, queries, keys)."
+                )
+            if edited is not weights:
+                weights, is_changed = edited, torch.ones_like(is_changed)
+    for (layer, item), is_read in zip(edits, reads):
+        if is_read is not None:
+            item.read(layer, weights, rows.index, is_read.gather(1, rows.index) & rows.is_touched)
+    if any(spec is not None for spec in specs) or any(item.overrides("edit_weights") for _, item in edits):
+        output = write_rows(output, row_outputs(weights, value), rows, is_changed)
+    if full is not None:
+        if visible:
+            is_changed = torch.ones_like(is_changed)
+        full = write_rows(full.transpose(1, 2), weights, rows, is_changed).transpose(1, 2)
+    return output, full
+
+
+def _rows(
+    call: Call,
+    edits: list[Edit],
+    specs: list[Reweighing | None],
+    reads: list[Tensor | None],
+    query: Tensor,
+    key: Tensor,
+    shown: list[Visibility],
+    geometry: Geometry,
+) -> Rows | None:
+    """The rows whose weights are needed; `shown` are visibilities whose rows are, for weights the user sees."""
+    if any(item.overrides("edit_weights") for _, item in edits):
+        _refuse_above_limit(query, key, call.edit_limit, int(edits[0].layer))
+        return Rows.of(torch.ones_like(query[:, 0, :, 0], dtype=torch.bool))
+    touched = [spec.is_touched for spec in specs if spec is not None]
+    touched += [is_read for is_read in reads if is_read is not None]
+    found = (item.touched(geometry) for item in shown)
+    touched += [is_touched.to(query.device) for is_touched in found if is_touched is not None]
+    if not touched:
+        return None
+    if all(item is touched[0] for item in touched):
+        return call.rows_of(touched[0])
+    return Rows.of(torch.stack(touched).any(0))
+
+
+def _count(stats: dict[Any, Any], layer: int, is_row: Tensor, moved: Tensor, is_touched: Tensor) -> None:
+    """Adds up, per layer: rows changed, rows that could be, and the weight moved. No value leaves the device."""
+    changed = is_row.sum(dtype=torch.float64)
+    possible = is_touched.sum(dtype=torch.float64) * is_row.shape[1]
+    mass = (moved * is_row).sum(dtype=torch.float64)
+    counts = torch.stack((changed, possible, mass))
+    stats[layer] = stats[layer] + counts if layer in stats else counts
+
+
+def _refuse_above_limit(query: Tensor, key: Tensor, limit: int, layer: int) -> None:
+    batch, heads, queries, _ = query.shape
+    size = batch * heads * queries * key.shape[2] * 4
+    if size > limit:
+        raise UnsupportedError(
+            f"edit_weights at layer {layer} would hold a weight matrix of {size / 2**20:.0f} MiB "
+            f"({batch} x {heads} x {queries} x {key.shape[2]} in fp32), above the limit of "
+            f"{limit / 2**20:.0f} MiB; shorten the prompt, use the reweigh site, or pass "
+            f"wrap(..., edit_limit=bytes)."
+        )

@@ -1,0 +1,159 @@
+"""Which keys a query may read beyond or below plain causality, as a table over groups of positions.
+
+A table is small (groups x groups) and the groups are one number per position, so every path evaluates a pair of
+positions from two integers and their distance; no (queries, keys) tensor is part of the description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.kernels.spec import Geometry
+
+ALL = 2**30
+"""A reach without limit."""
+
+Table: TypeAlias = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """What queries of one group may read of keys of another; every query may read itself.
+
+    A table entry is a reach: how many positions away a key may lie, 0 for none, `ALL` for any. Positions past
+    the end of `group` (tokens generated later) are of group 0.
+
+    Attributes:
+        group: `(batch, positions)`, the group of each position, counted from 0.
+        earlier: `earlier[q][k]`, the reach of queries of group `q` back to keys of group `k`.
+        later: `later[q][k]`, their reach ahead; None where no query reads ahead.
+        strength: factor in (0, 1] on the exponentiated score of every key read ahead.
+        predicate: further condition on earlier keys, for patterns no table holds. Takes the indices of queries
+            `(batch, rows, 1)` and of keys `(1, 1, keys)` in the sequence, gives True where a key may be read.
+        touches: `(batch, positions)`, where `predicate` may forbid a key that plain causality allows; required
+            with it.
+
+    Example:
+        >>> group = torch.tensor([[0, 1, 1, 0]])  # text, two patches, text
+        >>> reads = Visibility(group, earlier=((ALL, ALL), (ALL, 0)))  # patches read no other patch
+        >>> geometry = Geometry(0, 4, 4)
+        >>> readable_keys([reads], geometry, torch.arange(4)[None])[0].int().tolist()
+        [[[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1]]]
+    """
+
+    group: Tensor
+    earlier: Table
+    later: Table | None = None
+    strength: float = 1.0
+    predicate: Callable[[Tensor, Tensor], Tensor] | None = None
+    touches: Tensor | None = None
+
+    @property
+    def groups(self) -> int:
+        """Number of groups."""
+        return len(self.earlier)
+
+    def is_plain(self, group: int) -> bool:
+        """Whether queries of a group read what plain causality lets them, by the tables alone."""
+        ahead = self.later is not None and any(self.later[group])
+        return not ahead and all(reach >= ALL for reach in self.earlier[group])
+
+    def is_self_only(self, group: int) -> bool:
+        """Whether queries of a group read nothing but themselves."""
+        return not any(self.earlier[group]) and not (self.later and any(self.later[group]))
+
+    def touched(self, geometry: Geometry) -> Tensor | None:
+        """`(batch, queries)`, True at queries that may read something else than plain causality lets them.
+
+        None where that can be said of none without looking: single queries of generated tokens.
+        """
+        grown = geometry.start >= self.group.shape[1] and self.is_plain(0)
+        if grown and self.touches is None:
+            return None
+        differs = torch.tensor([not self.is_plain(index) for index in range(self.groups)])
+        found = differs.to(self.group.device)[self.of_queries(self.group, geometry)]
+        if self.touches is not None:
+            found = found | self.of_queries(self.touches.to(found.device), geometry)
+        return found
+
+    def self_only(self, geometry: Geometry) -> Tensor | None:
+        """`(batch, queries)`, True at queries that read nothing but themselves; None if no group is such."""
+        alone = [self.is_self_only(index) for index in range(self.groups)]
+        if not any(alone) or geometry.start >= self.group.shape[1]:
+            return None
+        return torch.tensor(alone).to(self.group.device)[self.of_queries(self.group, geometry)]
+
+    @staticmethod
+    def of_queries(per_position: Tensor, geometry: Geometry) -> Tensor:
+        """Turns values per position into values per query; positions past the given ones count as 0."""
+        values = per_position[:, geometry.start : geometry.length]
+        missing = geometry.queries - values.shape[1]
+        values = torch.nn.functional.pad(values, (0, missing)) if missing else values
+        return values if values.dtype == torch.bool else values.long()
+
+
+def readable_keys(
+    visibilities: Sequence[Visibility],
+    geometry: Geometry,
+    query_index: Tensor,
+    causal: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Says which keys some queries may read under all of some visibilities.
+
+    Earlier keys have to be allowed by every visibility and by the causal mask; keys ahead by at least one, and
+    have to be valid and already written. A sliding window bounds earlier keys alone.
+
+    Args:
+        visibilities: what restricts and what unlocks.
+        geometry: where the queries and keys stand.
+        query_index: `(batch, rows)` indices of the queries in the sequence.
+        causal: `(batch, rows, keys)`, what the rows may read without the visibilities; from `geometry` if None.
+
+    Returns:
+        `(batch, rows, keys)` booleans, and a bias of that shape to add to the scores, or None if there is none.
+    """
+    device = query_index.device
+    if causal is None:
+        causal = geometry.may_read(query_index)
+    first = geometry.first_key
+    key_index = torch.arange(first, first + geometry.keys, device=device)
+    query, key = query_index[..., None], key_index[None, None]
+    distance = query - key
+    readable = (distance >= 0) if causal is None else causal & (distance >= 0)
+    ahead = torch.zeros_like(readable)
+    bias: Tensor | None = None
+    written = key_index < geometry.length
+    if geometry.is_valid is not None:
+        written = written & geometry.to_columns(geometry.is_valid.to(device))[:, None]
+    for item in visibilities:
+        of_key = geometry.to_columns(item.group.to(device)).long()
+        of_query = _of_positions(item.group.to(device), query_index)
+        reach = _look_up(item.earlier, of_query, of_key)
+        readable = readable & ((distance <= reach) | (distance == 0))
+        if item.predicate is not None:
+            readable = readable & (item.predicate(query, key) | (distance == 0))
+        if item.later is not None:
+            unlocked = (distance < 0) & (-distance <= _look_up(item.later, of_query, of_key)) & written
+            if item.strength != 1:
+                added = unlocked & ~ahead
+                bias = torch.zeros(readable.shape, device=device) if bias is None else bias
+                bias = bias.masked_fill(added, float(torch.tensor(item.strength).log()))
+            ahead = ahead | unlocked
+    return readable | ahead, bias
+
+
+def _of_positions(per_position: Tensor, index: Tensor) -> Tensor:
+    """Values of the positions `index` `(batch, rows)`; 0 past the end."""
+    inside = index < per_position.shape[1]
+    return per_position.gather(1, index.clamp(max=per_position.shape[1] - 1)).long() * inside
+
+
+def _look_up(table: Table, of_query: Tensor, of_key: Tensor) -> Tensor:
+    values = torch.tensor(table, device=of_query.device)
+    # Rows of the table first: (batch, rows, groups), then the group of each key.
+    return values[of_query].gather(2, of_key[:, None].expand(-1, of_query.shape[1], -1))

@@ -1,0 +1,252 @@
+"""Specs packed into flat tensors for the Triton kernels; nothing here needs Triton.
+
+A pair of positions is judged from two small integers, the groups of the query and of the key, and their distance.
+Everything packed is O(positions); nothing is ever (queries, keys).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution
+from lvlm_attn.kernels.visibility import ALL, Visibility
+
+LOG2E = 1.4426950408889634
+MAX_GROUPS = 30
+"""Groups that fit the bits of an int32; more are refused."""
+
+
+@dataclass(frozen=True)
+class PackedVisibility:
+    """What may be read, as the kernels take it.
+
+    Attributes:
+        query_group: `(batch, queries)` int32, or None if no visibility acts.
+        key_group: `(batch, keys)` int32, -1 at columns nobody may read (padding, not yet written); None if every
+            column up to the causal bound may be read.
+        earlier_bits: `(groups,)` int32, bit k of entry q set where group q reads earlier keys of group k at all.
+        later_bits: the same for keys ahead.
+        earlier: `(groups * groups,)` int32, reaches.
+        later: the same for keys ahead.
+        bias: `(groups * groups,)` fp32, what is added to scores of keys ahead, in units of log 2.
+        groups: how many groups there are.
+        has_later: whether any query reads ahead.
+        has_reach: whether any reach is neither 0 nor `ALL`.
+        has_bias: whether any bias is not 0.
+    """
+
+    query_group: Tensor | None
+    key_group: Tensor | None
+    earlier_bits: Tensor | None = None
+    later_bits: Tensor | None = None
+    earlier: Tensor | None = None
+    later: Tensor | None = None
+    bias: Tensor | None = None
+    groups: int = 1
+    has_later: bool = False
+    has_reach: bool = False
+    has_bias: bool = False
+
+    @property
+    def has_table(self) -> bool:
+        """Whether a visibility acts."""
+        return self.query_group is not None
+
+
+class Tables(NamedTuple):
+    """Several visibilities as one: reaches per pair of combined groups, and how the groups were combined."""
+
+    earlier: list[list[int]]
+    later: list[list[int]]
+    strength: list[list[float]]
+    renumber: list[int]
+
+
+def unsupported_visibility(visibilities: Sequence[Visibility]) -> str | None:
+    """Says why the kernels cannot take these visibilities, or None if they can."""
+    if any(item.predicate is not None for item in visibilities):
+        return "a visibility has a predicate, which no table holds"
+    if math.prod(item.groups for item in visibilities) > 4096:
+        return "the visibilities have too many groups together"
+    tables = combined_tables(visibilities)
+    if tables is None:
+        return "two visibilities read the same keys ahead with different strengths and reaches"
+    if len(tables.earlier) > MAX_GROUPS:
+        return f"the visibilities have {len(tables.earlier)} groups together, more than {MAX_GROUPS}"
+    return None
+
+
+def combined_tables(visibilities: Sequence[Visibility]) -> Tables | None:
+    """Several visibilities as tables over combined groups; None if strengths depend on the distance.
+
+    Combined groups are numbered as digits, the first visibility the highest; groups that read and are read alike
+    are then joined. Earlier keys have to be within every reach, keys ahead within one; the first visibility that
+    reaches a key ahead gives its strength.
+    """
+    sizes = [item.groups for item in visibilities]
+    combos = [_digits(number, sizes) for number in range(math.prod(sizes))]
+    earlier, later, strength = [], [], []
+    for of_query in combos:
+        rows: tuple[list[int], list[int], list[float]] = ([], [], [])
+        for of_key in combos:
+            rows[0].append(min(item.earlier[q][k] for item, q, k in zip(visibilities, of_query, of_key)))
+            ahead = [
+                (item.later[q][k], item.strength)
+                for item, q, k in zip(visibilities, of_query, of_key)
+                if item.later is not None and item.later[q][k] > 0
+            ]
+            reach = max((entry[0] for entry in ahead), default=0)
+            if any(entry[1] != ahead[0][1] for entry in ahead) and ahead[0][0] < reach:
+                return None
+            rows[1].append(reach)
+            rows[2].append(ahead[0][1] if ahead else 1.0)
+        earlier.append(rows[0])
+        later.append(rows[1])
+        strength.append(rows[2])
+    return _joined(Tables(earlier, later, strength, list(range(len(combos)))))
+
+
+def _digits(number: int, sizes: Sequence[int]) -> list[int]:
+    digits: list[int] = []
+    for size in reversed(sizes):
+        digits.insert(0, number % size)
+        number //= size
+    return digits
+
+
+def _joined(tables: Tables) -> Tables:
+    """Gives groups with the same rows and columns one number."""
+    count = len(tables.earlier)
+    known: dict[object, int] = {}
+    kept: list[int] = []
+    renumber: list[int] = []
+    for group in range(count):
+        parts = (tables.earlier, tables.later, tables.strength)
+        key = tuple((tuple(part[group]), tuple(row[group] for row in part)) for part in parts)
+        if key not in known:
+            known[key] = len(kept)
+            kept.append(group)
+        renumber.append(known[key])
+    return Tables(
+        [[tables.earlier[q][k] for k in kept] for q in kept],
+        [[tables.later[q][k] for k in kept] for q in kept],
+        [[tables.strength[q][k] for k in kept] for q in kept],
+        renumber,
+    )
+
+
+def pack_visibility(
+    visibilities: Sequence[Visibility], geometry: Geometry, device: torch.device
+) -> PackedVisibility:
+    """Packs what may be read; `unsupported_visibility` must have said None.
+
+    Args:
+        visibilities: what restricts and what unlocks; none for plain causality.
+        geometry: where the queries and keys stand.
+        device: where the kernels run.
+    """
+    written = min(geometry.keys, geometry.length - geometry.first_key)
+    if not visibilities:
+        if geometry.is_valid is None:
+            return PackedVisibility(None, None)
+        is_key = geometry.to_columns(geometry.is_valid.to(device))
+        return PackedVisibility(None, is_key.to(torch.int32) - 1)
+    tables = combined_tables(visibilities)
+    assert tables is not None
+    of_query = of_key = torch.zeros((), dtype=torch.long, device=device)
+    for item in visibilities:
+        group = item.group.to(device)
+        of_query = of_query * item.groups + Visibility.of_queries(group, geometry)
+        of_key = of_key * item.groups + geometry.to_columns(group).long()
+    renumber = torch.tensor(tables.renumber, dtype=torch.int32, device=device)
+    key_group = renumber[of_key]
+    if geometry.is_valid is not None:
+        key_group = key_group.masked_fill(~geometry.to_columns(geometry.is_valid.to(device)), -1)
+    if written < geometry.keys:
+        key_group[:, written:] = -1
+
+    def bits(table: list[list[int]]) -> Tensor:
+        masks = [sum(1 << k for k, reach in enumerate(row) if reach > 0) for row in table]
+        return torch.tensor(masks, dtype=torch.int32, device=device)
+
+    reaches = [reach for table in tables[:2] for row in table for reach in row]
+    strengths = torch.tensor(tables.strength, dtype=torch.float64)
+    return PackedVisibility(
+        query_group=renumber[of_query].contiguous(),
+        key_group=key_group.contiguous(),
+        earlier_bits=bits(tables.earlier),
+        later_bits=bits(tables.later),
+        earlier=torch.tensor(tables.earlier, dtype=torch.int32, device=device).flatten(),
+        later=torch.tensor(tables.later, dtype=torch.int32, device=device).flatten(),
+        bias=strengths.log2().float().flatten().to(device),
+        groups=len(tables.earlier),
+        has_later=any(reach > 0 for row in tables.later for reach in row),
+        has_reach=any(0 < reach < ALL for reach in reaches),
+        has_bias=bool((strengths != 1).any()),
+    )
+
+
+@dataclass(frozen=True)
+class PackedEdits:
+    """How the touched rows change, as the kernels take it.
+
+    Attributes:
+        key_class: `(batch, keys)` int8, the `KeyClass` of each column; None without a redistribution.
+        gain: `(batch, keys)` fp32, or None for 0.
+        bias: `(batch, keys)` fp32 in units of log 2, or None for 0.
+        removed_fraction: see `Redistribution`.
+        rho: see `Redistribution`.
+        mass_floor: see `Redistribution`.
+    """
+
+    key_class: Tensor | None = None
+    gain: Tensor | None = None
+    bias: Tensor | None = None
+    removed_fraction: float = 0.0
+    rho: float = 0.0
+    mass_floor: float = 0.0
+
+
+def unsupported_edits(
+    amplifications: Sequence[Amplification], redistributions: Sequence[Redistribution]
+) -> str | None:
+    """Says why the kernels cannot take these edits, or None if they can."""
+    if len(amplifications) > 1:
+        return "several interventions change the scores"
+    if len(redistributions) > 1:
+        return "several interventions move weight"
+    if any(item.head_cap is not None for item in amplifications):
+        return "an amplification is scaled per head"
+    return None
+
+
+def pack_edits(
+    amplification: Amplification | None,
+    redistribution: Redistribution | None,
+    geometry: Geometry,
+    device: torch.device,
+) -> PackedEdits:
+    """Packs what is done to scores and weights.
+
+    Args:
+        amplification: change of the scores, or None.
+        redistribution: change of the weights, or None.
+        geometry: where the queries and keys stand.
+        device: where the kernels run.
+    """
+    gain = bias = key_class = None
+    if amplification is not None and amplification.gain is not None:
+        gain = geometry.to_columns(amplification.gain.to(device, torch.float32)).contiguous()
+    if amplification is not None and amplification.bias is not None:
+        bias = geometry.to_columns(amplification.bias.to(device, torch.float32) * LOG2E).contiguous()
+    if redistribution is None:
+        return PackedEdits(None, gain, bias)
+    key_class = geometry.to_columns(redistribution.key_class.to(device, torch.int8)).contiguous()
+    item = redistribution
+    return PackedEdits(key_class, gain, bias, item.removed_fraction, item.rho, item.mass_floor)

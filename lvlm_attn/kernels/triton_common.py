@@ -1,0 +1,108 @@
+"""What the Triton kernels share: device functions that read the specs of `packing`.
+
+Importing this module needs Triton; `lvlm_attn.kernels.dispatch` imports it only where it is used.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Makes the device of a tensor the one that kernels are launched on."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+@triton.jit
+def row_bits(table, row_group, HAS_TABLE: tl.constexpr):
+    """The entry of each row's group in `earlier_bits` or `later_bits`; -1 (all bits) without tables."""
+    if HAS_TABLE:
+        bits = tl.load(table + row_group)
+    else:
+        bits = tl.full(row_group.shape, -1, tl.int32)
+    return bits
+
+
+@triton.jit
+def may_read(
+    row,
+    key,
+    row_group,
+    row_earlier,
+    row_later,
+    key_group,
+    earlier,
+    later,
+    window,
+    GROUPS: tl.constexpr,
+    HAS_KEYS: tl.constexpr,
+    HAS_TABLE: tl.constexpr,
+    HAS_LATER: tl.constexpr,
+    HAS_REACH: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+):
+    """`(rows, keys)` booleans from positions, groups and tables; see `PackedVisibility`.
+
+    `row` and `key` are positions in the sequence; the caller masks columns past the last one.
+    """
+    distance = row[:, None] - key[None, :]
+    readable = distance >= 0
+    if HAS_WINDOW:
+        readable = readable & (distance < window)
+    if HAS_TABLE:
+        column = tl.maximum(key_group, 0)
+        bit = (tl.full(column.shape, 1, tl.int32) << column)[None, :]
+        ahead = distance < 0
+        reached = (row_earlier[:, None] & bit) != 0
+        if HAS_REACH:
+            entry = row_group[:, None] * GROUPS + column[None, :]
+            reached = reached & (distance <= tl.load(earlier + entry))
+        readable = readable & (reached | (distance == 0))
+        if HAS_LATER:
+            unlocked = ahead & ((row_later[:, None] & bit) != 0)
+            if HAS_REACH:
+                unlocked = unlocked & (-distance <= tl.load(later + entry))
+            readable = readable | unlocked
+    if HAS_KEYS:
+        readable = readable & (key_group >= 0)[None, :]
+    return readable
+
+
+@triton.jit
+def ahead_bias(row, key, row_group, key_group, bias, GROUPS: tl.constexpr):
+    """What `strength` adds to the scores of keys ahead, `(rows, keys)`, in units of log 2."""
+    entry = row_group[:, None] * GROUPS + tl.maximum(key_group, 0)[None, :]
+    return tl.where(row[:, None] < key[None, :], tl.load(bias + entry), 0.0)
+
+
+@triton.jit
+def amplify(scores, is_row, gain, bias, HAS_GAIN: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """`s + gain * |s| + bias` in the rows of `is_row`; scores and bias in units of log 2, before masking."""
+    change = tl.zeros(scores.shape, tl.float32)
+    if HAS_GAIN:
+        change += gain[None, :] * tl.abs(scores)
+    if HAS_BIAS:
+        change += bias[None, :]
+    return tl.where(is_row[:, None], scores + change, scores)
+
+
+@triton.jit
+def row_gains(text_sink, patch, patch_sink, removed_fraction, rho, mass_floor):
+    """The factors of a redistribution from the masses of a row; see `spec.redistribution_gains`.
+
+    Returns:
+        The factor of sinks, the factor of plain patches, whether the row is changed, and the mass moved.
+    """
+    image = patch + patch_sink
+    is_changed = (image >= mass_floor) & (patch >= rho * image) & (patch > 0)
+    taken = tl.where(is_changed, removed_fraction, 0.0)
+    moved = taken * (text_sink + patch_sink)
+    grow = 1.0 + moved / tl.where(is_changed, patch, 1.0)
+    return 1.0 - taken, grow, is_changed, moved

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class Call:
         is_valid: `(batch, start + queries)`, False at padding, or None if nothing is padded.
         memory: what interventions remember of this prompt, by place.
         stats: what interventions did in this wrap, by place.
+        inputs: the keyword arguments of the language model; `edit_embeds` may exchange some, embeddings aside.
         text_heads: reads the prompt without its images: takes layers, gives for each the head outputs
             `(batch, heads, head_dim)` of the last prompt token in fp32.
     """
@@ -46,6 +47,7 @@ class Call:
     memory: dict[int, dict[Any, Any]]
     stats: dict[int, dict[Any, Any]]
     edit_limit: int
+    inputs: dict[str, Any] = field(default_factory=dict)
     text_heads: Callable[[Sequence[int]], dict[int, Tensor]] | None = None
     _rows: dict[int, tuple[Tensor, Rows | None]] = field(default_factory=dict)
     _text: dict[torch.device, Tensor] = field(default_factory=dict)
@@ -83,6 +85,18 @@ class Call:
     def geometry(self, keys: int, window: int | None) -> Geometry:
         """Where the queries and `keys` key columns of an attention call stand."""
         return Geometry(self.start, self.queries, keys, self.is_valid, window)
+
+    def memory_of(self, item: Intervention) -> dict[Any, Any]:
+        """What an intervention of this call's wrap remembers of the prompt, for sites that name no layer."""
+        return self.memory.setdefault(self._place_of(item), {})
+
+    def stats_of(self, item: Intervention) -> dict[Any, Any]:
+        """What an intervention of this call's wrap did, for sites that name no layer."""
+        return self.stats.setdefault(self._place_of(item), {})
+
+    def _place_of(self, item: Intervention) -> int:
+        present = cast("Any", self.owner).interventions
+        return next(place for place, other in enumerate(present) if other is item)
 
     def layer(self, index: int, place: int) -> Layer:
         """The layer as the intervention at `place` sees it."""

@@ -1,12 +1,14 @@
 """What interventions do to one attention call, after the user's backend has run.
 
-In this order, whatever the order of the interventions: what may be read (visibility), scores (amplification),
-weights (redistribution and free edits, in the order given), then readouts. Only touched rows are computed again.
+In this order, whatever the order of the interventions: what may be read (visibility and extra keys), scores
+(amplification), weights (redistribution and free edits, in the order given), then readouts, then readings of extra
+keys with a gate. Only touched rows are computed again. Edits of weights see the keys of the sequence; what lies on
+extra keys stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from lvlm_attn.call import Call
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.intervention import Intervention, Layer
+from lvlm_attn.kernels.extra import ExtraKeys, add_gated, with_extra
 from lvlm_attn.kernels.spec import Amplification, Geometry, Reweighing, amplified
 from lvlm_attn.kernels.torch_path import (
     Rows,
@@ -70,7 +73,10 @@ def apply_edits(
     softcap = kwargs.get("softcap")
     seen = [item.visibility(layer) for layer, item in edits if item.overrides("visibility")]
     visible = [item for item in seen if item is not None]
-    if visible:
+    asked = [item.extra_keys(layer) for layer, item in edits if item.overrides("extra_keys")]
+    extras = [item for item in asked if item is not None and item.gate is None]
+    gated = [item for item in asked if item is not None and item.gate is not None]
+    if visible or extras:
         output = write_visible(
             output,
             query,
@@ -81,27 +87,35 @@ def apply_edits(
             mask=mask,
             scaling=scaling,
             softcap=softcap,
+            extras=extras,
         )
     specs = [item.reweigh(layer) for layer, item in edits]
     reads = [item.readout(layer) if item.overrides("readout") else None for layer, item in edits]
-    rows = _rows(call, edits, specs, reads, query, key, visible if full is not None else [], geometry)
+    shown: list[Visibility | ExtraKeys] = [*visible, *extras] if full is not None else []
+    rows = _rows(call, edits, specs, reads, query, key, shown, geometry)
     if rows is None:
+        for extra in gated:
+            output = add_gated(output, query, extra, geometry, scaling, softcap)
         return output, full
     amplifications = [spec for spec in specs if isinstance(spec, Amplification)]
 
     def amplify(scores: Tensor) -> Tensor:
+        own, beside = scores[..., : geometry.keys], scores[..., geometry.keys :]
         for spec in amplifications:
-            scores = amplified(scores, spec, geometry, spec.is_touched.gather(1, rows.index))
-        return scores
+            own = amplified(own, spec, geometry, spec.is_touched.gather(1, rows.index))
+        return torch.cat((own, beside), -1) if extras else own
 
+    base = visible_mask(visible, mask, rows, geometry) if visible else mask_rows(mask, rows, geometry)
+    keys, values, base = with_extra(key, value, base, extras, rows, geometry)
     weights = row_weights(
         rows.take(query),
-        key,
+        keys,
         scaling=scaling,
-        mask=visible_mask(visible, mask, rows, geometry) if visible else mask_rows(mask, rows, geometry),
+        mask=base,
         softcap=softcap,
         edit=amplify if amplifications else None,
     )
+    weights, beside = weights[..., : geometry.keys], weights[..., geometry.keys :]
     is_changed = torch.zeros(weights.shape[:-1], dtype=torch.bool, device=weights.device)
     for (layer, item), spec in zip(edits, specs):
         if isinstance(spec, Amplification):
@@ -128,11 +142,14 @@ def apply_edits(
         if is_read is not None:
             item.read(layer, weights, rows.index, is_read.gather(1, rows.index) & rows.is_touched)
     if any(spec is not None for spec in specs) or any(item.overrides("edit_weights") for _, item in edits):
-        output = write_rows(output, row_outputs(weights, value), rows, is_changed)
+        total = torch.cat((weights, beside), -1) if extras else weights
+        output = write_rows(output, row_outputs(total, values), rows, is_changed)
     if full is not None:
-        if visible:
+        if visible or extras:
             is_changed = torch.ones_like(is_changed)
         full = write_rows(full.transpose(1, 2), weights, rows, is_changed).transpose(1, 2)
+    for extra in gated:
+        output = add_gated(output, query, extra, geometry, scaling, softcap)
     return output, full
 
 
@@ -143,10 +160,10 @@ def _rows(
     reads: list[Tensor | None],
     query: Tensor,
     key: Tensor,
-    shown: list[Visibility],
+    shown: Sequence[Visibility | ExtraKeys],
     geometry: Geometry,
 ) -> Rows | None:
-    """The rows whose weights are needed; `shown` are visibilities whose rows are, for weights the user sees."""
+    """The rows whose weights are needed; `shown` are changes of what is read, for weights the user sees."""
     if any(item.overrides("edit_weights") for _, item in edits):
         _refuse_above_limit(query, key, call.edit_limit, int(edits[0].layer))
         return Rows.of(torch.ones_like(query[:, 0, :, 0], dtype=torch.bool))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.kernels.extra import ExtraKeys
 from lvlm_attn.kernels.spec import Reweighing
 from lvlm_attn.kernels.visibility import Visibility
 from lvlm_attn.layers import Layers, format_layers, select_layers
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from lvlm_attn.models import Family, Parts
     from lvlm_attn.requests import Request
 
-ATTENTION_SITES = ("visibility", "reweigh", "edit_weights", "readout")
+ATTENTION_SITES = ("visibility", "extra_keys", "reweigh", "edit_weights", "readout")
 LAYER_SITES = ("observe", "scale_heads", "modules", "frozen")
 
 
@@ -123,6 +124,7 @@ class Intervention:
 
     - `observe(layer, hidden)`: read the residual stream that enters a layer.
     - `visibility(layer)`: say which keys a query may read, as a table over groups of positions.
+    - `extra_keys(layer)`: let queries read keys and values from elsewhere, beside those of the sequence.
     - `reweigh(layer)`: say in structured form how softmax weights change; fast on every backend.
     - `edit_weights(layer, weights)`: change the whole weight matrix; slow, refused above a byte limit.
     - `readout(layer)` and `read(layer, weights, index)`: look at the softmax weights of some rows.
@@ -130,7 +132,8 @@ class Intervention:
     - `modules(layer)`: add something to the residual stream behind the attention of a layer.
     - `frozen(layer)`: let a layer leave some positions as they came in.
     - `edit_logits(call, logits)`: change the logits of a forward call.
-    - `edit_embeds(call, embeds)`: change the embeddings that enter the first layer.
+    - `edit_embeds(call, embeds)`: change the embeddings that enter the first layer, and what else the language
+      model is given (`call.inputs`).
     - `rewrite(request)`, `views(request)` and `fuse(main, views, step)`: ask something else, or something beside
       it, and join the logits; `loop(request)`: decode in another way. In `lvlm.generate` only.
 
@@ -154,6 +157,10 @@ class Intervention:
 
     def visibility(self, layer: Layer) -> Visibility | None:
         """Returns what the queries of this call may read at `layer`, or None for plain causality."""
+        return None
+
+    def extra_keys(self, layer: Layer) -> ExtraKeys | None:
+        """Returns further keys and values that queries of this call read at `layer`, or None for none."""
         return None
 
     def reweigh(self, layer: Layer) -> Reweighing | None:

@@ -123,10 +123,10 @@ class Session:
         changed = False
         for item in self.interventions:
             if item.overrides("edit_embeds"):
-                embeds = item.edit_embeds(call, kwargs["inputs_embeds"])
+                embeds = item.edit_embeds(call, call.inputs["inputs_embeds"])
                 if embeds is not None:
-                    kwargs, changed = {**kwargs, "inputs_embeds": embeds}, True
-        return (args, kwargs) if changed else None
+                    call.inputs["inputs_embeds"], changed = embeds, True
+        return (args, call.inputs) if changed else None
 
     def _on_leave(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if in_text_pass() is not None:
@@ -255,6 +255,7 @@ class Session:
             memory=self._memory,
             stats=self.stats,
             edit_limit=self.edit_limit,
+            inputs=dict(kwargs),
             text_heads=lambda layers: text_heads(self.target, self._layout, kwargs["inputs_embeds"], layers),
         )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from lvlm_attn.kernels.extra import ExtraKeys, with_extra
 from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.torch_path import Rows, mask_rows, row_outputs, row_weights, write_rows
 from lvlm_attn.kernels.visibility import Visibility, readable_keys
@@ -63,24 +64,32 @@ def write_visible(
     mask: Tensor | None,
     scaling: float,
     softcap: float | None = None,
+    extras: Sequence[ExtraKeys] = (),
 ) -> Tensor:
-    """Computes the rows that visibilities touch and puts them into the output of the backend.
+    """Computes the rows that visibilities or extra keys touch and puts them into the output of the backend.
 
     Args:
         output: `(batch, queries, heads, width)` of plain attention; rows that are not touched keep their bits.
         query: `(batch, heads, queries, head_dim)`.
         key: `(batch, kv_heads, keys, head_dim)`.
         value: `(batch, kv_heads, keys, width)`.
-        visibilities: at least one.
+        visibilities: what restricts and what unlocks.
         geometry: where the queries and keys stand.
         mask: the mask the backend was given.
         scaling: factor on the scores.
         softcap: bound of the scores by tanh, for models that have one.
+        extras: keys from elsewhere that share the softmax.
 
     Returns:
         The output with these rows changed.
     """
     is_touched, is_alone = touched_queries(visibilities, geometry)
+    for item in extras:
+        found = item.touched(geometry)
+        if found is not None:
+            found = found.to(query.device)
+            is_touched = found if is_touched is None else is_touched.to(query.device) | found
+            is_alone = None if is_alone is None else is_alone.to(query.device) & ~found
     if is_touched is None:
         return output
     if is_alone is not None:
@@ -92,7 +101,9 @@ def write_visible(
     for start in range(0, rows.index.shape[1], CHUNK):
         piece = rows.part(slice(start, start + CHUNK))
         readable = visible_mask(visibilities, mask, piece, geometry)
-        new = _attend(piece.take(query), key, value, readable, scaling, softcap)
+        keys, values, total = with_extra(key, value, readable, extras, piece, geometry)
+        assert total is not None
+        new = _attend(piece.take(query), keys, values, total, scaling, softcap)
         is_changed = piece.is_touched[:, None].expand(-1, new.shape[1], -1)
         output = write_rows(output, new, piece, is_changed)
     return output

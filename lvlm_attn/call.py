@@ -33,6 +33,9 @@ class Call:
         memory: what interventions remember of this prompt, by place.
         stats: what interventions did in this wrap, by place.
         inputs: the keyword arguments of the language model; `edit_embeds` may exchange some, embeddings aside.
+        ids: `(batch, queries)`, the token ids of the queries.
+        labels: `(batch, queries)`, what a plain forward was given as `labels` (-100 where nothing is to be
+            predicted), or None.
         text_heads: reads the prompt without its images: takes layers, gives for each the head outputs
             `(batch, heads, head_dim)` of the last prompt token in fp32.
     """
@@ -48,6 +51,8 @@ class Call:
     stats: dict[int, dict[Any, Any]]
     edit_limit: int
     inputs: dict[str, Any] = field(default_factory=dict)
+    ids: Tensor | None = None
+    labels: Tensor | None = None
     text_heads: Callable[[Sequence[int]], dict[int, Tensor]] | None = None
     _rows: dict[int, tuple[Tensor, Rows | None]] = field(default_factory=dict)
     _text: dict[torch.device, Tensor] = field(default_factory=dict)

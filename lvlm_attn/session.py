@@ -36,6 +36,7 @@ class Session:
         self.stats: dict[int, dict[Any, Any]] = {}
         self._handles: list[RemovableHandle] = []
         self._given: Mapping[str, Any] | None = None
+        self._labels: Tensor | None = None
         self._layout: PromptLayout | None = None
         self._is_valid: Tensor | None = None
         self._memory: dict[int, dict[Any, Any]] = {}
@@ -68,6 +69,7 @@ class Session:
         if not self.interventions:
             return
         keep = self._handles.append
+        keep(self.target.model.register_forward_pre_hook(self._on_model, with_kwargs=True))
         keep(parts.base.register_forward_pre_hook(self._on_base, with_kwargs=True))
         keep(parts.language_model.register_forward_pre_hook(self._on_enter, with_kwargs=True))
         keep(parts.language_model.register_forward_hook(self._on_leave, with_kwargs=True, always_call=True))
@@ -102,6 +104,9 @@ class Session:
         raise LvlmAttnError("A wrapped model cannot be pickled; leave the `with` block first.")
 
     # The hooks, in the order in which a forward reaches them.
+
+    def _on_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._labels = named_arguments(module, args, kwargs).get("labels")
 
     def _on_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._given = named_arguments(module, args, kwargs)
@@ -220,6 +225,7 @@ class Session:
 
     def _begin_call(self, kwargs: dict[str, Any]) -> Call:
         given, self._given = self._given, None
+        labels, self._labels = self._labels, None
         if given is None:
             raise LvlmAttnError(
                 "The language model was called by itself inside a wrap; call the model that was wrapped, which "
@@ -256,6 +262,8 @@ class Session:
             stats=self.stats,
             edit_limit=self.edit_limit,
             inputs=dict(kwargs),
+            ids=ids[:, -queries:],
+            labels=labels if labels is not None and labels.shape == ids.shape else None,
             text_heads=lambda layers: text_heads(self.target, self._layout, kwargs["inputs_embeds"], layers),
         )
 

@@ -36,6 +36,7 @@ class Call:
         ids: `(batch, queries)`, the token ids of the queries.
         labels: `(batch, queries)`, what a plain forward was given as `labels` (-100 where nothing is to be
             predicted), or None.
+        masks: which rows are computed again and what they read, where layers share it.
         text_heads: reads the prompt without its images: takes layers, gives for each the head outputs
             `(batch, heads, head_dim)` of the last prompt token in fp32.
     """
@@ -54,6 +55,7 @@ class Call:
     ids: Tensor | None = None
     labels: Tensor | None = None
     text_heads: Callable[[Sequence[int]], dict[int, Tensor]] | None = None
+    masks: dict[Any, Any] = field(default_factory=dict)
     _rows: dict[int, tuple[Tensor, Rows | None]] = field(default_factory=dict)
     _text: dict[torch.device, Tensor] = field(default_factory=dict)
 

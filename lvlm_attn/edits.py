@@ -88,6 +88,7 @@ def apply_edits(
             scaling=scaling,
             softcap=softcap,
             extras=extras,
+            memo=call.masks,
         )
     specs = [item.reweigh(layer) for layer, item in edits]
     reads = [item.readout(layer) if item.overrides("readout") else None for layer, item in edits]
@@ -105,7 +106,8 @@ def apply_edits(
             own = amplified(own, spec, geometry, spec.is_touched.gather(1, rows.index))
         return torch.cat((own, beside), -1) if extras else own
 
-    base = visible_mask(visible, mask, rows, geometry) if visible else mask_rows(mask, rows, geometry)
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    base = visible_mask(visible, mask, rows, geometry, dtype) if visible else mask_rows(mask, rows, geometry)
     keys, values, base = with_extra(key, value, base, extras, rows, geometry)
     weights = row_weights(
         rows.take(query),
@@ -127,7 +129,8 @@ def apply_edits(
             is_row &= spec.is_touched.gather(1, rows.index)[:, None]
             _count(layer.stats, int(layer), is_row, moved, spec.is_touched)
             # Rows that stay are not written back, so with a single edit their weights need not be kept.
-            weights = new if len(edits) == 1 else torch.where(is_row[..., None], new, weights)
+            is_lone = len(edits) == 1 and not shown and reads[0] is None
+            weights = new if is_lone else torch.where(is_row[..., None], new, weights)
             is_changed |= is_row
         if item.overrides("edit_weights"):
             edited = item.edit_weights(layer, weights)

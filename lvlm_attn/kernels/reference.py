@@ -58,7 +58,7 @@ def attention(
     readable = geometry.may_read(index)
     scores = query @ key.transpose(-1, -2) * scaling
     if visibility:
-        readable, bias = readable_keys(visibility, geometry, index, readable)
+        readable, bias = readable_keys(visibility, geometry, index, readable, scores.dtype)
         scores = scores if bias is None else scores + bias[:, None]
     if readable is not None:
         scores = scores.masked_fill(~readable[:, None], -torch.inf)

@@ -6,6 +6,7 @@ positions from two integers and their distance; no (queries, keys) tensor is par
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -61,7 +62,11 @@ class Visibility:
     def is_plain(self, group: int) -> bool:
         """Whether queries of a group read what plain causality lets them, by the tables alone."""
         ahead = self.later is not None and any(self.later[group])
-        return not ahead and all(reach >= ALL for reach in self.earlier[group])
+        return not ahead and self.reads_all_earlier(group)
+
+    def reads_all_earlier(self, group: int) -> bool:
+        """Whether queries of a group read all earlier keys, by the table alone."""
+        return all(reach >= ALL for reach in self.earlier[group])
 
     def is_self_only(self, group: int) -> bool:
         """Whether queries of a group read nothing but themselves."""
@@ -102,17 +107,20 @@ def readable_keys(
     geometry: Geometry,
     query_index: Tensor,
     causal: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor | None]:
     """Says which keys some queries may read under all of some visibilities.
 
     Earlier keys have to be allowed by every visibility and by the causal mask; keys ahead by at least one, and
-    have to be valid and already written. A sliding window bounds earlier keys alone.
+    have to be valid and already written. A sliding window bounds earlier keys alone. Of several visibilities that
+    reach a key ahead, the first gives its strength.
 
     Args:
         visibilities: what restricts and what unlocks.
         geometry: where the queries and keys stand.
         query_index: `(batch, rows)` indices of the queries in the sequence.
         causal: `(batch, rows, keys)`, what the rows may read without the visibilities; from `geometry` if None.
+        dtype: of the bias.
 
     Returns:
         `(batch, rows, keys)` booleans, and a bias of that shape to add to the scores, or None if there is none.
@@ -133,16 +141,16 @@ def readable_keys(
     for item in visibilities:
         of_key = geometry.to_columns(item.group.to(device)).long()
         of_query = _of_positions(item.group.to(device), query_index)
-        reach = _look_up(item.earlier, of_query, of_key)
-        readable = readable & ((distance <= reach) | (distance == 0))
+        if not all(map(item.reads_all_earlier, range(item.groups))):
+            readable = readable & (_within(item.earlier, of_query, of_key, distance) | (distance == 0))
         if item.predicate is not None:
             readable = readable & (item.predicate(query, key) | (distance == 0))
         if item.later is not None:
-            unlocked = (distance < 0) & (-distance <= _look_up(item.later, of_query, of_key)) & written
+            unlocked = (distance < 0) & _within(item.later, of_query, of_key, -distance) & written
             if item.strength != 1:
                 added = unlocked & ~ahead
-                bias = torch.zeros(readable.shape, device=device) if bias is None else bias
-                bias = bias.masked_fill(added, float(torch.tensor(item.strength).log()))
+                bias = torch.zeros(readable.shape, device=device, dtype=dtype) if bias is None else bias
+                bias = bias.masked_fill(added, math.log(item.strength))
             ahead = ahead | unlocked
     return readable | ahead, bias
 
@@ -153,7 +161,13 @@ def _of_positions(per_position: Tensor, index: Tensor) -> Tensor:
     return per_position.gather(1, index.clamp(max=per_position.shape[1] - 1)).long() * inside
 
 
-def _look_up(table: Table, of_query: Tensor, of_key: Tensor) -> Tensor:
-    values = torch.tensor(table, device=of_query.device)
-    # Rows of the table first: (batch, rows, groups), then the group of each key.
-    return values[of_query].gather(2, of_key[:, None].expand(-1, of_query.shape[1], -1))
+def _within(table: Table, of_query: Tensor, of_key: Tensor, distance: Tensor) -> Tensor:
+    """`(batch, rows, keys)`, True where a distance is within the reach of the two groups."""
+    batch, keys = of_key.shape
+    reach = torch.tensor(table, device=of_query.device)
+    is_plain = all(entry == 0 or entry >= ALL for row in table for entry in row)
+    # One line of keys for each group of queries; rows of a group share it.
+    lines = (reach > 0 if is_plain else reach)[:, of_key].transpose(0, 1).reshape(-1, keys)
+    offset = torch.arange(batch, device=of_query.device)[:, None] * len(table)
+    found = lines.index_select(0, (of_query + offset).flatten()).view(batch, -1, keys)
+    return found if is_plain else distance <= found

@@ -7,6 +7,8 @@ but themselves need no attention at all: their output is their own value.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +22,16 @@ from lvlm_attn.kernels.visibility import Visibility, readable_keys
 CHUNK = 512
 """Rows computed at a time."""
 
+KEPT_BYTES = 2**26
+"""Most bytes of masks kept for the next layer; above it every layer makes its own, chunk by chunk."""
+
 
 def visible_mask(
-    visibilities: Sequence[Visibility], mask: Tensor | None, rows: Rows, geometry: Geometry
+    visibilities: Sequence[Visibility],
+    mask: Tensor | None,
+    rows: Rows,
+    geometry: Geometry,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """The mask of some rows under visibilities.
 
@@ -31,26 +40,30 @@ def visible_mask(
         mask: the mask the backend was given; see `mask_rows`.
         rows: which rows.
         geometry: where the queries and keys stand.
+        dtype: of an additive mask that a strength makes.
 
     Returns:
-        `(batch, 1 or heads, rows, keys)`, boolean, or additive where the backend's mask or a strength is.
+        `(batch, 1 or heads, rows, keys)`, boolean, or additive where the backend's mask or a strength is. In an
+        additive mask the lowest finite number blocks, so that no row is all minus infinity.
     """
     base = mask_rows(mask, rows, geometry)
     index = rows.index + geometry.start
+    kept: Tensor | None = None
     if base is None:
-        base = torch.ones(1, dtype=torch.bool, device=index.device).expand(
-            *index.shape[:1], 1, index.shape[1], geometry.keys
-        )
-    if base.dtype == torch.bool:
-        readable, bias = readable_keys(visibilities, geometry, index, base[:, 0])
-        if bias is None:
-            return readable[:, None]
-        return bias.masked_fill(~readable, -torch.inf)[:, None]
-    lowest = torch.finfo(base.dtype).min
-    readable, bias = readable_keys(visibilities, geometry, index, (base > lowest / 2).any(1))
-    kept = torch.where(base > lowest / 2, base, 0)
-    total = kept if bias is None else kept + bias[:, None].to(kept.dtype)
-    return total.masked_fill(~readable[:, None], -torch.inf)
+        shape = (*index.shape, geometry.keys)
+        may_read = torch.ones((), dtype=torch.bool, device=index.device).expand(shape)
+    elif base.dtype == torch.bool:
+        may_read = base.any(1)
+    else:
+        is_open = base > torch.finfo(base.dtype).min / 2
+        may_read, kept, dtype = is_open.any(1), torch.where(is_open, base, 0), base.dtype
+    readable, bias = readable_keys(visibilities, geometry, index, may_read, dtype)
+    if kept is not None:
+        kept = kept if bias is None else kept + bias[:, None]
+    elif bias is not None:
+        kept = bias[:, None]
+    readable = readable[:, None]
+    return readable if kept is None else kept.masked_fill(~readable, torch.finfo(dtype).min)
 
 
 def write_visible(
@@ -65,6 +78,7 @@ def write_visible(
     scaling: float,
     softcap: float | None = None,
     extras: Sequence[ExtraKeys] = (),
+    memo: dict[Any, Any] | None = None,
 ) -> Tensor:
     """Computes the rows that visibilities or extra keys touch and puts them into the output of the backend.
 
@@ -79,28 +93,24 @@ def write_visible(
         scaling: factor on the scores.
         softcap: bound of the scores by tanh, for models that have one.
         extras: keys from elsewhere that share the softmax.
+        memo: keeps what layers with the same visibilities, window and mask share, while a call runs.
 
     Returns:
         The output with these rows changed.
     """
-    is_touched, is_alone = touched_queries(visibilities, geometry)
-    for item in extras:
-        found = item.touched(geometry)
-        if found is not None:
-            found = found.to(query.device)
-            is_touched = found if is_touched is None else is_touched.to(query.device) | found
-            is_alone = None if is_alone is None else is_alone.to(query.device) & ~found
-    if is_touched is None:
-        return output
-    if is_alone is not None:
-        output = _write_own_values(output, value, is_alone, geometry)
-        is_touched = is_touched & ~is_alone
-    rows = Rows.of(is_touched.to(query.device))
-    if rows is None:
-        return output
-    for start in range(0, rows.index.shape[1], CHUNK):
-        piece = rows.part(slice(start, start + CHUNK))
-        readable = visible_mask(visibilities, mask, piece, geometry)
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    if extras:
+        plan = _plan(visibilities, geometry, query.device, extras)
+    else:
+        plan = _shared_plan(visibilities, geometry, query.device, mask, dtype, memo)
+    if plan.is_alone is not None:
+        output = _write_own_values(output, value, plan.is_alone, geometry)
+    for place, piece in enumerate(plan.pieces):
+        readable = plan.masks.get(place)
+        if readable is None:
+            readable = visible_mask(visibilities, mask, piece, geometry, dtype)
+            if plan.keeps_masks:
+                plan.masks[place] = readable
         keys, values, total = with_extra(key, value, readable, extras, piece, geometry)
         assert total is not None
         new = _attend(piece.take(query), keys, values, total, scaling, softcap)
@@ -109,8 +119,63 @@ def write_visible(
     return output
 
 
+@dataclass
+class _Plan:
+    """The rows of one attention call to compute again, in pieces, and their masks as far as they are known."""
+
+    is_alone: Tensor | None = None
+    pieces: list[Rows] = field(default_factory=list)
+    masks: dict[int, Tensor] = field(default_factory=dict)
+    keeps_masks: bool = False
+    held: tuple[Any, ...] = ()
+
+
+def _plan(
+    visibilities: Sequence[Visibility],
+    geometry: Geometry,
+    device: torch.device,
+    extras: Sequence[ExtraKeys] = (),
+) -> _Plan:
+    is_touched, is_alone = touched_queries(visibilities, geometry, device)
+    for item in extras:
+        found = item.touched(geometry)
+        if found is not None:
+            found = found.to(device)
+            is_touched = found if is_touched is None else is_touched | found
+            is_alone = None if is_alone is None else is_alone & ~found
+    if is_touched is None:
+        return _Plan()
+    rows = Rows.of(is_touched if is_alone is None else is_touched & ~is_alone)
+    count = 0 if rows is None else rows.index.shape[1]
+    pieces = [rows.part(slice(start, start + CHUNK)) for start in range(0, count, CHUNK) if rows is not None]
+    return _Plan(is_alone, pieces)
+
+
+def _shared_plan(
+    visibilities: Sequence[Visibility],
+    geometry: Geometry,
+    device: torch.device,
+    mask: Any,
+    dtype: torch.dtype,
+    memo: dict[Any, Any] | None,
+) -> _Plan:
+    """The plan of an earlier layer of the call if it serves here too."""
+    if memo is None:
+        return _plan(visibilities, geometry, device)
+    key = (*map(id, visibilities), id(mask), geometry.keys, geometry.window, device, dtype)
+    if key not in memo:
+        plan = memo[key] = _plan(visibilities, geometry, device)
+        # What the key names has to live as long as the key.
+        plan.held = (*visibilities, mask)
+        size = sum(piece.index.numel() for piece in plan.pieces) * geometry.keys
+        plan.keeps_masks = size * (4 if any(item.strength != 1 for item in visibilities) else 1) <= KEPT_BYTES
+    plan = memo[key]
+    assert isinstance(plan, _Plan)
+    return plan
+
+
 def touched_queries(
-    visibilities: Sequence[Visibility], geometry: Geometry
+    visibilities: Sequence[Visibility], geometry: Geometry, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
     """`(batch, queries)` True at queries that any visibility touches, and at those that read only themselves.
 
@@ -121,10 +186,12 @@ def touched_queries(
     for item in visibilities:
         found = item.touched(geometry)
         if found is not None:
+            found = found.to(device)
             touched = found if touched is None else touched | found
         single = item.self_only(geometry)
-        # What another visibility unlocks is read too, so a row is alone only if it is the sole one to speak.
+        # What another visibility unlocks is read too, so a row is alone only if no other one unlocks anything.
         if single is not None and all(other is item or other.later is None for other in visibilities):
+            single = single.to(device)
             alone = single if alone is None else alone | single
     return touched, alone
 
@@ -133,7 +200,7 @@ def _write_own_values(output: Tensor, value: Tensor, is_alone: Tensor, geometry:
     first = geometry.start - geometry.first_key
     own = value[:, :, first : first + geometry.queries].transpose(1, 2)
     own = own.repeat_interleave(output.shape[2] // own.shape[2], 2)
-    return torch.where(is_alone.to(output.device)[..., None, None], own.to(output.dtype), output)
+    return torch.where(is_alone[..., None, None], own.to(output.dtype), output)
 
 
 def _attend(
@@ -142,7 +209,7 @@ def _attend(
     if softcap is not None:
         return row_outputs(row_weights(query, key, scaling=scaling, mask=mask, softcap=softcap), value)
     if mask.dtype != torch.bool:
-        mask = mask.to(query.dtype)
+        mask = mask.to(query.dtype).clamp(min=torch.finfo(query.dtype).min)
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,51 @@ def interleave(
             variants[name]()
             times[name].append(time.perf_counter() - begin)
     return times
+
+
+def paired(
+    base: Callable[[], Any], variants: Mapping[str, Callable[[], Any]], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Times every variant between two runs of the base, `repeats` times over.
+
+    A machine that slows down or speeds up for a while does so for a variant and its neighbours alike.
+
+    Returns:
+        Seconds per variant and round, the base among them as `"plain"` (all its runs); and per variant and
+        round its ratio to the mean of the base runs before and after it.
+    """
+    for run in (base, *variants.values()):
+        run()
+    names = list(variants)
+    times: dict[str, list[float]] = {name: [] for name in ("plain", *names)}
+    ratios: dict[str, list[float]] = {name: [] for name in names}
+    before = _seconds(base)
+    times["plain"].append(before)
+    for turn in range(repeats):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            taken = _seconds(variants[name])
+            after = _seconds(base)
+            times[name].append(taken)
+            times["plain"].append(after)
+            ratios[name].append(2 * taken / (before + after))
+            before = after
+    return times, ratios
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median and a 95 % interval for it from order statistics (binomial, no assumption on the noise)."""
+    from scipy.stats import binom
+
+    ordered = sorted(values)
+    low = max(int(binom.ppf(0.025, len(ordered), 0.5)) - 1, 0)
+    return statistics.median(ordered), ordered[low], ordered[len(ordered) - 1 - low]
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
 
 
 def ratio(times: Mapping[str, list[float]], name: str, base: str) -> float:

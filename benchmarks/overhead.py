@@ -2,9 +2,9 @@
 
 A random LLaVA with LLaVA-1.5's prompt shape: hidden 1024, 8 layers, 16 heads, 576 patches and 60 text tokens,
 32 new tokens. The sink threshold is so low that VAR treats every layer it may, and its floors are zero, so
-that every head and row is changed: the dearest case there is.
+that every head and row is changed: the dearest case there is. Every run stands between two plain ones.
 
-    python -m benchmarks.overhead [--repeats 5] [--save]
+    python -m benchmarks.overhead [--repeats 9] [--save]
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ import statistics
 import sys
 from typing import Any
 
-from benchmarks.common import interleave, llava_inputs, peak_beyond, peak_memory, random_llava, ratio, save
+from benchmarks.common import (
+    llava_inputs,
+    median_interval,
+    paired,
+    peak_beyond,
+    peak_memory,
+    random_llava,
+    save,
+)
 
 NEW_TOKENS = 32
 VARIANTS = ("plain", "idle", "neutral", "var", "vhr", "var+vhr")
@@ -53,7 +61,7 @@ def runner(model: Any, inputs: dict[str, Any], variant: str, new_tokens: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/overhead_cpu.json")
     parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -64,24 +72,30 @@ def main() -> None:
         print(peak_beyond(runner(model, inputs, options.memory_of, NEW_TOKENS)))
         return
 
-    whole = interleave({name: runner(model, inputs, name, NEW_TOKENS) for name in VARIANTS}, options.repeats)
-    first = interleave({name: runner(model, inputs, name, 1) for name in VARIANTS}, options.repeats)
+    base = {count: runner(model, inputs, "plain", count) for count in (NEW_TOKENS, 1)}
+    runs = {
+        count: {name: runner(model, inputs, name, count) for name in VARIANTS[1:]}
+        for count in (NEW_TOKENS, 1)
+    }
+    whole, whole_ratios = paired(base[NEW_TOKENS], runs[NEW_TOKENS], options.repeats)
+    first, first_ratios = paired(base[1], runs[1], options.repeats)
     memory = {name: peak_memory("benchmarks.overhead", ["--memory-of", name]) for name in VARIANTS}
 
-    print(
-        f"{'':10}  {'generate':>9} {'ratio':>6}   {'prefill':>8} {'ratio':>6}   {'decode':>9} {'ratio':>6}   memory"
-    )
+    print(f"{'':10}  {'generate':>9} {'ratio (95 % interval)':>22}   {'prefill':>8} {'ratio':>6}   ", end="")
+    print(f"{'decode':>9} {'ratio':>6}   memory")
     rows = {}
     for name in VARIANTS:
         decode, plain = (
             (statistics.median(whole[one]) - statistics.median(first[one])) / (NEW_TOKENS - 1)
             for one in (name, "plain")
         )
+        middle, low, high = median_interval(whole_ratios.get(name, [1.0]))
         row = {
             "generate_s": statistics.median(whole[name]),
-            "generate_ratio": ratio(whole, name, "plain"),
+            "generate_ratio": middle,
+            "generate_ratio_95": [low, high],
             "prefill_ms": 1e3 * statistics.median(first[name]),
-            "prefill_ratio": ratio(first, name, "plain"),
+            "prefill_ratio": median_interval(first_ratios.get(name, [1.0]))[0],
             "decode_ms_per_token": 1e3 * decode,
             "decode_ratio": decode / plain,
             "memory_beyond_plain_mib": memory[name] - memory["plain"],
@@ -90,7 +104,7 @@ def main() -> None:
         }
         rows[name] = row
         print(
-            f"{name:10}  {row['generate_s']:8.3f}s {row['generate_ratio']:6.3f}   "
+            f"{name:10}  {row['generate_s']:8.3f}s {middle:6.3f} ({low:.3f} to {high:.3f})   "
             f"{row['prefill_ms']:6.0f}ms {row['prefill_ratio']:6.3f}   "
             f"{row['decode_ms_per_token']:7.2f}ms {row['decode_ratio']:6.3f}   "
             f"{row['memory_beyond_plain_mib']:+.0f} MiB"

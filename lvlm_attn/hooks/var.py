@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError, closest
 from lvlm_attn.intervention import Intervention, Layer, Target
-from lvlm_attn.kernels.spec import KeyClass, Redistribution
+from lvlm_attn.kernels.spec import KeyClass, Redistribution, class_indicator
 from lvlm_attn.layers import Layers, canonical_layers, select_layers
 from lvlm_attn.sinks import find_sink_dims, known_sink_dims, sink_score
 
@@ -157,9 +157,9 @@ class VAR(Intervention):
         has_sink = (is_sink & is_patch if self.require_visual_sink else is_sink).any(1)
         active = int(has_sink.sum())
         layer.memory["is_sink", int(layer)] = is_sink
-        layer.memory["class", int(layer)] = (
-            is_patch * int(KeyClass.PATCH) + is_sink * int(KeyClass.TEXT_SINK)
-        ).to(torch.int8)
+        key_class = (is_patch * int(KeyClass.PATCH) + is_sink * int(KeyClass.TEXT_SINK)).to(torch.int8)
+        # Decoding reads the indicator at every step, so it is made once.
+        layer.memory["class", int(layer)] = (key_class, class_indicator(key_class, torch.float32))
         layer.memory["active", int(layer)] = (active, has_sink)
         _add(
             layer.stats,
@@ -181,8 +181,9 @@ class VAR(Intervention):
         is_touched = layer.call.text_queries(has_sink.device)
         if active < has_sink.shape[0]:
             is_touched = is_touched & has_sink[:, None]
+        key_class, indicator = layer.memory["class", int(layer)]
         return Redistribution(
-            layer.memory["class", int(layer)], is_touched, self.removed_fraction, self.rho, self.mass_floor
+            key_class, is_touched, self.removed_fraction, self.rho, self.mass_floor, indicator
         )
 
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:

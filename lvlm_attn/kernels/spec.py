@@ -99,6 +99,7 @@ class Redistribution:
         removed_fraction: share of every sink's weight that is taken, in [0, 1].
         rho: least share of the image weight that lies on patches that are no sinks.
         mass_floor: least weight on patches.
+        indicator: `class_indicator(key_class)` in fp32 if the caller keeps it from call to call, else None.
     """
 
     key_class: Tensor
@@ -106,6 +107,7 @@ class Redistribution:
     removed_fraction: float
     rho: float
     mass_floor: float
+    indicator: Tensor | None = None
 
 
 def class_indicator(key_class: Tensor, dtype: torch.dtype) -> Tensor:

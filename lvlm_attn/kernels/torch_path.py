@@ -145,11 +145,20 @@ def redistribute(weights: Tensor, spec: Redistribution, geometry: Geometry) -> t
         The new weights, `(batch, heads, rows)` True where a row is changed, and the mass moved
         `(batch, heads, rows)`.
     """
-    indicator = class_indicator(geometry.to_columns(spec.key_class), weights.dtype)[:, None]
-    masses = weights @ indicator.transpose(-1, -2)
+    indicator = spec.indicator
+    if indicator is None or indicator.dtype != weights.dtype or indicator.device != weights.device:
+        indicator = class_indicator(spec.key_class, weights.dtype)
+    columns = slice(geometry.first_key, geometry.first_key + weights.shape[-1])
+    indicator = indicator[:, None, :, columns]
+    known = indicator.shape[-1]
+    # Columns behind the known ones were generated later: text, whose weight stays and whose mass is not needed.
+    masses = weights[..., :known] @ indicator.transpose(-1, -2)
     gains, is_changed = redistribution_gains(masses, spec)
     moved = (masses * (gains - 1)).clamp(min=0).sum(-1)
-    return weights * (gains @ indicator), is_changed, moved
+    factors = gains @ indicator
+    if known < weights.shape[-1]:
+        factors = torch.nn.functional.pad(factors, (0, weights.shape[-1] - known), value=1.0)
+    return weights * factors, is_changed, moved
 
 
 def write_rows(output: Tensor, new: Tensor, rows: Rows, is_changed: Tensor) -> Tensor:

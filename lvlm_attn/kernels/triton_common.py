@@ -20,6 +20,27 @@ def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
+def precision(dtype: torch.dtype) -> str:
+    """How `dot` multiplies numbers of a type: fp32 in full, and bf16, which the interpreter lacks, through fp32."""
+    if dtype == torch.float32:
+        return "ieee"
+    return "upcast" if dtype == torch.bfloat16 and is_interpreted() else "tf32"
+
+
+def is_interpreted() -> bool:
+    """Whether the kernels run in Triton's interpreter: `TRITON_INTERPRET=1` was set when they were imported."""
+    return not isinstance(dot, triton.JITFunction)
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """`a @ b + acc` in fp32; `acc` may be None. For `PRECISION` see `precision`."""
+    if PRECISION == "upcast":
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
 @triton.jit
 def row_bits(table, row_group, HAS_TABLE: tl.constexpr):
     """The entry of each row's group in `earlier_bits` or `later_bits`; -1 (all bits) without tables."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from lvlm_attn.intervention import Intervention, Layer
 from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.torch_path import Rows
 from lvlm_attn.layout import Kind, PromptLayout
+
+if TYPE_CHECKING:
+    from lvlm_attn.vision_attention import VisionRead
 
 
 @dataclass(eq=False)
@@ -39,6 +42,8 @@ class Call:
         masks: which rows are computed again and what they read, where layers share it.
         text_heads: reads the prompt without its images: takes layers, gives for each the head outputs
             `(batch, heads, head_dim)` of the last prompt token in fp32.
+        vision: what was read of the image encoder's attention (see `Intervention.vision`), in calls that read
+            images.
     """
 
     owner: object
@@ -56,6 +61,7 @@ class Call:
     labels: Tensor | None = None
     text_heads: Callable[[Sequence[int]], dict[int, Tensor]] | None = None
     masks: dict[Any, Any] = field(default_factory=dict)
+    vision: VisionRead | None = None
     _rows: dict[int, tuple[Tensor, Rows | None]] = field(default_factory=dict)
     _text: dict[torch.device, Tensor] = field(default_factory=dict)
 
@@ -123,7 +129,14 @@ class TextPass:
     capture: Callable[[int, Tensor, Tensor, Tensor], None] | None = None
 
 
-ACTIVE: ContextVar[tuple[Call | TextPass, ...]] = ContextVar("lvlm_attn_active", default=())
+@dataclass(frozen=True, eq=False)
+class Silence:
+    """A call in which the wrap of `owner` does not act, and others may."""
+
+    owner: object
+
+
+ACTIVE: ContextVar[tuple[Call | TextPass | Silence, ...]] = ContextVar("lvlm_attn_active", default=())
 """The calls running in this thread or task, outermost wrap first."""
 
 

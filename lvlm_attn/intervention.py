@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from lvlm_attn.layout import PromptLayout
     from lvlm_attn.models import Family, Parts
     from lvlm_attn.requests import Request
+    from lvlm_attn.vision_attention import VisionRows
 
 ATTENTION_SITES = ("visibility", "extra_keys", "reweigh", "edit_weights", "readout")
+REQUEST_SITES = ("rewrite", "views", "fuse", "loop")
 LAYER_SITES = ("observe", "scale_heads", "modules", "frozen")
 
 
@@ -134,6 +136,7 @@ class Intervention:
     - `edit_logits(call, logits)`: change the logits of a forward call.
     - `edit_embeds(call, embeds)`: change the embeddings that enter the first layer, and what else the language
       model is given (`call.inputs`).
+    - `vision(target)`: ask for rows of the image encoder's attention, found in `call.vision`.
     - `rewrite(request)`, `views(request)` and `fuse(main, views, step)`: ask something else, or something beside
       it, and join the logits; `loop(request)`: decode in another way. In `lvlm.generate` only.
 
@@ -212,6 +215,10 @@ class Intervention:
         """Returns new embeddings for `(batch, queries, hidden)`, images in place, or None to leave them."""
         return None
 
+    def vision(self, target: Target) -> Sequence[VisionRows]:
+        """Returns which rows of the image encoder's attention are read into `call.vision`; none by default."""
+        return ()
+
     def rewrite(self, request: Request) -> Request:
         """Returns what is asked instead of `request`: other images, or more of them. For `lvlm.generate`."""
         return request
@@ -239,6 +246,10 @@ class Intervention:
     def loop(self, request: Request) -> Callable[..., Any] | None:
         """Returns a decoding loop for `model.generate(custom_generate=...)`, or None for the usual one."""
         return None
+
+    def needs_request(self) -> bool:
+        """Whether it acts on requests, and so in `lvlm.generate` only; plain `model.generate` is refused then."""
+        return any(self.overrides(site) for site in REQUEST_SITES)
 
     def begin(self, call: Call, place: int) -> None:
         """Called once per prompt, before its first layer; `call.text_heads` reads the prompt without images.

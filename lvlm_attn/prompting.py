@@ -59,24 +59,27 @@ def image_groups(images: Sequence[Any] | None, texts: Sequence[str]) -> list[lis
     ]
 
 
-def format_prompt(processor: Any, text: str, images: int = 1) -> str:
+def format_prompt(processor: Any, text: str, images: int = 1, *, system: str | None = None) -> str:
     """Puts the processor's chat template around a question, unless it holds the image token already.
 
     Args:
         processor: the model's processor. Without a chat template, LLaVA-1.5's wording is used.
         text: the question.
         images: number of images, which stand before the question.
+        system: a system message, for templates that show one.
     """
     token = getattr(processor, "image_token", "<image>")
     if token in text:
         return text
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
-        rendered = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+        turns = [{"role": "user", "content": content}]
+        if system is not None:
+            turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+        rendered = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         return str(rendered)
-    return f"USER: {(token + chr(10)) * images}{text} ASSISTANT:"
+    begin = "" if system is None else f"{system} "
+    return f"{begin}USER: {(token + chr(10)) * images}{text} ASSISTANT:"
 
 
 def decode_answers(processor: Any, sequences: Any, prompt_length: int) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from lvlm_attn.branches.pictures import IMAGE_KEYS, Picture, join_pictures, split_pictures
+from lvlm_attn.branches.rows import insert_tokens, keep_tokens, tokens_of
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.prompting import encode_prompts, format_prompt, image_groups
 
@@ -91,6 +93,33 @@ class Request:
         )
         return prompt_layout(self.target.family, evidence, self.inputs.get("attention_mask"))
 
+    @property
+    def pad_id(self) -> int:
+        """The id that stands at padding; never that of an image."""
+        from lvlm_attn.models.family import image_token_id
+
+        config = getattr(self.target.model, "generation_config", None)
+        found = getattr(config, "pad_token_id", None)
+        image = image_token_id(cast("Any", self.target.parts.base).config)
+        return found if isinstance(found, int) and found != image else int(image == 0)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """`(batch, length)`, 1 at tokens and 0 at padding, told from the padding id where no mask is given."""
+        ids, given = self.inputs["input_ids"], self.inputs.get("attention_mask")
+        if given is not None:
+            return given
+        config = cast("Any", self.target.model).generation_config
+        pad, ends = config.pad_token_id, config.eos_token_id
+        if pad is None or pad in (ends if isinstance(ends, list) else [ends]):
+            return torch.ones_like(ids)
+        return (ids != int(pad)).to(ids.dtype)
+
+    @cached_property
+    def pictures(self) -> list[list[Picture]]:
+        """The pixels of each image of each row."""
+        return split_pictures(self.inputs, self.layout)
+
     def need_images(self, title: str) -> list[list[Image]]:
         """The images of each row.
 
@@ -117,6 +146,90 @@ class Request:
     def with_texts(self, texts: Sequence[str]) -> Request:
         """Other full prompts (template and image tokens included) about the same images."""
         return self.with_images(self.need_images("A method"), texts=texts)
+
+    def with_pixels(self, edit: Callable[[Tensor, int], Tensor]) -> Request:
+        """The same prompts with other pixels.
+
+        Args:
+            edit: maps the pixels of one image, `(tiles, channels, height, width)` or in Qwen-VL `(patches, values)`,
+                and its index within its prompt to new pixels of the same shape.
+
+        Raises:
+            LvlmAttnError: if a shape changes.
+
+        Example:
+            >>> request.with_pixels(lambda pixels, index: -pixels)  # doctest: +SKIP
+        """
+        rows = []
+        for row in self.pictures:
+            edited = [edit(picture.pixels, index) for index, picture in enumerate(row)]
+            for picture, pixels in zip(row, edited):
+                if pixels.shape != picture.pixels.shape:
+                    raise LvlmAttnError(
+                        f"An edit of pixels returned shape {tuple(pixels.shape)}; it must keep "
+                        f"{tuple(picture.pixels.shape)}."
+                    )
+            rows.append([dataclasses.replace(old, pixels=new) for old, new in zip(row, edited)])
+        return dataclasses.replace(self, inputs=self.inputs | join_pictures(rows), images=None)
+
+    def without_images(self) -> Request:
+        """The same prompts with every image token taken out, as `lvlm_attn.text_pass` does; markers stay."""
+        tokens = tokens_of(self.inputs) | {"attention_mask": self.mask}
+        if "mm_token_type_ids" in tokens:
+            tokens["mm_token_type_ids"] = torch.zeros_like(tokens["mm_token_type_ids"])
+        kept = keep_tokens(tokens, self.layout.is_text, self.pad_id)
+        rest = {key: value for key, value in self.inputs.items() if key not in (*tokens, *IMAGE_KEYS)}
+        return dataclasses.replace(self, inputs=kept | rest, images=None, texts=None)
+
+    def with_instruction(self, text: str, title: str) -> Request:
+        """The same prompts with an instruction at their beginning.
+
+        Prompts made from questions get it as their system message, where the chat template shows one; all others
+        get its tokens behind the first token if that is the tokenizer's beginning of sequence, else in front of
+        their first image.
+
+        Raises:
+            LvlmAttnError: naming the method `title`, if there is no processor to read the text.
+        """
+        if self.target.processor is None:
+            raise LvlmAttnError(
+                f"{title} has to put words into the prompt; pass wrap(..., processor=processor)."
+            )
+        texts = self._with_system(text)
+        if texts is not None:
+            return self.with_texts(texts)
+        tokenizer = getattr(self.target.processor, "tokenizer", self.target.processor)
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        tokens = tokens_of(self.inputs) | {"attention_mask": self.mask}
+        places = [self._beginning(row, tokenizer.bos_token_id) for row in range(self.batch)]
+        return dataclasses.replace(self, inputs=self.inputs | insert_tokens(tokens, ids, places), texts=None)
+
+    def _with_system(self, text: str) -> list[str] | None:
+        """Full prompts with a system message, or None if not all were made from questions by a template."""
+        if self.questions is None or self.texts is None or self.images is None:
+            return None
+        made = [
+            format_prompt(self.target.processor, question, len(row), system=text)
+            for question, row in zip(self.questions, self.images)
+        ]
+        before = [
+            format_prompt(self.target.processor, question, len(row))
+            for question, row in zip(self.questions, self.images)
+        ]
+        is_made = before == self.texts and all(text in full for full in made)
+        return made if is_made else None
+
+    def _beginning(self, row: int, bos: int | None) -> int:
+        """Where the text of a row may be put in."""
+        start = int(self.mask[row].argmax())
+        if bos is not None and int(self.inputs["input_ids"][row, start]) == bos:
+            return start + 1
+        is_image = self.layout.is_patch[row] | self.layout.is_filler[row]
+        if not bool(is_image.any()):
+            return start
+        first = int(is_image.int().argmax())
+        marker = getattr(cast("Any", self.target.parts.base).config, "vision_start_token_id", None)
+        return first - int(first > start and int(self.inputs["input_ids"][row, first - 1]) == marker)
 
 
 def encoded(target: Target, groups: Sequence[Sequence[Image]], texts: Sequence[str]) -> dict[str, Tensor]:

@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, cast
 
+import torch
 from torch import nn
 
+from lvlm_attn.branches.engine import generate
+from lvlm_attn.branches.options import split_options
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.intervention import Intervention, Target
 from lvlm_attn.models import family_of, parts_of
+from lvlm_attn.prompting import decode_answers
 from lvlm_attn.registry import own_backend, registered_name
 from lvlm_attn.report import Report
+from lvlm_attn.requests import Request
 from lvlm_attn.session import Session, probe
 
 
@@ -36,6 +41,7 @@ class Wrapped:
         self._configs: list[tuple[Any, str]] = []
         self._entered = False
         self._last: Report | None = None
+        self._details: dict[str, Any] = {}
 
     def __enter__(self) -> Wrapped:
         if self._entered:
@@ -87,7 +93,10 @@ class Wrapped:
             **options: what `model.generate` takes. Without `images` and `prompts`, its tensors as well.
 
         Returns:
-            A list of answers (text) for `images` and `prompts`; what `model.generate` returns otherwise.
+            A list of answers (text) for `images` and `prompts`, or transformers' output object with
+            `return_dict_in_generate=True`; what `model.generate` returns otherwise. With a view beside the
+            prompt (`VCD`, ...), `scores` and `logits` are those after the views were joined, and
+            `past_key_values` is None.
 
         Raises:
             LvlmAttnError: outside the `with` block, without a processor, or if there are not as many images
@@ -98,24 +107,48 @@ class Wrapped:
             ...     lvlm.generate(images=[image], prompts=["Is there a dog in the image?"], max_new_tokens=8)
             ['Yes']
         """
+        session = self._entered_session()
+        if prompts is None and images is None:
+            if not any(item.needs_request() for item in session.interventions):
+                return cast("Any", self.model).generate(**options)
+            inputs, options = split_options(options)
+            return self.ask(Request.of_tensors(session.target, inputs), **options)[0]
+        output, request = self.ask(Request.of_prompts(session.target, images, prompts), **options)
+        if not torch.is_tensor(output):
+            return output
+        return decode_answers(self.processor, output, request.inputs["input_ids"].shape[1])
+
+    def ask(self, request: Request, **options: Any) -> tuple[Any, Request]:
+        """Generates for a request.
+
+        Args:
+            request: the prompts; `Request.of_prompts` and `Request.of_tensors` make one for `lvlm.target`.
+            **options: what else `model.generate` takes.
+
+        Returns:
+            What `model.generate` returns, and the request as interventions rewrote it.
+
+        Raises:
+            LvlmAttnError: outside the `with` block, or if an intervention cannot act on the request.
+        """
+        session = self._entered_session()
+        self._details = request.details
+        return generate(session, request, options)
+
+    @property
+    def target(self) -> Target:
+        """The model as interventions see it; inside the `with` block only."""
+        return self._entered_session().target
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What methods found out in the last `lvlm.generate` (maps, masks, boxes), by the name of the method."""
+        return self._details
+
+    def _entered_session(self) -> Session:
         if self._session is None:
             raise LvlmAttnError("lvlm.generate works inside the `with` block only; enter the wrap first.")
-        model = cast("Any", self.model)
-        if prompts is None and images is None:
-            return model.generate(**options)
-        from lvlm_attn.prompting import decode_answers, encode_prompts
-
-        if self.processor is None:
-            raise LvlmAttnError(
-                "lvlm.generate(images=..., prompts=...) needs the processor; pass wrap(..., processor=processor)."
-            )
-        inputs = encode_prompts(self.processor, images, prompts).to(model.device)
-        for key, value in inputs.items():
-            if hasattr(value, "is_floating_point") and value.is_floating_point():
-                inputs[key] = value.to(model.dtype)
-        output = model.generate(**inputs, **options)
-        sequences = output if not hasattr(output, "sequences") else output.sequences
-        return decode_answers(self.processor, sequences, inputs["input_ids"].shape[1])
+        return self._session
 
     def report(self) -> Report:
         """What each intervention did so far: layers, heads, weight moved.

@@ -129,14 +129,7 @@ class TextPass:
     capture: Callable[[int, Tensor, Tensor, Tensor], None] | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Silence:
-    """A call in which the wrap of `owner` does not act, and others may."""
-
-    owner: object
-
-
-ACTIVE: ContextVar[tuple[Call | TextPass | Silence, ...]] = ContextVar("lvlm_attn_active", default=())
+ACTIVE: ContextVar[tuple[Call | TextPass, ...]] = ContextVar("lvlm_attn_active", default=())
 """The calls running in this thread or task, outermost wrap first."""
 
 

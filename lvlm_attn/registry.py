@@ -84,7 +84,7 @@ def attend(
             "The language model was called by itself inside a wrap; call the model that was wrapped, which "
             "knows where the images are."
         )
-    function = _backend_function(backend, module)
+    function = backend_function(backend, module)
     output, weights = function(module, query, key, value, attention_mask, **kwargs)
     index = cast(int, module.layer_idx)
     if isinstance(active[-1], TextPass):
@@ -101,7 +101,8 @@ def attend(
     return apply_edits(output, weights, calls[-1], edits, query, key, value, attention_mask, kwargs)
 
 
-def _backend_function(backend: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def backend_function(backend: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The attention function of transformers behind a backend's name, for a module."""
     if backend == "eager":
         # Eager attention is in no registry: every modeling file defines its own.
         for kind in type(module).__mro__:

@@ -129,7 +129,14 @@ class TextPass:
     capture: Callable[[int, Tensor, Tensor, Tensor], None] | None = None
 
 
-ACTIVE: ContextVar[tuple[Call | TextPass, ...]] = ContextVar("lvlm_attn_active", default=())
+@dataclass(frozen=True, eq=False)
+class Silence:
+    """A call in which the wrap of `owner` does not act, and others may."""
+
+    owner: object
+
+
+ACTIVE: ContextVar[tuple[Call | TextPass | Silence, ...]] = ContextVar("lvlm_attn_active", default=())
 """The calls running in this thread or task, outermost wrap first."""
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lvlm_attn.vision_attention import VisionRows
 
 ATTENTION_SITES = ("visibility", "extra_keys", "reweigh", "edit_weights", "readout")
+REQUEST_SITES = ("rewrite", "views", "fuse", "loop")
 LAYER_SITES = ("observe", "scale_heads", "modules", "frozen")
 
 
@@ -245,6 +246,10 @@ class Intervention:
     def loop(self, request: Request) -> Callable[..., Any] | None:
         """Returns a decoding loop for `model.generate(custom_generate=...)`, or None for the usual one."""
         return None
+
+    def needs_request(self) -> bool:
+        """Whether it acts on requests, and so in `lvlm.generate` only; plain `model.generate` is refused then."""
+        return any(self.overrides(site) for site in REQUEST_SITES)
 
     def begin(self, call: Call, place: int) -> None:
         """Called once per prompt, before its first layer; `call.text_heads` reads the prompt without images.

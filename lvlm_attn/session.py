@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, cast
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lvlm_attn.call import ACTIVE, Call, TextPass, active_calls, extended, extended_validity, in_text_pass
+from lvlm_attn.call import (
+    ACTIVE,
+    Call,
+    Silence,
+    TextPass,
+    active_calls,
+    extended,
+    extended_validity,
+    in_text_pass,
+)
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.generation import Generation, running_generation
 from lvlm_attn.intervention import ATTENTION_SITES, LAYER_SITES, Intervention, Target
@@ -45,6 +55,7 @@ class Session:
         self._cache: weakref.ref[Any] | None = None
         self._thread: int | None = None
         self._last_call: Call | None = None
+        self._mode: Literal["plain", "serving", "silent"] = "plain"
         wanted = [rows for item in self.interventions for rows in item.vision(target)]
         self._vision = VisionReader(target.parts.base, target.parts.vision, wanted) if wanted else None
         self._sites = {site: self._by_layer(site) for site in (*LAYER_SITES, "attention")}
@@ -102,6 +113,18 @@ class Session:
         ACTIVE.set(self._other_calls())
         self._forget()
 
+    @contextmanager
+    def during(self, mode: Literal["serving", "silent"]) -> Iterator[None]:
+        """For `lvlm.generate`: `"serving"` lets requests through, `"silent"` stops all sites for a while.
+
+        Methods look at the image and ask the bare model in silence; wraps that they make themselves do act.
+        """
+        before, self._mode = self._mode, mode
+        try:
+            yield
+        finally:
+            self._mode = before
+
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
         raise LvlmAttnError("A wrapped model cannot be copied; leave the `with` block first.")
 
@@ -114,10 +137,17 @@ class Session:
         self._labels = named_arguments(module, args, kwargs).get("labels")
 
     def _on_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._mode == "silent":
+            return
+        if self._mode == "plain" and in_text_pass() is None:
+            self._refuse_without_request()
         self._given = named_arguments(module, args, kwargs)
 
     def _on_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if in_text_pass() is not None:
+            return None
+        if self._mode == "silent":
+            ACTIVE.set((*self._other_calls(), Silence(self)))
             return None
         self._claim_thread()
         try:
@@ -140,6 +170,9 @@ class Session:
 
     def _on_leave(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if in_text_pass() is not None:
+            return
+        if self._mode == "silent":
+            ACTIVE.set(self._other_calls())
             return
         self._last_call = next((call for call in active_calls() if call.owner is self), None)
         ACTIVE.set(self._other_calls())
@@ -220,7 +253,7 @@ class Session:
                 output.logits = output.logits if edited is None else edited
         return output
 
-    def _other_calls(self) -> tuple[Call | TextPass, ...]:
+    def _other_calls(self) -> tuple[Call | TextPass | Silence, ...]:
         return tuple(call for call in ACTIVE.get() if getattr(call, "owner", None) is not self)
 
     def _own_call(self) -> Call | None:
@@ -358,6 +391,14 @@ class Session:
         for item in self.interventions:
             if reason := item.refuse(situation):
                 raise UnsupportedError(reason)
+
+    def _refuse_without_request(self) -> None:
+        needy = [item.title for item in self.interventions if item.needs_request()]
+        if needy:
+            raise UnsupportedError(
+                f"{' and '.join(needy)} cannot act in a plain call of the model; call lvlm.generate(**inputs, ...) "
+                f"or lvlm.generate(images=[...], prompts=[...]), where lvlm is what `with wrap(...) as lvlm` gives."
+            )
 
     def _claim_thread(self) -> None:
         current = threading.get_ident()

@@ -21,8 +21,15 @@ if TYPE_CHECKING:
     from lvlm_attn.diagnostics import Divergence, find_sinks, vhd
     from lvlm_attn.errors import LvlmAttnError, UnsupportedError
     from lvlm_attn.hooks import methods, register
+    from lvlm_attn.hooks.delayed import Delayed
+    from lvlm_attn.hooks.frozen_visual import FrozenVisual
+    from lvlm_attn.hooks.hollow import Hollow
+    from lvlm_attn.hooks.mma import MMA
+    from lvlm_attn.hooks.neighborhood import Neighborhood
+    from lvlm_attn.hooks.power import Power
     from lvlm_attn.hooks.var import VAR
     from lvlm_attn.hooks.vhr import VHR
+    from lvlm_attn.hooks.visual_self import VisualSelf
     from lvlm_attn.intervention import Intervention, Layer
     from lvlm_attn.layout import Kind, PromptLayout
     from lvlm_attn.loading import load
@@ -32,17 +39,24 @@ if TYPE_CHECKING:
     from lvlm_attn.wrapping import Wrapped, wrap
 
 _HOMES = {
+    "Delayed": "hooks.delayed",
     "Divergence": "diagnostics",
     "Family": "models",
+    "FrozenVisual": "hooks.frozen_visual",
+    "Hollow": "hooks.hollow",
     "Intervention": "intervention",
     "Kind": "layout",
     "Layer": "intervention",
     "LvlmAttnError": "errors",
+    "MMA": "hooks.mma",
+    "Neighborhood": "hooks.neighborhood",
+    "Power": "hooks.power",
     "PromptLayout": "layout",
     "SinkDims": "sinks",
     "UnsupportedError": "errors",
     "VAR": "hooks.var",
     "VHR": "hooks.vhr",
+    "VisualSelf": "hooks.visual_self",
     "Wrapped": "wrapping",
     "find_sinks": "diagnostics",
     "load": "loading",
@@ -56,17 +70,24 @@ _HOMES = {
 }
 
 __all__ = [
+    "MMA",
     "VAR",
     "VHR",
+    "Delayed",
     "Divergence",
     "Family",
+    "FrozenVisual",
+    "Hollow",
     "Intervention",
     "Kind",
     "Layer",
     "LvlmAttnError",
+    "Neighborhood",
+    "Power",
     "PromptLayout",
     "SinkDims",
     "UnsupportedError",
+    "VisualSelf",
     "Wrapped",
     "__version__",
     "find_sinks",

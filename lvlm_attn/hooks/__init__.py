@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.hooks.delayed import Delayed
+from lvlm_attn.hooks.frozen_visual import FrozenVisual
+from lvlm_attn.hooks.hollow import Hollow
+from lvlm_attn.hooks.mma import MMA
+from lvlm_attn.hooks.neighborhood import Neighborhood
+from lvlm_attn.hooks.power import Power
 from lvlm_attn.hooks.var import VAR
 from lvlm_attn.hooks.vhr import VHR
+from lvlm_attn.hooks.visual_self import VisualSelf
 from lvlm_attn.intervention import Intervention
 
-_METHODS: dict[str, type[Intervention]] = {kind.name: kind for kind in (VAR, VHR)}
+_METHODS: dict[str, type[Intervention]] = {
+    kind.name: kind
+    for kind in (VAR, VHR, MMA, VisualSelf, FrozenVisual, Hollow, Delayed, Neighborhood, Power)
+}
 
 
 def methods() -> dict[str, type[Intervention]]:
     """The interventions by the name that `lvlm_attn.parse` and the command line use.
 
     Example:
-        >>> sorted(methods())[:1]
-        ['var']
+        >>> methods()["var"].__name__
+        'VAR'
     """
     return dict(_METHODS)
 

@@ -1,0 +1,85 @@
+"""Delayed: text does not see the image in the first layers.
+
+Source: the late injection of a modality in LAL ("layer-wise attention-only injection", arXiv 2506.10423), of which
+this is a training-free imitation: a probe of when a model needs the image, not the method itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.intervention import Intervention, Layer, Target
+from lvlm_attn.kernels.visibility import ALL, Visibility
+from lvlm_attn.modality import Made, count_before, counted, is_image, once_per_call, whole_number
+
+
+@dataclass(frozen=True)
+class Delayed(Intervention):
+    """Delayed visibility: below layer `start`, no text token reads an image token; above, all is as always.
+
+    Holds for the question and for every generated token. Image tokens read as always, text before the first image
+    and samples without an image keep their bits in the first layer.
+
+    Args:
+        start: the first layer where text reads the image; 0 changes nothing. None is a quarter of the layers,
+            which is ours: the source chooses by experiment.
+
+    Raises:
+        LvlmAttnError: if `start` is no whole number of at least 0, or above the number of layers.
+
+    Example:
+        >>> str(Delayed(start=8))
+        'delayed:start=8'
+    """
+
+    name: ClassVar[str] = "delayed"
+    needs_image: ClassVar[bool] = True
+
+    start: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.start is not None:
+            whole_number("Delayed", "start", self.start, 0, "the first layer where text reads the image")
+
+    def is_neutral(self) -> bool:
+        """Whether text reads the image from the first layer on."""
+        return self.start == 0
+
+    def fit(self, target: Target) -> Delayed:
+        """Chooses where text begins to see."""
+        start = max(target.layers // 4, 1) if self.start is None else self.start
+        if start > target.layers:
+            raise LvlmAttnError(
+                f"Delayed: start={start} is out of range; this model has {target.layers} decoder layers, so at "
+                f"most {target.layers}, with which text never reads the image."
+            )
+        return dataclasses.replace(self, start=start)
+
+    def layers_at(self, site: str, target: Target) -> Sequence[int]:
+        """The layers below `start`."""
+        return range(self.start or 0)
+
+    def visibility(self, layer: Layer) -> Visibility:
+        """Text reads no image token."""
+        visibility = once_per_call(layer, lambda: self._make(layer))
+        assert visibility is not None
+        return visibility
+
+    def _make(self, layer: Layer) -> Made:
+        image = is_image(layer.layout)
+        is_changed = layer.layout.is_text & (count_before(image) > 0)
+        group = torch.where(is_changed, 0, torch.where(image, 1, 2))
+        every = (ALL, ALL, ALL)
+        return Made(
+            Visibility(group, earlier=((ALL, 0, ALL), every, every)), (is_changed[:, layer.queries].sum(),)
+        )
+
+    def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
+        """Per layer: how many text tokens did not see an image before them."""
+        return counted(stats, ("rows",))

@@ -1,0 +1,94 @@
+"""FrozenVisual: image tokens pass some layers untouched.
+
+Source: Yuan et al., "ShortV: Efficient Multimodal Large Language Models by Freezing Visual Tokens in Ineffective
+Layers", ICCV 2025 (arXiv 2504.00502); the layer lists are those of its released README.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from lvlm_attn.intervention import Intervention, Layer, Target
+from lvlm_attn.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.modality import counted, is_image
+
+LLAVA_7B = (31, 29, 30, 28, 0, 26, 27, 25, 24, 22, 23, 21, 2, 3, 20, 18, 17, 12, 19)
+"""Layers of LLaVA-1.5-7B (32 layers), the least effective first."""
+
+LLAVA_13B = (
+    *(39, 32, 28, 36, 27, 37, 29, 30, 1, 38, 25, 31),
+    *(2, 26, 23, 34, 0, 33, 35, 22, 24, 21, 20, 17),
+)
+"""Layers of LLaVA-1.5-13B (40 layers), the least effective first."""
+
+LLAVA_NEXT_7B = (31, 29, 30, 28, 26, 27, 22, 24, 21, 23, 25, 20, 19, 17, 18, 15, 12, 0, 2)
+"""Layers of LLaVA-NeXT-7B (32 layers), the least effective first."""
+
+PUBLISHED = {("llava", 32): LLAVA_7B, ("llava", 40): LLAVA_13B, ("llava_next", 32): LLAVA_NEXT_7B}
+"""Published lists by family and number of layers."""
+
+
+@dataclass(frozen=True)
+class FrozenVisual(Intervention):
+    """Frozen visual tokens: in the chosen layers image tokens leave as they entered; text reads them as always.
+
+    Neither attention nor feed-forward block changes them there, while their keys and values under the weights of
+    the layer stay readable. Needs no training. Nothing is skipped: the method is for measuring what the layers do
+    to image tokens; it does not save their time.
+
+    Args:
+        layers: which layers; None is the published list of the model, or, for a model without one, the layers at
+            the same relative depth as those of LLaVA-1.5-7B.
+
+    Example:
+        >>> str(FrozenVisual(layers="24:"))
+        'frozen_visual:layers=24:'
+    """
+
+    name: ClassVar[str] = "frozen_visual"
+    needs_image: ClassVar[bool] = True
+
+    layers: Layers = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", canonical_layers(self.layers))
+
+    def fit(self, target: Target) -> FrozenVisual:
+        """Chooses the layers for a model."""
+        layers = default_layers(target.family.name, target.layers) if self.layers is None else self.layers
+        return dataclasses.replace(self, layers=select_layers(layers, target.layers, self.title))
+
+    def frozen(self, layer: Layer) -> Tensor | None:
+        """Image tokens of the prompt."""
+        if not layer.is_prompt:
+            return None
+        is_frozen = is_image(layer.layout)[:, layer.queries]
+        before = layer.stats.get(int(layer))
+        count = is_frozen.sum()
+        layer.stats[int(layer)] = (count if before is None else before[0] + count,)
+        return is_frozen
+
+    def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
+        """Per layer: how many image tokens stayed as they were."""
+        return counted(stats, ("frozen",))
+
+
+def default_layers(family: str, count: int) -> tuple[int, ...]:
+    """The published layers of a model, or those of LLaVA-1.5-7B at the same relative depth.
+
+    A layer is chosen if its middle lies in a chosen layer of the 32 when both stacks are drawn at one height.
+
+    Example:
+        >>> default_layers("qwen2_vl", 8)
+        (0, 4, 5, 6, 7)
+    """
+    known = PUBLISHED.get((family, count))
+    if known is not None:
+        return tuple(sorted(known))
+    chosen = tuple(layer for layer in range(count) if int((layer + 0.5) * 32 / count) in LLAVA_7B)
+    return chosen or (count - 1,)

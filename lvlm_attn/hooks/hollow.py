@@ -1,0 +1,74 @@
+"""Hollow: image tokens read only image tokens close before them.
+
+Source: the hollow attention of RedundancyLens (its summary; the window it uses was not at hand, so the default is
+ours).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from lvlm_attn.intervention import Intervention, Layer, Target
+from lvlm_attn.kernels.visibility import ALL, Visibility
+from lvlm_attn.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.modality import Made, count_before, counted, is_image, once_per_call, whole_number
+
+
+@dataclass(frozen=True)
+class Hollow(Intervention):
+    """Hollow attention: an image token reads all text before it and the image tokens of a window, no others.
+
+    The window counts positions of the sequence, the token itself included, so `window=1` is
+    `VisualSelf(mode="self+prefix")` and a window of an image's length changes nothing. Text rows, and image rows
+    whose window reaches the first image token, keep their bits in the first of the chosen layers.
+
+    Args:
+        window: how many positions back an image token reads image tokens, itself included.
+        layers: which layers; None for all. The source uses about half of them, without training.
+
+    Raises:
+        LvlmAttnError: if the window is no whole number of at least 1.
+
+    Example:
+        >>> str(Hollow(window=24, layers="16:"))
+        'hollow:window=24,layers=16:'
+    """
+
+    name: ClassVar[str] = "hollow"
+    needs_image: ClassVar[bool] = True
+
+    window: int = 64
+    layers: Layers = None
+
+    def __post_init__(self) -> None:
+        whole_number("Hollow", "window", self.window, 1, "the token itself included")
+        object.__setattr__(self, "layers", canonical_layers(self.layers))
+
+    def fit(self, target: Target) -> Hollow:
+        """Chooses the layers for a model."""
+        return dataclasses.replace(self, layers=select_layers(self.layers, target.layers, self.title))
+
+    def visibility(self, layer: Layer) -> Visibility | None:
+        """Image tokens read text, and image tokens in the window."""
+        return once_per_call(layer, lambda: self._make(layer)) if layer.is_prompt else None
+
+    def _make(self, layer: Layer) -> Made:
+        image = is_image(layer.layout)
+        # Image tokens at least a window back: those before the position that is window - 1 back.
+        back = torch.nn.functional.pad(count_before(image), (self.window - 1, 0))[:, : image.shape[1]]
+        is_changed = image & (back > 0)
+        group = torch.where(is_changed, 1, torch.where(image, 2, 0))
+        every, near = (ALL, ALL, ALL), self.window - 1
+        return Made(
+            Visibility(group, earlier=(every, (ALL, near, near), every)),
+            (is_changed[:, layer.queries].sum(),),
+        )
+
+    def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
+        """Per layer: how many image tokens read less."""
+        return counted(stats, ("rows",))

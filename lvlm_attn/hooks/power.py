@@ -1,0 +1,112 @@
+"""Power: blocks of keys at distances that are powers of two.
+
+Source: Chen et al., "PowerAttention: Exponentially Scaling of Receptive Fields for Effective Sparse Attention"
+(arXiv 2503.03588), section 3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.intervention import Intervention, Layer, Target
+from lvlm_attn.kernels.visibility import ALL, Visibility
+from lvlm_attn.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.modality import Made, counted, once_per_call, whole_number
+
+
+@dataclass(frozen=True)
+class Power(Intervention):
+    """PowerAttention: a token reads near blocks, the first block, and blocks at a distance of 1, 2, 4, 8, ...
+
+    Positions are counted without padding and cut into blocks. A query reads a key before it if their blocks are
+    less than `window` apart, a power of two apart, or the key is in the first block. The rule acts on all tokens,
+    images or not, on the prompt and on every generated token. Over several layers every earlier token can be
+    reached: one step for each binary digit 1 of the distance in blocks.
+
+    The source trains with the pattern (blocks of 256 tokens, a window of 5, all layers, for prompts of 32k tokens);
+    without training, quality is expected to fall. The default block is small because prompts about images are
+    short; where the prompt has no more than `max(window, 3) + 1` blocks nothing changes, bit for bit.
+
+    Args:
+        block: tokens per block.
+        window: how many blocks are read around the query's own, itself included.
+        layers: which layers; None for all.
+
+    Raises:
+        LvlmAttnError: if a parameter is no whole number of at least 1.
+
+    Example:
+        >>> str(Power(block=16, layers="2:"))
+        'power:block=16,layers=2:'
+    """
+
+    name: ClassVar[str] = "power"
+
+    block: int = 32
+    window: int = 5
+    layers: Layers = None
+
+    def __post_init__(self) -> None:
+        whole_number("Power", "block", self.block, 1, "the tokens per block")
+        whole_number("Power", "window", self.window, 1, "the blocks read, the query's own included")
+        object.__setattr__(self, "layers", canonical_layers(self.layers))
+
+    def fit(self, target: Target) -> Power:
+        """Chooses the layers for a model."""
+        return dataclasses.replace(self, layers=select_layers(self.layers, target.layers, self.title))
+
+    def visibility(self, layer: Layer) -> Visibility | None:
+        """Tokens read blocks at distances that are powers of two."""
+        return once_per_call(layer, lambda: self._make(layer))
+
+    def _make(self, layer: Layer) -> Made | None:
+        layout = layer.layout
+        # Every row has read its padding by now, so its rank is at most its position.
+        if (layout.length - 1) // self.block <= first_gap(self.window):
+            return None
+        number = (layout.is_valid.cumsum(1) - 1).clamp(min=0) // self.block
+        is_changed = layout.is_valid & (number > first_gap(self.window))
+        visibility = Visibility(
+            torch.zeros_like(layout.kind),
+            earlier=((ALL,),),
+            predicate=is_readable(number, self.window),
+            touches=is_changed,
+        )
+        return Made(visibility, (is_changed[:, layer.queries].sum(),))
+
+    def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
+        """Per layer: how many tokens read less."""
+        return counted(stats, ("rows",))
+
+
+def first_gap(window: int) -> int:
+    """The smallest distance in blocks that is neither inside the window nor a power of two.
+
+    A query whose block has this number or a smaller one reads all before it, since the first block is always read.
+
+    Example:
+        >>> [first_gap(window) for window in (1, 3, 4, 5, 8)]
+        [3, 3, 5, 5, 9]
+    """
+    distance = max(window, 3)
+    return distance if distance & (distance - 1) else distance + 1
+
+
+def is_readable(number: Tensor, window: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """A predicate for `Visibility`, from the block number of every position `(batch, length)`."""
+
+    def predicate(query: Tensor, key: Tensor) -> Tensor:
+        blocks = number.to(query.device)
+        last = blocks.shape[1] - 1
+        of_query = blocks.gather(1, query.squeeze(2).clamp(max=last))[..., None]
+        of_key = blocks.gather(1, key.squeeze(1).clamp(max=last).expand(query.shape[0], -1))[:, None]
+        distance = of_query - of_key
+        return (distance < window) | (distance & (distance - 1) == 0) | (of_key == 0)
+
+    return predicate

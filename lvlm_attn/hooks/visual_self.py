@@ -1,0 +1,89 @@
+"""VisualSelf: image tokens stop reading each other.
+
+Source: Ma et al., "EE-MLLM: A Data-Efficient and Compute-Efficient Multimodal Large Language Model"
+(arXiv 2408.11795). Its method section was not at hand; what is built here follows from its summary: no
+self-attention among visual tokens, and an aligner made of the weights of each layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.intervention import Intervention, Layer, Target
+from lvlm_attn.kernels.visibility import ALL, Visibility
+from lvlm_attn.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.modality import Made, count_before, counted, is_image, once_per_call
+
+MODES = ("self", "self+prefix")
+
+
+@dataclass(frozen=True)
+class VisualSelf(Intervention):
+    """Composite attention: an image token reads itself, and in one mode the text before it; text reads as always.
+
+    In mode `"self"`, which is what EE-MLLM trains with, a softmax over one key is 1, so the output of the
+    attention is the token's own value: query and key weights and rotary positions drop out, and the layer acts on
+    image tokens as an aligner made of its value, output and feed-forward weights. It is computed that way. In mode
+    `"self+prefix"` image tokens also read the text before them. A model that was not trained with the method
+    parks much of an image token's weight on the beginning of the text, so this mode moves it less, and is the
+    default here.
+
+    No image reads another one. Newline and class tokens of an image count as image. Text, generated tokens and
+    samples without an image keep their bits in the first of the chosen layers.
+
+    Args:
+        mode: `"self"` or `"self+prefix"` (`self_prefix` in text, where `+` joins methods).
+        layers: which layers; None for all, as EE-MLLM is trained. Without training, late layers do the least
+            harm; `FrozenVisual` names some by experiment.
+
+    Raises:
+        LvlmAttnError: if the mode is unknown.
+
+    Example:
+        >>> str(VisualSelf(mode="self", layers="16:"))
+        'visual_self:mode=self,layers=16:'
+    """
+
+    name: ClassVar[str] = "visual_self"
+    needs_image: ClassVar[bool] = True
+
+    mode: str = "self+prefix"
+    layers: Layers = None
+
+    def __post_init__(self) -> None:
+        mode = "self+prefix" if self.mode in ("self_prefix", "prefix") else self.mode
+        if mode not in MODES:
+            raise LvlmAttnError(f"VisualSelf: mode={self.mode!r} must be 'self' or 'self+prefix'.")
+        object.__setattr__(self, "mode", mode)
+        object.__setattr__(self, "layers", canonical_layers(self.layers))
+
+    def fit(self, target: Target) -> VisualSelf:
+        """Chooses the layers for a model."""
+        return dataclasses.replace(self, layers=select_layers(self.layers, target.layers, self.title))
+
+    def visibility(self, layer: Layer) -> Visibility | None:
+        """Image tokens read themselves, and text before them if the mode says so."""
+        return once_per_call(layer, lambda: self._make(layer)) if layer.is_prompt else None
+
+    def _make(self, layer: Layer) -> Made:
+        layout = layer.layout
+        image = is_image(layout)
+        lost = image if self.mode == "self+prefix" else layout.is_valid
+        # A token that loses nothing keeps its bits; it is an image key all the same.
+        is_changed = image & (count_before(lost) > 0)
+        group = torch.where(is_changed, 1, torch.where(image, 2, 0))
+        text = ALL if self.mode == "self+prefix" else 0
+        every = (ALL, ALL, ALL)
+        return Made(
+            Visibility(group, earlier=(every, (text, 0, 0), every)), (is_changed[:, layer.queries].sum(),)
+        )
+
+    def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
+        """Per layer: how many image tokens read less."""
+        return counted(stats, ("rows",))

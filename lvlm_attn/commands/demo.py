@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lvlm_attn.commands.common import Device, Split, load_model, run_benchmark
+from lvlm_attn.commands.common import Device, Split, Stopped, load_model
 from lvlm_attn.evals.report import Table
 
 RUNS = {"baseline": "none", "VAR": "var", "VHR": "vhr", "VAR+VHR": "var+vhr"}
@@ -27,12 +28,11 @@ def demo(
 
     Answers found in the folder are used again; give another --out to start afresh.
     """
-    from lvlm_attn.evals.compare import compare_chair, compare_pope
-    from lvlm_attn.evals.report import chair_table, comparison_table, pope_table, show
+    from lvlm_attn.evals.report import show
     from lvlm_attn.evals.run_folder import check_writable
-    from lvlm_attn.evals.stats import holm
+    from lvlm_attn.evals.runner import RunInterrupted
+    from lvlm_attn.evals.study import study
     from lvlm_attn.evals.toy_data import toy_chair, toy_pope
-    from lvlm_attn.parsing import parse
 
     start = time.perf_counter()
     check_writable(out)
@@ -42,44 +42,22 @@ def demo(
         f"Model {model}, {limit} {split} scenes of the toy world: {len(pope.questions)} yes/no questions "
         f"and {limit} captions, {len(RUNS)} runs each, greedy decoding."
     )
-    pope_runs: dict[str, Any] = {}
-    chair_runs: dict[str, Any] = {}
-    for name, text in RUNS.items():
-        for benchmark, runs, tokens in ((pope, pope_runs, None), (chair, chair_runs, CAPTION_TOKENS)):
-            began = time.perf_counter()
-            runs[name] = run_benchmark(
-                benchmark,
-                model,
-                loaded,
-                parse(text),
-                max_new_tokens=tokens,
-                out=out / f"{split}-{limit}" / benchmark.name / name.lower(),
-                batch_size=batch_size,
-            )
-            typer.echo(f"  {benchmark.name:<6}{name:<10}{time.perf_counter() - began:6.1f} s")
-    first, captions = pope.pairs(pope_runs["baseline"].lines)[0], chair.captions(chair_runs["baseline"].lines)
-    pope_tests = {
-        name: compare_pope(first, pope.pairs(done.lines)[0])
-        for name, done in pope_runs.items()
-        if name != "baseline"
-    }
-    chair_tests = {
-        name: compare_chair(captions, chair.captions(done.lines), chair.truth)
-        for name, done in chair_runs.items()
-        if name != "baseline"
-    }
-    for tests in (pope_tests, chair_tests):
-        for test, adjusted in zip(
-            tests.values(), holm([item["mcnemar_p"] for item in tests.values()]), strict=True
-        ):
-            test["p_holm"] = adjusted
-    where = f"{Path(model).name}, {limit} {split} scenes, greedy"
-    tables = [
-        pope_table({name: done.metrics for name, done in pope_runs.items()}, f"POPE (%): {where}"),
-        chair_table({name: done.metrics for name, done in chair_runs.items()}, f"CHAIR (%): {where}"),
-        comparison_table(pope_tests, "POPE accuracy against the baseline, in points, each question once"),
-        comparison_table(chair_tests, "Captions without hallucination against the baseline, in points"),
-    ]
+    try:
+        done = study(
+            RUNS,
+            pope,
+            chair,
+            model,
+            *loaded,
+            out / f"{split}-{limit}",
+            batch_size=batch_size,
+            caption_tokens=CAPTION_TOKENS,
+            show_progress=sys.stderr.isatty(),
+            on_done=lambda benchmark, name, taken: typer.echo(f"  {benchmark:<6}{name:<10}{taken:6.1f} s"),
+        )
+    except RunInterrupted as error:
+        raise Stopped(str(error)) from None
+    tables = done.tables(f"{Path(model).name}, {limit} {split} scenes, greedy")
     for table in tables:
         typer.echo("")
         show(table)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -33,6 +34,7 @@ from lvlm_attn.commands.common import (
 from lvlm_attn.errors import LvlmAttnError, closest
 
 if TYPE_CHECKING:
+    from lvlm_attn.evals.benchmark import Benchmark
     from lvlm_attn.evals.chair import Chair
     from lvlm_attn.evals.pope import Pope
 
@@ -94,26 +96,11 @@ def pope(
         benchmark = Pope.from_files(files, images, parser, limit, fix_typo)
         for remark in benchmark.remarks:
             tell(f"note: {remark}")
-    interventions = read_interventions(intervene)
-    check_decoding(decode, temperature)
-    check_out(out)
-    done = run_benchmark(
-        benchmark,
-        model,
-        load_model(model, device, dtype),
-        interventions,
-        decode=decode,
-        temperature=temperature,
-        suffix=suffix,
-        max_new_tokens=max_new_tokens,
-        out=out,
-        batch_size=batch_size,
-        seed=seed,
-    )
+    generation = Generation(decode, temperature, suffix, max_new_tokens, batch_size, seed, out, device, dtype)
     from lvlm_attn.evals.report import pope_table
 
-    name = "+".join(map(str, interventions)) or "baseline"
-    finish(done, pope_table({name: done.metrics}, f"POPE, {model}, {decode}, parser {parser} (%)"), as_json)
+    title = f"POPE, {model}, {decode}, parser {parser} (%)"
+    measure(benchmark, model, intervene, generation, pope_table, title, as_json)
 
 
 @app.command("chair")
@@ -171,26 +158,62 @@ def chair(
         from lvlm_attn.evals.chair import Chair
 
         benchmark = Chair.from_files(ground_truth, images, ids, mode, drop_incomplete_sentence, asked, limit)
+    generation = Generation(decode, temperature, suffix, max_new_tokens, batch_size, seed, out, device, dtype)
+    from lvlm_attn.evals.report import chair_table
+
+    measure(
+        benchmark,
+        model,
+        intervene,
+        generation,
+        chair_table,
+        f"CHAIR, {model}, {decode}, mode {mode} (%)",
+        as_json,
+    )
+
+
+class Generation(NamedTuple):
+    """How answers are generated and where they go, as given on the command line."""
+
+    decode: str
+    temperature: float
+    suffix: str
+    max_new_tokens: int | None
+    batch_size: int
+    seed: int
+    out: Path | None
+    device: str
+    dtype: str
+
+
+def measure(
+    benchmark: Benchmark,
+    model: str,
+    intervene: list[str] | None,
+    generation: Generation,
+    table: Callable[[dict[str, dict[str, Any]], str], Any],
+    title: str,
+    as_json: bool,
+) -> None:
+    """Checks what can be checked without the model, generates, scores and prints."""
     interventions = read_interventions(intervene)
-    check_decoding(decode, temperature)
-    check_out(out)
+    check_decoding(generation.decode, generation.temperature)
+    check_out(generation.out)
     done = run_benchmark(
         benchmark,
         model,
-        load_model(model, device, dtype),
+        load_model(model, generation.device, generation.dtype),
         interventions,
-        decode=decode,
-        temperature=temperature,
-        suffix=suffix,
-        max_new_tokens=max_new_tokens,
-        out=out,
-        batch_size=batch_size,
-        seed=seed,
+        decode=generation.decode,
+        temperature=generation.temperature,
+        suffix=generation.suffix,
+        max_new_tokens=generation.max_new_tokens,
+        out=generation.out,
+        batch_size=generation.batch_size,
+        seed=generation.seed,
     )
-    from lvlm_attn.evals.report import chair_table
-
     name = "+".join(map(str, interventions)) or "baseline"
-    finish(done, chair_table({name: done.metrics}, f"CHAIR, {model}, {decode}, mode {mode} (%)"), as_json)
+    finish(done, table({name: done.metrics}, title), as_json)
 
 
 def use_toy(data: str | None, files: dict[str, object]) -> bool:

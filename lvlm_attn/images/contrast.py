@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.images.geometry import levels_of
 from lvlm_attn.images.maps import Map, Mask, contrast, pixel_map
 from lvlm_attn.images.reading import Blocks, read_attention
 from lvlm_attn.prompting import format_prompt
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from lvlm_attn.requests import Request
 
 GENERAL = "Write a general description of the image."
@@ -67,7 +70,9 @@ def contrast_maps(
     Raises:
         LvlmAttnError: if the request holds no images.
     """
-    groups = request.need_images("CARVE")
+    groups = pictures_of(request, "A contrast map")
+    if not any(groups):
+        return [[] for _ in groups]
     described = request.with_texts(general_texts(request, general))
     count = 1 if mode == "first" else steps
     asked, told = read_attention([request, described], layers, count)
@@ -78,6 +83,21 @@ def contrast_maps(
         ]
         for row, images in enumerate(groups)
     ]
+
+
+def pictures_of(request: Request, title: str) -> list[list[Image]]:
+    """The images of each row.
+
+    Raises:
+        LvlmAttnError: naming the method `title`, if they are not known or no PIL images.
+    """
+    groups = request.need_images(title)
+    for image in (image for row in groups for image in row):
+        if not hasattr(image, "convert"):
+            raise LvlmAttnError(
+                f"{title} got an image of type {type(image).__name__}; give PIL images, as in Image.open(path)."
+            )
+    return groups
 
 
 def general_texts(request: Request, general: str) -> list[str]:

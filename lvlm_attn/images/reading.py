@@ -231,6 +231,7 @@ def _is_bare(target: Target) -> bool:
     return not any(
         item.overrides(site)
         for session in _sessions(target)
+        if session._mode != "silent"
         for item in session.interventions
         for site in sites
     )

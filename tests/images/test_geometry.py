@@ -12,7 +12,7 @@ from lvlm_attn.images.geometry import Frame, crops_centre, levels_of, tile_arran
 from lvlm_attn.images.maps import assemble, pixel_map, seen, upsample
 from lvlm_attn.images.regions import bounding_box, threshold
 from lvlm_attn.models import Evidence, family_of
-from tests.models.test_processors import IMAGE_TOKEN, QWEN, START_TOKEN, END_TOKEN, config, processor
+from tests.models.test_processors import END_TOKEN, IMAGE_TOKEN, QWEN, START_TOKEN, config, processor
 
 NAMES = ["llava", "llava_next", "llava_onevision", "internvl", "qwen2_5_vl"]
 SHAPES = {"square": (640, 640), "wide": (900, 400), "tall": (380, 1000)}
@@ -36,7 +36,11 @@ def brightest(name, size, spot):
         return picture, grid, [patches.reshape(height // merge, width // merge)]
     tiles = (pixels[0] if pixels.ndim == 5 else pixels).mean(1)
     if name in ("llava", "internvl"):
-        return picture, grid, [shrink(tile, block.rows, block.cols) for tile, block in zip(tiles, grid.blocks)]
+        return (
+            picture,
+            grid,
+            [shrink(tile, block.rows, block.cols) for tile, block in zip(tiles, grid.blocks)],
+        )
     # Any resolution: the mosaic of all tiles, with its padding cut off on both sides alike.
     base, mosaic = grid.blocks
     count = len(tiles) - 1
@@ -45,7 +49,9 @@ def brightest(name, size, spot):
     edge = tiles.shape[-1]
     down, across = best[0] // edge, best[1] // edge
     assert down * across == count
-    joined = tiles[1:].reshape(down, across, edge, edge).transpose(0, 2, 1, 3).reshape(down * edge, across * edge)
+    joined = (
+        tiles[1:].reshape(down, across, edge, edge).transpose(0, 2, 1, 3).reshape(down * edge, across * edge)
+    )
     scale = min(best[1] / size[0], best[0] / size[1])
     cell = edge / base.rows
     for axis, real in ((0, size[1] * scale), (1, size[0] * scale)):
@@ -56,6 +62,7 @@ def brightest(name, size, spot):
 
 def next_resolution(size, pinpoints):
     """The resolution that keeps most pixels, and of those the one that wastes least."""
+
     def quality(best):
         scale = min(best[1] / size[0], best[0] / size[1])
         kept = min(int(size[0] * scale) * int(size[1] * scale), size[0] * size[1])
@@ -81,15 +88,19 @@ def test_localisation_equivariance(name, shape):
             across = 0.5 + (across - 0.5) * 2 * middle / size[0]
             down = 0.5 + (down - 0.5) * 2 * middle / size[1]
         centre = (across * size[0], down * size[1])
-        spot = tuple(round(value) for value in (centre[0] - 32, centre[1] - 32, centre[0] + 32, centre[1] + 32))
+        spot = tuple(
+            round(value) for value in (centre[0] - 32, centre[1] - 32, centre[0] + 32, centre[1] + 32)
+        )
         picture, grid, values = brightest(name, size, spot)
         levels = levels_of(grid, picture.size, config(name), processor(name))
         for level in levels:
             hot = assemble(values, level)
             alone = upsample((hot == hot.max()).astype(float), level.frame, size)
             y, x = np.unravel_index(alone.argmax(), alone.shape)
-            cell = ((level.frame.right - level.frame.left) / level.cols,
-                    (level.frame.bottom - level.frame.top) / level.rows)
+            cell = (
+                (level.frame.right - level.frame.left) / level.cols,
+                (level.frame.bottom - level.frame.top) / level.rows,
+            )
             assert spot[0] - cell[0] <= x <= spot[2] + cell[0]
             assert spot[1] - cell[1] <= y <= spot[3] + cell[1]
         total, is_seen = pixel_map(values, levels, size)
@@ -105,7 +116,9 @@ def test_a_hot_cell_lies_in_its_own_pixels(kind, shape):
     """The box of one hot cell has its centre in the pixels of that cell."""
     width, height = SHAPES[shape]
     settings = {
-        "crop": SimpleNamespace(do_center_crop=True, crop_size={"height": 8, "width": 8}, size={"shortest_edge": 8}),
+        "crop": SimpleNamespace(
+            do_center_crop=True, crop_size={"height": 8, "width": 8}, size={"shortest_edge": 8}
+        ),
         "pad": SimpleNamespace(do_pad=True, pad_to_square=None, size={"shortest_edge": 8}),
         "native": SimpleNamespace(size={"height": 8, "width": 8}),
     }[kind]
@@ -129,7 +142,9 @@ def test_a_hot_cell_lies_in_its_own_pixels(kind, shape):
 
 
 def test_centre_crop_sees_the_middle_square():
-    settings = SimpleNamespace(do_center_crop=True, crop_size={"height": 8, "width": 8}, size={"shortest_edge": 8})
+    settings = SimpleNamespace(
+        do_center_crop=True, crop_size={"height": 8, "width": 8}, size={"shortest_edge": 8}
+    )
     assert crops_centre(settings)
     (level,) = levels_of(ImageGrid((Block(4, 4, "base"),)), (100, 40), SimpleNamespace(), settings)
     assert level.frame == Frame(30, 0, 70, 40)

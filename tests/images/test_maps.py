@@ -34,6 +34,7 @@ def test_contrast_minimises_its_objective():
     """No step away from the closed form makes the regularised square smaller."""
     asked, told = rows(2, 50)
     for lam in (1e-3, 0.05, 1.0):
+
         def loss(x, lam=lam):
             return ((x * told - asked) ** 2).sum() + lam * (x**2 * told).sum()
 

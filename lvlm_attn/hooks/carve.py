@@ -1,0 +1,192 @@
+"""CARVE: asks again about the part of the image that matters for the question.
+
+Source: Ge et al., "Focusing by Contrastive Attention: Enhancing VLMs' Visual Reasoning", arXiv 2509.06461,
+section 4 and algorithm 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.hooks.checks import need_choice, need_flag, need_number, need_whole
+from lvlm_attn.images.contrast import GENERAL, ContrastMap, Mode, contrast_maps, pictures_of
+from lvlm_attn.images.crops import refine
+from lvlm_attn.images.geometry import crops_centre
+from lvlm_attn.images.maps import Map, Mask
+from lvlm_attn.images.reading import scaled_layers
+from lvlm_attn.images.regions import Box, RegionRule, best_regions, threshold
+from lvlm_attn.intervention import Intervention, Target
+from lvlm_attn.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.prompting import format_prompt
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from lvlm_attn.requests import Request
+
+SUFFIX = "Answer the question using a single word or phrase."
+
+
+@dataclass(frozen=True, eq=False)
+class Carved:
+    """What CARVE made of one image.
+
+    Attributes:
+        map: `(height, width)`, the contrast in pixels of the image.
+        mask: `(height, width)`, True at the pixels that are kept.
+        box: (left, top, right, bottom) of the crop, right and bottom exclusive.
+        image: the refined image; the image itself if nothing was taken away.
+    """
+
+    map: Map
+    mask: Mask
+    box: Box
+    image: Image
+
+
+@dataclass(frozen=True)
+class CARVE(Intervention):
+    """Contrastive attention refinement of the image.
+
+    The attention of the answer on every patch is divided by the attention that a general instruction pays to
+    it. The `p` pixels of highest contrast are kept, of these the `K` connected regions with the highest sum;
+    everything else becomes black, the bounding box is cut out and enlarged, and the question is asked about
+    that. It runs in `lvlm.generate(images=..., prompts=...)`; `lvlm.details["CARVE"][row][image]` holds the
+    map, the mask, the box and the refined image. Several images of a row share one threshold and the `K`
+    regions; an image of which nothing is kept stays as it is. Rows without an image stay too.
+
+    The two prompts share one pass over the image. In mode `"first"` the model is left after the last layer
+    that is read, so the answer costs little more than a plain one and the refined image; `"last"` and `"all"`
+    decode both prompts greedily for up to `steps` tokens. Under interventions that act inside the model both
+    prompts are read in full.
+
+    Args:
+        p: share of the pixels that is kept; 1 keeps all and changes nothing. The paper's best are 0.2 to 0.6.
+        K: number of regions that are kept; the paper's best are 2 and 3.
+        mode: which steps are contrasted: `"last"` (the paper's best), `"first"` (cheapest) or `"all"`.
+        layers: which layers; None is 20 to 25 of 32, scaled to the model.
+        steps: the most answer tokens in modes `"last"` and `"all"`.
+        lam: regularisation of the contrast. The paper gives no value; this is the released code's.
+        lam_rel: the same relative to the mean attention of the general instruction; replaces `lam`.
+        images: what the question is asked about: `"refined_only"` (the paper) or `"original_plus_refined"`
+            (the released code), which shows both.
+        general: the general instruction.
+        suffix_on_general: end the general instruction with `suffix`, as the released code does.
+        suffix: the short-answer instruction of the released code. Your questions are taken as they are.
+        regions: `"paper"` keeps `K` regions; `"released"` keeps `max(K, int(p * number of regions))`.
+        max_zoom: the largest factor by which a crop is enlarged.
+        fit_crop: for processors that cut off the ends of a long image: add black so that they cut off nothing of
+            the crop. The released code does not.
+
+    Raises:
+        LvlmAttnError: if a parameter is out of its range.
+
+    Example:
+        >>> str(CARVE(p=0.3, mode="first"))
+        'carve:p=0.3,mode=first'
+    """
+
+    name: ClassVar[str] = "carve"
+    needs_image: ClassVar[bool] = True
+
+    p: float = 0.4
+    K: int = 2
+    mode: Mode = "last"
+    layers: Layers = None
+    steps: int = 32
+    lam: float = 1e-8
+    lam_rel: float | None = None
+    images: Literal["refined_only", "original_plus_refined"] = "refined_only"
+    general: str = GENERAL
+    suffix_on_general: bool = False
+    suffix: str = SUFFIX
+    regions: RegionRule = "paper"
+    max_zoom: float = 8.0
+    fit_crop: bool = True
+
+    def __post_init__(self) -> None:
+        need_number(self, "p", above=0, most=1)
+        need_number(self, "lam", least=0)
+        if self.lam_rel is not None:
+            need_number(self, "lam_rel", least=0)
+        need_number(self, "max_zoom", least=1)
+        need_whole(self, "K", 1)
+        need_whole(self, "steps", 1)
+        need_choice(self, "mode", ("last", "first", "all"))
+        need_choice(self, "images", ("refined_only", "original_plus_refined"))
+        need_choice(self, "regions", ("paper", "released"))
+        need_flag(self, "suffix_on_general")
+        need_flag(self, "fit_crop")
+        for key in ("general", "suffix"):
+            if not isinstance(getattr(self, key), str) or not getattr(self, key).strip():
+                raise LvlmAttnError(f"CARVE: {key}={getattr(self, key)!r} must be some words.")
+        object.__setattr__(self, "layers", canonical_layers(self.layers))
+
+    def is_neutral(self) -> bool:
+        """Whether the image always stays as it is."""
+        return self.p == 1 and self.images == "refined_only"
+
+    def fit(self, target: Target) -> CARVE:
+        """Chooses the layers for a model."""
+        layers = scaled_layers(20, 25, target.layers) if self.layers is None else self.layers
+        return dataclasses.replace(self, layers=select_layers(layers, target.layers, self.title))
+
+    def rewrite(self, request: Request) -> Request:
+        """Finds the region and puts the refined images in place of the given ones, or behind them."""
+        groups = pictures_of(request, self.title)
+        if self.images == "original_plus_refined":
+            _refuse_own_tokens(request)
+        general = f"{self.general} {self.suffix}" if self.suffix_on_general else self.general
+        maps = contrast_maps(
+            request,
+            self.layers,  # type: ignore[arg-type]
+            general=general,
+            mode=self.mode,
+            steps=self.steps,
+            lam=self.lam,
+            lam_rel=self.lam_rel,
+        )
+        to_square = self.fit_crop and crops_centre(request.target.processor)
+        carved = [self.carve(images, row, to_square) for images, row in zip(groups, maps)]
+        request.details[self.title] = carved
+        refined = [[item.image for item in row] for row in carved]
+        if self.images == "refined_only":
+            return request.with_images(refined)
+        both = [list(images) + row for images, row in zip(groups, refined)]
+        texts = [
+            format_prompt(request.target.processor, question, len(images))
+            for question, images in zip(request.questions or (), both)
+        ]
+        return request.with_images(both, texts=texts)
+
+    def carve(
+        self, images: list[Image], maps: list[ContrastMap], pad_to_square: bool = False
+    ) -> list[Carved]:
+        """Cuts out what matters from the images of one prompt.
+
+        Args:
+            images: the images.
+            maps: their contrast maps.
+            pad_to_square: see `lvlm_attn.images.crops.refine`.
+        """
+        values = [item.map for item in maps]
+        raw = threshold(values, self.p, [item.is_seen for item in maps])
+        masks = best_regions(raw, values, self.K, self.regions, self.p)
+        found = []
+        for image, value, mask in zip(images, values, masks):
+            refined, box = refine(image, mask, self.max_zoom, pad_to_square)
+            found.append(Carved(value, mask, box, refined))
+        return found
+
+
+def _refuse_own_tokens(request: Request) -> None:
+    """Two images where there was one need a new prompt, which cannot be made from a ready one."""
+    token = getattr(request.target.processor, "image_token", "<image>")
+    for question in request.questions or ():
+        if token in question:
+            raise LvlmAttnError(
+                f"CARVE: images=original_plus_refined writes the prompt itself; give the question without {token!r}."
+            )

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import torch
 from torch import Tensor
 
 from lvlm_attn.branches.features import FeatureBank, can_share
@@ -118,7 +119,7 @@ def _generate_joined(
         def inner(owner: Any, all_ids: Tensor, **prepared: Any) -> Any:
             for key in ("logits_processor", "stopping_criteria", "generation_config"):
                 del prepared[key]
-            folded = Folded(owner, all_ids, prepared, input_ids, _fusion(branches))
+            folded = Folded(owner, all_ids, prepared, input_ids, _fusion(branches, request))
             return decode_folded(folded, input_ids, **loop, streamer=streamer)
 
         count = config.max_length - input_ids.shape[1]
@@ -136,7 +137,13 @@ def _generate_joined(
             cast("Any", request.target.parts.base).rope_deltas = deltas
 
 
-def _fusion(branches: Sequence[Branch]) -> Callable[[Tensor, Sequence[Tensor], int], Tensor]:
+def _fusion(
+    branches: Sequence[Branch], request: Request
+) -> Callable[[Tensor, Sequence[Tensor], int], Tensor]:
+    """Joins the logits of all views; rows without an image keep theirs where the intervention needs one."""
+    has_image = request.layout.has_image
+    is_mixed = not bool(has_image.all())
+
     def fuse(main: Tensor, views: Sequence[Tensor], step: int) -> Tensor:
         rest = list(views)
         for item, own in branches:
@@ -147,6 +154,9 @@ def _fusion(branches: Sequence[Branch]) -> Callable[[Tensor, Sequence[Tensor], i
                     f"{item.title}.fuse returned shape {tuple(fused.shape)}; it must keep {tuple(main.shape)}, which "
                     f"is (batch, vocabulary)."
                 )
+            if is_mixed and item.needs_image:
+                keeps = ~has_image.to(main.device).repeat_interleave(len(main) // len(has_image))
+                fused = torch.where(keeps[:, None], main, fused)
             main = fused
         return main
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -15,8 +15,9 @@ from lvlm_attn.errors import LvlmAttnError, closest
 from lvlm_attn.evals.first_token import FirstToken, yes_no_ids
 from lvlm_attn.evals.runner import Answer
 from lvlm_attn.evals.sampling import SeededSampler
-from lvlm_attn.prompting import encode_prompts, format_prompt
-from lvlm_attn.wrapping import Wrapped, wrap
+from lvlm_attn.prompting import format_prompt
+from lvlm_attn.requests import Request
+from lvlm_attn.wrapping import Wrapped, target_of, wrap
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -129,11 +130,6 @@ class ModelAnswerer:
     @torch.inference_mode()
     def answer(self, images: Sequence[Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
         """Answers a left-padded batch; sampling depends on each row's seed alone, not on its batch."""
-        texts = [format_prompt(self.processor, prompt + self.decoding.suffix) for prompt in prompts]
-        inputs = encode_prompts(self.processor, list(images), texts).to(self.model.device)
-        for key, value in inputs.items():
-            if torch.is_tensor(value) and value.is_floating_point():
-                inputs[key] = value.to(self.model.dtype)
         processors: list[Any] = []
         first = None
         if self._yes_no is not None:
@@ -141,7 +137,15 @@ class ModelAnswerer:
             processors.append(first)
         if self.decoding.decode == "sample":
             processors.append(SeededSampler(seeds, self.decoding.temperature))
-        output = self.model.generate(**inputs, generation_config=self._config, logits_processor=processors)
+        options = {"generation_config": self._config, "logits_processor": processors}
+        target = self.wrapped.target if self.wrapped is not None else target_of(self.model, self.processor)
+        request = Request.of_prompts(target, images, [prompt + self.decoding.suffix for prompt in prompts])
+        texts = cast("list[str]", request.texts)
+        if self.wrapped is not None:
+            output, request = self.wrapped.ask(request, **options)
+        else:
+            output = self.model.generate(**request.inputs, **options)
+        inputs = request.inputs
         length = inputs["input_ids"].shape[1]
         lengths = inputs["attention_mask"].sum(1).tolist()
         answers = []

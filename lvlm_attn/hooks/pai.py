@@ -1,0 +1,123 @@
+"""PAI: pays more attention to the image, and leans away from what the text alone would say.
+
+Source: Liu et al., "Paying More Attention to Image: A Training-Free Method for Alleviating Hallucination in LVLMs",
+ECCV 2024 (arXiv 2407.21771), sections 3.2 and 3.3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.branches.contrast import cut, guide
+from lvlm_attn.hooks.checks import need_number
+from lvlm_attn.intervention import Intervention, Layer, Target
+from lvlm_attn.kernels.spec import Amplification
+from lvlm_attn.layers import Layers, canonical_layers, select_layers
+
+if TYPE_CHECKING:
+    from lvlm_attn.requests import Request
+
+
+@dataclass(frozen=True)
+class PAI(Intervention):
+    """Attention to image tokens amplified, and guidance away from the text-only prompt.
+
+    Two parts, each of which can be turned off:
+
+    - Scores before the softmax become `s + alpha * |s|` at image tokens, in all heads, for the prompt's last token
+      and every generated one. `alpha=0` turns it off.
+    - Next-token log-probabilities become `gamma * (log p - log q) + log q`, where q is what the model says to the
+      prompt without its images, its attention left alone; tokens less than `beta` times as likely as the likeliest
+      are cut. The prompt without images rides in the same batch. `gamma=1` turns it off, and then PAI acts in
+      plain `model.generate` as well; otherwise it needs `lvlm.generate`.
+
+    Image tokens are taken out alone: markers around them stay, as in `VHR`. Samples without an image keep their
+    logits. `alpha=0, gamma=1` changes nothing.
+
+    Args:
+        alpha: gain on the size of scores at image tokens. The released README takes 0.2.
+        gamma: strength of the guidance. The released README takes 1.1, the script's default is 2.
+        beta: for the cut, as part of the guidance; 0 keeps all tokens.
+        layers: which layers amplify; None is the paper's choice, all but the first two (all, in models of up to
+            two).
+
+    Raises:
+        LvlmAttnError: if a parameter is out of its range.
+
+    Example:
+        >>> str(PAI(alpha=0.5, gamma=1, layers="2:"))
+        'pai:alpha=0.5,gamma=1.0,layers=2:'
+    """
+
+    name: ClassVar[str] = "pai"
+    needs_image: ClassVar[bool] = True
+
+    alpha: float = 0.2
+    gamma: float = 1.1
+    beta: float = 0.1
+    layers: Layers = None
+
+    def __post_init__(self) -> None:
+        need_number(self, "alpha", least=0)
+        need_number(self, "gamma", least=0)
+        need_number(self, "beta", least=0, most=1)
+        object.__setattr__(self, "layers", canonical_layers(self.layers))
+
+    def is_neutral(self) -> bool:
+        """Whether neither part does anything."""
+        return self.alpha == 0 and self.gamma == 1
+
+    def needs_request(self) -> bool:
+        """Only guidance needs a second view."""
+        return self.gamma != 1
+
+    def fit(self, target: Target) -> PAI:
+        """Chooses the layers for a model."""
+        wanted = self.layers if self.layers is not None else ("2:" if target.layers > 2 else None)
+        return dataclasses.replace(self, layers=select_layers(wanted, target.layers, self.title))
+
+    def layers_at(self, site: str, target: Target) -> Sequence[int]:
+        """No layer without amplification."""
+        return super().layers_at(site, target) if self.alpha else ()
+
+    def refuse(self, situation: str) -> str | None:
+        """Where a prompt read in pieces ends is not known when a piece is read."""
+        if situation == "chunked_prefill" and self.alpha:
+            return (
+                "PAI amplifies attention at the prompt's last token, so the prompt must be read in one pass; pass "
+                "prefill_chunk_size=None."
+            )
+        return None
+
+    def reweigh(self, layer: Layer) -> Amplification | None:
+        """Amplifies the image tokens for the last prompt token and generated ones."""
+        known = layer.memory.get("call")
+        if known is None or known[0] is not layer.call:
+            # One object for all layers of a call, so that its rows are packed once.
+            known = layer.memory["call"] = (layer.call, self._amplification(layer))
+        return known[1]
+
+    def _amplification(self, layer: Layer) -> Amplification | None:
+        layout = layer.layout
+        if not bool(layout.has_image.any()):
+            return None
+        positions = torch.arange(layout.length, device=layout.device)
+        is_row = layout.is_generated | (positions == layout.last[:, None])
+        is_touched = (is_row & layout.has_image[:, None])[:, layer.queries]
+        return Amplification(is_touched, gain=(layout.is_patch | layout.is_filler) * self.alpha)
+
+    def views(self, request: Request) -> Sequence[Request]:
+        """The prompts without their images."""
+        if self.gamma == 1 or not bool(request.layout.has_image.any()):
+            return ()
+        return (request.without_images(),)
+
+    def fuse(self, main: Tensor, views: Sequence[Tensor], step: int) -> Tensor:
+        """Leans away from the text-only view at plausible tokens."""
+        return cut(guide(main, views[0], self.gamma), main, self.beta)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from lvlm_attn.diagnostics import Divergence, find_sinks, vhd
     from lvlm_attn.errors import LvlmAttnError, UnsupportedError
     from lvlm_attn.hooks import methods, register
+    from lvlm_attn.hooks.agla import AGLA
+    from lvlm_attn.hooks.carve import CARVE
     from lvlm_attn.hooks.delayed import Delayed
     from lvlm_attn.hooks.frozen_visual import FrozenVisual
     from lvlm_attn.hooks.hollow import Hollow
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from lvlm_attn.wrapping import Wrapped, wrap
 
 _HOMES = {
+    "AGLA": "hooks.agla",
+    "CARVE": "hooks.carve",
     "Delayed": "hooks.delayed",
     "Divergence": "diagnostics",
     "Family": "models",
@@ -70,6 +74,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "AGLA",
+    "CARVE",
     "MMA",
     "VAR",
     "VHR",

@@ -18,7 +18,7 @@ from lvlm_attn.kernels.torch_path import Rows
 from lvlm_attn.layout import Kind, PromptLayout
 
 if TYPE_CHECKING:
-    from lvlm_attn.vision_attention import VisionRead
+    from lvlm_attn.vision_maps import Encoded
 
 
 @dataclass(eq=False)
@@ -42,8 +42,8 @@ class Call:
         masks: which rows are computed again and what they read, where layers share it.
         text_heads: reads the prompt without its images: takes layers, gives for each the head outputs
             `(batch, heads, head_dim)` of the last prompt token in fp32.
-        vision: what was read of the image encoder's attention (see `Intervention.vision`), in calls that read
-            images.
+        vision: what was read of the image encoder's attention (see `Intervention.vision`) for the images of a call;
+            `lvlm_attn.vision_maps.received` brings it to the positions of the prompt.
     """
 
     owner: object
@@ -61,7 +61,7 @@ class Call:
     labels: Tensor | None = None
     text_heads: Callable[[Sequence[int]], dict[int, Tensor]] | None = None
     masks: dict[Any, Any] = field(default_factory=dict)
-    vision: VisionRead | None = None
+    vision: tuple[Encoded, ...] | None = None
     _rows: dict[int, tuple[Tensor, Rows | None]] = field(default_factory=dict)
     _text: dict[torch.device, Tensor] = field(default_factory=dict)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lvlm_attn.layout import PromptLayout
     from lvlm_attn.models import Family, Parts
     from lvlm_attn.requests import Request
-    from lvlm_attn.vision_attention import VisionRows
+    from lvlm_attn.vision_maps import VisionRows
 
 ATTENTION_SITES = ("visibility", "extra_keys", "reweigh", "edit_weights", "readout")
 REQUEST_SITES = ("rewrite", "views", "fuse", "loop")

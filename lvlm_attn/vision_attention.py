@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lvlm_attn.errors import UnsupportedError
 from lvlm_attn.models import named_arguments
 from lvlm_attn.registry import backend_function
+from lvlm_attn.vision_maps import Encoded, VisionRead, VisionRows, entries_of, repeated_groups
 
 PREFIX = "lvlm_attn_vision|"
 CHUNK = 512
@@ -32,35 +32,6 @@ CHUNK = 512
 
 READING: ContextVar[tuple[VisionReader, ...]] = ContextVar("lvlm_attn_vision", default=())
 """Who reads the encoding that runs now."""
-
-
-class VisionRows(NamedTuple):
-    """Which weights of the image encoder are read.
-
-    Attributes:
-        layer: index of a layer, counted from the end if negative.
-        rows: `"class"`, the row of the class token, or the mean over all rows in encoders without one; `"all"`,
-            the mean over all rows.
-    """
-
-    layer: int
-    rows: Literal["class", "all"]
-
-
-@dataclass
-class VisionRead:
-    """The weights that the patches of one encoding received, averaged over heads.
-
-    Attributes:
-        grid_thw: `(images, 3)` frames, rows and columns of patches of each image, in encoders that take them.
-        image_sizes: height and width in pixels of each image, in families that cut images into tiles.
-        weights: for each `VisionRows`, pieces `(units, patches)` in the order of the encoder, fp32. A unit is an
-            image or a tile; encoders of images of any size give one piece per image.
-    """
-
-    grid_thw: Tensor | None = None
-    image_sizes: Tensor | None = None
-    weights: dict[VisionRows, list[Tensor]] = field(default_factory=dict)
 
 
 class VisionReader:
@@ -85,8 +56,7 @@ class VisionReader:
         self._modules = attentions
         self._running: VisionRead | None = None
         self._before: list[tuple[Any, str]] = []
-        self._known: list[tuple[weakref.ref[Tensor], VisionRead]] = []
-        self._latest: VisionRead | None = None
+        self._known: list[_Known] = []
 
     def install(self) -> list[RemovableHandle]:
         """Puts the hooks on the encoder."""
@@ -95,24 +65,38 @@ class VisionReader:
             self.encoder.register_forward_hook(self._leave, always_call=True),
         ]
 
-    def find(self, given: Mapping[str, Any]) -> VisionRead | None:
+    def find(self, given: Mapping[str, Any]) -> tuple[Encoded, ...] | None:
         """What was read when the images of a forward were encoded.
 
         Args:
             given: the arguments of the base model's forward.
 
         Returns:
-            None if there are no images, or if they were encoded out of sight.
+            One entry for each image, in InternVL for each tile, in flat order; None if there are no images, or if
+            they were encoded out of sight.
         """
         if given.get("pixel_values") is not None:
-            return self._latest
+            return self._known[-1].entries if self._known else None
         output = (given.get("mm_encoder_outputs") or {}).get("image")
         if output is None:
             return None
-        last = getattr(output, "last_hidden_state", None)
-        if last is None:
-            return self._latest
-        return next((read for known, read in self._known if known() is last), None)
+        features = list(getattr(output, "pooler_output", output))
+        for known in self._known:
+            if known.output() is output:
+                # `generate` repeats what it encoded for beams, the images of each prompt together.
+                return repeated_groups(known.entries, features)
+        found = [self._entry_of(feature) for feature in features]
+        return None if any(entry is None for entry in found) else tuple(cast("list[Encoded]", found))
+
+    def _entry_of(self, feature: Tensor) -> Encoded | None:
+        """Whose features these are, told from the features themselves."""
+        for known in reversed(self._known):
+            output = known.output()
+            pieces = () if output is None else output.pooler_output
+            for piece, entry in zip(pieces, known.entries):
+                if piece is feature or (piece.shape == feature.shape and torch.equal(piece, feature)):
+                    return cast("Encoded", entry)
+        return None
 
     def add(self, module: nn.Module, query: Tensor, key: Tensor, kwargs: Mapping[str, Any]) -> None:
         """Reads one attention call of the encoder; query and key are `(units, heads, tokens, head_dim)`."""
@@ -132,8 +116,11 @@ class VisionReader:
                 read.weights.setdefault(rows, []).append(received)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        grids = named_arguments(module, args, kwargs).get("grid_thw")
-        self._running = VisionRead(grids, _sizes_of_caller(self.base))
+        own = {"grid_thw": named_arguments(module, args, kwargs).get("grid_thw")}
+        sizes = {
+            key: value for key, value in (own | _sizes_of_caller(self.base)).items() if value is not None
+        }
+        self._running = VisionRead(sizes)
         READING.set((*READING.get(), self))
         for config in {id(item.config): item.config for item in cast("list[Any]", self._modules)}.values():
             current = config._attn_implementation
@@ -146,12 +133,17 @@ class VisionReader:
             config._attn_implementation_internal = before
         READING.set(tuple(item for item in READING.get() if item is not self))
         read, self._running = self._running, None
-        last = getattr(output, "last_hidden_state", None)
-        if read is None or last is None:
+        if read is None or output is None or not read.weights:
             return
-        self._known = [pair for pair in self._known if pair[0]() is not None]
-        self._known.append((weakref.ref(last), read))
-        self._latest = read
+        self._known = [known for known in self._known if known.output() is not None]
+        self._known.append(_Known(weakref.ref(output), entries_of(read, cast("Any", self.base).config)))
+
+
+class _Known(NamedTuple):
+    """An encoding: its output, as long as someone holds it, and what was read."""
+
+    output: Callable[[], Any]
+    entries: tuple[Encoded, ...]
 
 
 def received_weight(query: Tensor, key: Tensor, scaling: float) -> Tensor:
@@ -260,11 +252,11 @@ def _registered(backend: str) -> str:
     return name
 
 
-def _sizes_of_caller(base: nn.Module) -> Tensor | None:
+def _sizes_of_caller(base: nn.Module) -> dict[str, Tensor]:
     """The sizes of the images, which `get_image_features` was given and does not pass on to the encoder."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "get_image_features" and frame.f_locals.get("self") is base:
-            return cast("Tensor | None", frame.f_locals.get("image_sizes"))
+            return {key: frame.f_locals.get(key) for key in ("image_sizes", "batch_num_images")}  # type: ignore[misc]
         frame = frame.f_back
-    return None
+    return {}

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.kernels.packing import LOG2E, PackedEdits, PackedVisibility
 from lvlm_attn.kernels.spec import Geometry
-from lvlm_attn.kernels.triton_common import ahead_bias, amplify, may_read
+from lvlm_attn.kernels.triton_common import ahead_bias, amplify, dot, may_read
 
 
 def shared_arguments(
@@ -48,11 +47,6 @@ def shared_arguments(
         "HAS_GAIN": edits.gain is not None,
         "HAS_BIAS": edits.bias is not None,
     }
-
-
-def as_bytes(flags: Tensor | None) -> Tensor | None:
-    """Booleans as the kernels take them, without a copy where they are contiguous."""
-    return None if flags is None else flags.contiguous().view(torch.int8)
 
 
 def check_call(query: Tensor, key: Tensor, geometry: Geometry) -> None:
@@ -113,7 +107,7 @@ def edited_scores(
     `q` is `(rows, head_dim)`, `k` is `(head_dim, keys)`; `row` are positions in the sequence, `column` are key
     columns. `key_group`, `gain` and `bias` point at the sample's own line.
     """
-    scores = tl.dot(q, k, input_precision=PRECISION) * scale
+    scores = dot(q, k, None, PRECISION) * scale
     position = first_key + column
     group = column * 0
     if HAS_KEYS:

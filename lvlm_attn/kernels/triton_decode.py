@@ -25,8 +25,8 @@ from torch import Tensor
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.kernels.packing import PackedEdits, PackedVisibility
 from lvlm_attn.kernels.spec import Geometry
-from lvlm_attn.kernels.triton_common import on_device, row_bits, row_gains
-from lvlm_attn.kernels.triton_scores import as_bytes, check_call, edited_scores, shared_arguments
+from lvlm_attn.kernels.triton_common import dot, on_device, precision, row_bits, row_gains
+from lvlm_attn.kernels.triton_scores import check_call, edited_scores, shared_arguments
 from lvlm_attn.kernels.triton_tiles import Chip, Tile, chip_of, padded_head_dim
 
 MAX_QUERIES = 8
@@ -44,7 +44,7 @@ class Decoded:
         log_sum_exp: `(batch, heads, queries)`, natural, of the edited scores; minus infinity in such rows.
         masses: `(batch, heads, queries, 4)`, the weight on each `KeyClass` before it is moved, or None where
             there is no redistribution.
-        is_changed: `(batch, heads, queries)` booleans, the touched rows whose weight was moved, or None.
+        is_changed: `(batch, heads, queries)` int8, 1 in touched rows whose weight was moved, or None.
         moved: `(batch, heads, queries)`, the weight moved, 0 in rows that stay, or None.
     """
 
@@ -68,7 +68,7 @@ def choose_splits(programs: int, columns: int, processors: int, block_n: int) ->
     """How many parts the keys are split into.
 
     Two blocks run on a multiprocessor at a time. The fewest splits are taken that keep the last wave of blocks
-    within 15 % of the fullest there is, as FlashAttention's heuristic does; no split is shorter than 4 tiles.
+    within 5 % of the fullest there is; no split is shorter than 4 tiles.
 
     Args:
         programs: blocks there are for each split.
@@ -84,7 +84,7 @@ def choose_splits(programs: int, columns: int, processors: int, block_n: int) ->
     most = max(min(MAX_SPLITS, columns // (4 * block_n)), 1)
     filled = [programs * splits / places for splits in range(1, most + 1)]
     efficiency = [waves / -(-waves // 1) for waves in filled]
-    return next(i + 1 for i, value in enumerate(efficiency) if value >= 0.85 * max(efficiency))
+    return next(i + 1 for i, value in enumerate(efficiency) if value >= 0.95 * max(efficiency))
 
 
 def decode(
@@ -96,8 +96,8 @@ def decode(
     geometry: Geometry,
     packed: PackedVisibility,
     edits: PackedEdits | None = None,
-    is_amplified: Tensor | None = None,
-    is_touched: Tensor | None = None,
+    flags: Tensor | None = None,
+    counts: Tensor | None = None,
     output: Tensor | None = None,
     splits: int | None = None,
     tile: Tile | None = None,
@@ -112,8 +112,10 @@ def decode(
         geometry: where the queries and keys stand.
         packed: what may be read, from `pack_visibility`.
         edits: what is done to scores and weights, from `pack_edits`; None for nothing.
-        is_amplified: `(batch, queries)`, the rows whose scores change; needed where `edits` amplifies.
-        is_touched: `(batch, queries)`, the rows whose weight may be moved; needed where `edits` moves weight.
+        flags: `(batch, queries)` int8, per row the sum of 1 if its scores change and 2 if its weight may be moved
+            (`triton_rows.AMPLIFIED` and `MOVED`); needed where `edits` does something.
+        counts: `(3,)` float64, added up in place: rows whose weight was moved, rows where it could be, and the
+            weight moved.
         output: `(batch, queries, heads, head_dim)` to write into; every number of it is overwritten.
         splits: parts of the keys, chosen by the device if None.
         tile: tile sizes instead of the chip's.
@@ -122,15 +124,13 @@ def decode(
         The output, and what was seen and done on the way.
 
     Raises:
-        LvlmAttnError: if shapes do not belong together or the rows of an edit are missing.
+        LvlmAttnError: if shapes do not belong together or the rows of the edits are missing.
     """
     check_call(query, key, geometry)
     edits = edits or PackedEdits()
     moves = edits.key_class is not None
-    raises = edits.gain is not None or edits.bias is not None
-    if (moves and is_touched is None) or (raises and is_amplified is None):
-        missing = "is_touched" if moves and is_touched is None else "is_amplified"
-        raise LvlmAttnError(f"The edits of a decode call need rows to act on; pass {missing} (batch, queries).")
+    if flags is None and (moves or edits.gain is not None or edits.bias is not None):
+        raise LvlmAttnError("The edits of a decode call need rows to act on; pass flags (batch, queries).")
     batch, heads, queries, head_dim = query.shape
     kv_heads = key.shape[1]
     slots = CLASSES if moves else 1
@@ -140,7 +140,9 @@ def decode(
     tiles = triton.cdiv(shared, rows)
     first, stop = _columns(geometry, packed)
     if splits is None:
-        processors = torch.cuda.get_device_properties(query.device).multi_processor_count if query.is_cuda else 4
+        processors = (
+            torch.cuda.get_device_properties(query.device).multi_processor_count if query.is_cuda else 4
+        )
         splits = choose_splits(batch * kv_heads * tiles, stop - first, processors, tile.block_n)
     length = triton.cdiv(triton.cdiv(max(stop - first, 1), splits), tile.block_n) * tile.block_n
 
@@ -153,7 +155,7 @@ def decode(
         output = query.new_empty(batch, queries, heads, head_dim)
     log_sum_exp = fresh(batch, heads, queries)
     masses = fresh(batch, heads, queries, CLASSES) if moves else None
-    is_changed = fresh(batch, heads, queries, dtype=torch.bool) if moves else None
+    is_changed = fresh(batch, heads, queries, dtype=torch.int8) if moves else None
     moved = fresh(batch, heads, queries) if moves else None
     with on_device(query):
         _decode_split[(splits, kv_heads * tiles, batch)](
@@ -165,7 +167,7 @@ def decode(
             *query.stride()[:3],
             *key.stride()[:3],
             *value.stride()[:3],
-            as_bytes(is_amplified if raises else None),
+            flags,
             edits.key_class,
             first=first,
             stop=stop,
@@ -179,7 +181,7 @@ def decode(
             BLOCK_D=padded_head_dim(head_dim),
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
-            PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+            PRECISION=precision(query.dtype),
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
@@ -190,9 +192,10 @@ def decode(
             *output.stride()[:3],
             log_sum_exp,
             masses,
-            as_bytes(is_changed),
+            is_changed,
             moved,
-            as_bytes(is_touched if moves else None),
+            flags,
+            counts,
             splits * slots,
             edits.removed_fraction,
             edits.rho,
@@ -247,7 +250,7 @@ def _decode_split(
     stride_vb,
     stride_vh,
     stride_vn,
-    amplified_rows,
+    flags,
     key_class,
     query_group,
     key_group,
@@ -310,7 +313,7 @@ def _decode_split(
     row_later = row_bits(later_bits, row_group, HAS_TABLE)
     is_amplified = is_row
     if HAS_GAIN or HAS_BIAS:
-        is_amplified = tl.load(amplified_rows + sample * queries + index, mask=is_row, other=0) != 0
+        is_amplified = (tl.load(flags + sample * queries + index, mask=is_row, other=0) & 1) != 0
     if HAS_KEYS:
         key_group += sample * keys
     if HAS_GAIN:
@@ -380,7 +383,7 @@ def _decode_split(
             mask=is_column[:, None] & is_width[None, :],
             other=0.0,
         )
-        acc = tl.dot(weights.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
+        acc = dot(weights.to(v.dtype), v, acc * fade[:, None], PRECISION)
         top = above
 
     heads = kv_heads * group_size
@@ -406,7 +409,8 @@ def _join_splits(
     masses,
     is_changed,
     moved,
-    is_touched,
+    flags,
+    counts,
     entries,
     removed_fraction,
     rho,
@@ -448,10 +452,16 @@ def _join_splits(
         tl.store(masses + line * SLOTS + 2, patch)
         tl.store(masses + line * SLOTS + 3, patch_sink)
         keep, grow, is_row, mass = row_gains(text_sink, patch, patch_sink, removed_fraction, rho, mass_floor)
-        is_row = is_row & (tl.load(is_touched + sample * queries + index) != 0)
+        may_move = (tl.load(flags + sample * queries + index) & 2) != 0
+        is_row = is_row & may_move
+        mass = tl.where(is_row, mass, 0.0)
         keep, grow = tl.where(is_row, keep, 1.0), tl.where(is_row, grow, 1.0)
         tl.store(is_changed + line, is_row.to(tl.int8))
-        tl.store(moved + line, tl.where(is_row, mass, 0.0))
+        tl.store(moved + line, mass)
+        if counts is not None and may_move:
+            tl.atomic_add(counts, is_row.to(tl.float64))
+            tl.atomic_add(counts + 1, 1.0)
+            tl.atomic_add(counts + 2, mass.to(tl.float64))
 
     width = tl.arange(0, BLOCK_D)
     is_width = width < HEAD_DIM

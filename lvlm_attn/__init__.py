@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lvlm_attn.hooks import methods, register
     from lvlm_attn.hooks.agla import AGLA
     from lvlm_attn.hooks.carve import CARVE
+    from lvlm_attn.hooks.crosslmm import CrossLMM
     from lvlm_attn.hooks.delayed import Delayed
     from lvlm_attn.hooks.frozen_visual import FrozenVisual
     from lvlm_attn.hooks.hollow import Hollow
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AGLA": "hooks.agla",
     "CARVE": "hooks.carve",
+    "CrossLMM": "hooks.crosslmm",
     "Delayed": "hooks.delayed",
     "Divergence": "diagnostics",
     "Family": "models",
@@ -79,6 +81,7 @@ __all__ = [
     "MMA",
     "VAR",
     "VHR",
+    "CrossLMM",
     "Delayed",
     "Divergence",
     "Family",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.hooks.agla import AGLA
 from lvlm_attn.hooks.carve import CARVE
+from lvlm_attn.hooks.crosslmm import CrossLMM
 from lvlm_attn.hooks.delayed import Delayed
 from lvlm_attn.hooks.frozen_visual import FrozenVisual
 from lvlm_attn.hooks.hollow import Hollow
@@ -18,7 +19,20 @@ from lvlm_attn.intervention import Intervention
 
 _METHODS: dict[str, type[Intervention]] = {
     kind.name: kind
-    for kind in (VAR, VHR, CARVE, AGLA, MMA, VisualSelf, FrozenVisual, Hollow, Delayed, Neighborhood, Power)
+    for kind in (
+        VAR,
+        VHR,
+        CARVE,
+        AGLA,
+        MMA,
+        CrossLMM,
+        VisualSelf,
+        FrozenVisual,
+        Hollow,
+        Delayed,
+        Neighborhood,
+        Power,
+    )
 }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lvlm_attn.intervention import Intervention, Layer
+from lvlm_attn.kernels.dispatch import Dispatch
 from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.torch_path import Rows
 from lvlm_attn.layout import Kind, PromptLayout
@@ -39,6 +40,8 @@ class Call:
         ids: `(batch, queries)`, the token ids of the queries.
         labels: `(batch, queries)`, what a plain forward was given as `labels` (-100 where nothing is to be
             predicted), or None.
+        kernels: which path computes edited attention.
+        has_own_mask: whether the caller gave a dense attention mask, which may say anything.
         masks: which rows are computed again and what they read, where layers share it.
         text_heads: reads the prompt without its images: takes layers, gives for each the head outputs
             `(batch, heads, head_dim)` of the last prompt token in fp32.
@@ -60,6 +63,8 @@ class Call:
     ids: Tensor | None = None
     labels: Tensor | None = None
     text_heads: Callable[[Sequence[int]], dict[int, Tensor]] | None = None
+    kernels: Dispatch = field(default_factory=Dispatch)
+    has_own_mask: bool = False
     masks: dict[Any, Any] = field(default_factory=dict)
     vision: tuple[Encoded, ...] | None = None
     _rows: dict[int, tuple[Tensor, Rows | None]] = field(default_factory=dict)

@@ -38,16 +38,50 @@ class Edit(NamedTuple):
     item: Intervention
 
 
+class Asked(NamedTuple):
+    """What interventions ask of one attention call; every site is called once.
+
+    Attributes:
+        visible: what may be read.
+        extras: keys from elsewhere that share the softmax.
+        gated: keys from elsewhere beside it.
+        specs: for each edit how weights change, or None.
+        reads: for each edit `(batch, queries)` rows it wants to see, or None.
+    """
+
+    visible: list[Visibility]
+    extras: list[ExtraKeys]
+    gated: list[ExtraKeys]
+    specs: list[Reweighing | None]
+    reads: list[Tensor | None]
+
+    @staticmethod
+    def of(edits: Sequence[Edit]) -> Asked:
+        """Calls the sites of all edits, in order."""
+        seen = [item.visibility(layer) for layer, item in edits if item.overrides("visibility")]
+        beside = [item.extra_keys(layer) for layer, item in edits if item.overrides("extra_keys")]
+        return Asked(
+            visible=[item for item in seen if item is not None],
+            extras=[item for item in beside if item is not None and item.gate is None],
+            gated=[item for item in beside if item is not None and item.gate is not None],
+            specs=[item.reweigh(layer) for layer, item in edits],
+            reads=[item.readout(layer) if item.overrides("readout") else None for layer, item in edits],
+        )
+
+
 def apply_edits(
     output: Tensor,
     full: Tensor | None,
     call: Call,
     edits: list[Edit],
+    asked: Asked,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     mask: Any,
     kwargs: Mapping[str, Any],
+    *,
+    is_visible: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Computes the touched rows again, with all edits, and writes those that changed.
 
@@ -56,11 +90,13 @@ def apply_edits(
         full: the backend's weights `(batch, heads, queries, keys)`, or None.
         call: the innermost call, for the geometry.
         edits: all interventions at this layer, in order.
+        asked: what they ask.
         query: `(batch, heads, queries, head_dim)`.
         key: `(batch, kv_heads, keys, head_dim)`.
         value: `(batch, kv_heads, keys, head_dim)`.
         mask: what the backend's mask function made.
         kwargs: what else the model passed to the backend.
+        is_visible: whether the output has the visibilities already.
 
     Returns:
         Output and weights with the edits.
@@ -71,12 +107,8 @@ def apply_edits(
     geometry = call.geometry(key.shape[2], kwargs.get("sliding_window"))
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
     softcap = kwargs.get("softcap")
-    seen = [item.visibility(layer) for layer, item in edits if item.overrides("visibility")]
-    visible = [item for item in seen if item is not None]
-    asked = [item.extra_keys(layer) for layer, item in edits if item.overrides("extra_keys")]
-    extras = [item for item in asked if item is not None and item.gate is None]
-    gated = [item for item in asked if item is not None and item.gate is not None]
-    if visible or extras:
+    visible, extras, gated, specs, reads = asked
+    if (visible or extras) and not is_visible:
         output = write_visible(
             output,
             query,
@@ -90,8 +122,6 @@ def apply_edits(
             extras=extras,
             memo=call.masks,
         )
-    specs = [item.reweigh(layer) for layer, item in edits]
-    reads = [item.readout(layer) if item.overrides("readout") else None for layer, item in edits]
     shown: list[Visibility | ExtraKeys] = [*visible, *extras] if full is not None else []
     rows = _rows(call, edits, specs, reads, query, key, shown, geometry)
     if rows is None:

@@ -18,8 +18,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lvlm_attn.call import ACTIVE, TextPass, active_calls
-from lvlm_attn.edits import Edit, apply_edits
+from lvlm_attn.edits import Asked, Edit, apply_edits
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
+from lvlm_attn.fused import attend_fused
 
 NAME = "lvlm_attn"
 _KNOWN = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
@@ -64,7 +65,7 @@ def attend(
     backend: str,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Runs the user's backend, then computes again the rows that interventions change.
+    """Runs the user's backend, then computes again the rows that interventions change; or our kernels instead.
 
     Args:
         module: the attention module.
@@ -85,9 +86,13 @@ def attend(
             "knows where the images are."
         )
     function = backend_function(backend, module)
-    output, weights = function(module, query, key, value, attention_mask, **kwargs)
+
+    def run() -> tuple[Tensor, Tensor | None]:
+        return function(module, query, key, value, attention_mask, **kwargs)
+
     index = cast(int, module.layer_idx)
     if isinstance(active[-1], TextPass):
+        output, weights = run()
         active[-1].seen.add(index)
         if active[-1].capture is not None:
             active[-1].capture(index, query, key, value)
@@ -97,8 +102,15 @@ def attend(
         Edit(call.layer(index, place), item) for call in calls for place, item in call.editors.get(index, ())
     ]
     if not edits:
-        return output, weights
-    return apply_edits(output, weights, calls[-1], edits, query, key, value, attention_mask, kwargs)
+        return run()
+    call, asked = calls[-1], Asked.of(edits)
+    tensors = (query, key, value, attention_mask, kwargs)
+    fused = attend_fused(run, call, edits, asked, *tensors, backend=backend)
+    if fused is not None and fused.is_done:
+        return fused.output, None
+    call.kernels.count("torch")
+    output, weights = run() if fused is None else (fused.output, None)
+    return apply_edits(output, weights, call, edits, asked, *tensors, is_visible=fused is not None)
 
 
 def backend_function(backend: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:

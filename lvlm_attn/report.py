@@ -12,9 +12,10 @@ class Report:
 
     Attributes:
         model: family and size of the model.
-        backend: the attention backend that computes the untouched rows, and the path for the touched ones.
+        backend: the attention backend that computes what no intervention changes.
         interventions: canonical strings, with everything that was filled in for this model.
         rows: for each intervention, one dict per layer.
+        kernels: which path computed what interventions change, and why not the other.
 
     Example:
         >>> print(Report("LLaVA", "sdpa", ("vhr",), ([{"layer": 1, "heads_chosen": 2.0}],)))
@@ -28,19 +29,22 @@ class Report:
     backend: str
     interventions: tuple[str, ...]
     rows: tuple[list[dict[str, Any]], ...]
+    kernels: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, for JSON."""
         return {
             "model": self.model,
             "backend": self.backend,
+            "kernels": self.kernels,
             "interventions": [
                 {"intervention": name, "layers": rows} for name, rows in zip(self.interventions, self.rows)
             ],
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.model}, backend {self.backend}"]
+        kernels = f", kernels {self.kernels}" if self.kernels else ""
+        lines = [f"{self.model}, backend {self.backend}{kernels}"]
         for name, rows in zip(self.interventions, self.rows):
             lines.append(name)
             lines += [f"  {line}" for line in _table(rows)] if rows else ["  nothing yet"]

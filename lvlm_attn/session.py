@@ -25,6 +25,7 @@ from lvlm_attn.call import (
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.generation import Generation, running_generation
 from lvlm_attn.intervention import ATTENTION_SITES, LAYER_SITES, Intervention, Target
+from lvlm_attn.kernels.dispatch import Dispatch
 from lvlm_attn.layout import PromptLayout
 from lvlm_attn.models import Evidence, named_arguments, prompt_layout
 from lvlm_attn.text_pass import text_heads
@@ -38,12 +39,19 @@ class Session:
     """
 
     def __init__(
-        self, target: Target, interventions: Sequence[Intervention], *, edit_limit: int, no_image: str
+        self,
+        target: Target,
+        interventions: Sequence[Intervention],
+        *,
+        edit_limit: int,
+        no_image: str,
+        kernels: str = "auto",
     ):
         self.target = target
         self.interventions = tuple(interventions)
         self.edit_limit = edit_limit
         self.no_image = no_image
+        self.kernels = Dispatch.of(kernels)
         self.stats: dict[int, dict[Any, Any]] = {}
         self._handles: list[RemovableHandle] = []
         self._given: Mapping[str, Any] | None = None
@@ -299,6 +307,8 @@ class Session:
             memory=self._memory,
             stats=self.stats,
             edit_limit=self.edit_limit,
+            kernels=self.kernels,
+            has_own_mask=_is_dense(given) and running_generation(self.target.parts.base) is None,
             inputs=dict(kwargs),
             ids=ids[:, -queries:],
             labels=labels if labels is not None and labels.shape == ids.shape else None,
@@ -443,6 +453,12 @@ def probe(target: Target) -> None:
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The residual stream a layer was called with."""
     return cast(Tensor, args[0] if args else kwargs["hidden_states"])
+
+
+def _is_dense(given: Mapping[str, Any]) -> bool:
+    """Whether the caller gave an attention mask of queries by keys."""
+    mask = given.get("attention_mask")
+    return isinstance(mask, Tensor) and mask.dim() == 4
 
 
 def _padding(given: Mapping[str, Any], kwargs: dict[str, Any], length: int, start: int = 0) -> Tensor | None:

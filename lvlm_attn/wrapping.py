@@ -13,6 +13,7 @@ from lvlm_attn.branches.engine import generate
 from lvlm_attn.branches.options import split_options
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.intervention import Intervention, Target
+from lvlm_attn.kernels.dispatch import requested
 from lvlm_attn.models import family_of, parts_of
 from lvlm_attn.prompting import decode_answers
 from lvlm_attn.registry import own_backend, registered_name
@@ -31,12 +32,14 @@ class Wrapped:
         processor: Any | None,
         edit_limit: int,
         no_image: str,
+        kernels: str = "auto",
     ):
         self.model: nn.Module | None = model
         self.processor = processor
         self._interventions = tuple(interventions)
         self._edit_limit = edit_limit
         self._no_image = no_image
+        self._kernels = kernels
         self._session: Session | None = None
         self._configs: list[tuple[Any, str]] = []
         self._entered = False
@@ -56,7 +59,10 @@ class Wrapped:
             [item for item in fitted if not item.is_neutral()],
             edit_limit=self._edit_limit,
             no_image=self._no_image,
+            kernels=self._kernels,
         )
+        if session.needs_attention:
+            session.kernels.check(next(model.parameters()).device)
         self._entered = True
         self._session = session
         try:
@@ -165,6 +171,7 @@ class Wrapped:
         return Report(
             model=f"{session.target.family.title}, {session.target.layers} layers of {session.target.heads} heads",
             backend=own or backend,
+            kernels=session.kernels.describe(),
             interventions=tuple(str(item) for item in session.interventions),
             rows=tuple(
                 item.summarise(session.stats.get(place, {}))
@@ -215,6 +222,7 @@ def wrap(
     processor: Any | None = None,
     edit_limit: int = 2**30,
     no_image: str = "error",
+    kernels: str = "auto",
 ) -> Wrapped:
     """Puts interventions on a vision-language model for the length of a `with` block.
 
@@ -228,6 +236,9 @@ def wrap(
         edit_limit: most bytes of a full weight matrix that `edit_weights` may hold per layer.
         no_image: `"error"` refuses a batch without any image if an intervention needs one; `"pass"` runs it
             unchanged.
+        kernels: which path computes edited attention: `"triton"`, `"torch"`, or `"auto"`, which takes Triton on
+            a GPU where the kernels can do what is asked. The environment variable `LVLM_ATTN_KERNELS` sets
+            what `"auto"` means.
 
     Returns:
         A context manager; `as lvlm` gives `lvlm.report()` and `lvlm.generate(...)`.
@@ -249,7 +260,8 @@ def wrap(
             )
     if no_image not in ("error", "pass"):
         raise LvlmAttnError(f"no_image={no_image!r} must be 'error' or 'pass'.")
-    return Wrapped(model, interventions, processor, edit_limit, no_image)
+    requested(kernels)
+    return Wrapped(model, interventions, processor, edit_limit, no_image, kernels)
 
 
 def target_of(model: nn.Module, processor: Any | None = None) -> Target:

@@ -66,9 +66,9 @@ def refuse_inputs(inputs: Mapping[str, Any], title: str) -> None:
     """
     for key in inputs:
         if key not in _INPUT_KEYS:
-            what = _REFUSED.get(key, f"the input {key!r}")
+            what = f"{_REFUSED[key]} ({key})" if key in _REFUSED else f"the input {key!r}"
             raise UnsupportedError(
-                f"{title} reads a second view of the prompt, which {what} does not allow; leave it out."
+                f"{title} reads a second view of the prompt and cannot go with {what}; leave it out."
             )
 
 
@@ -81,12 +81,12 @@ def refuse_options(options: Mapping[str, Any], title: str) -> None:
     for key, what in _REFUSED.items():
         if options.get(key) is not None and options.get(key) is not False:
             raise UnsupportedError(
-                f"{title} reads a second view of the prompt, which {what} ({key}) does not allow; leave it out."
+                f"{title} reads a second view of the prompt and cannot go with {what} ({key}); leave it out."
             )
     for source in (options, vars(options["generation_config"]) if options.get("generation_config") else {}):
         if source.get("cache_implementation") == "paged":
             raise UnsupportedError(
-                f"{title} reads a second view of the prompt, which continuous batching does not allow; leave out "
+                f"{title} reads a second view of the prompt and cannot go with continuous batching; leave out "
                 f"cache_implementation='paged'."
             )
 
@@ -119,7 +119,7 @@ def refuse_config(config: GenerationConfig, title: str) -> None:
         key, value, remedy = found[0]
         remedy = f"{key}=None" if remedy == "None" else remedy
         raise UnsupportedError(
-            f"{title} reads a second view of the prompt, which {key}={value} does not allow; use {remedy}."
+            f"{title} reads a second view of the prompt and cannot go with {key}={value}; use {remedy}."
         )
 
 

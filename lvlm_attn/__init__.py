@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     from lvlm_attn.hooks.delayed import Delayed
     from lvlm_attn.hooks.frozen_visual import FrozenVisual
     from lvlm_attn.hooks.hollow import Hollow
+    from lvlm_attn.hooks.icd import ICD
     from lvlm_attn.hooks.mma import MMA
     from lvlm_attn.hooks.neighborhood import Neighborhood
+    from lvlm_attn.hooks.pai import PAI
     from lvlm_attn.hooks.power import Power
     from lvlm_attn.hooks.var import VAR
+    from lvlm_attn.hooks.vcd import VCD
     from lvlm_attn.hooks.vhr import VHR
     from lvlm_attn.hooks.visual_self import VisualSelf
     from lvlm_attn.intervention import Intervention, Layer
@@ -50,17 +53,20 @@ _HOMES = {
     "Family": "models",
     "FrozenVisual": "hooks.frozen_visual",
     "Hollow": "hooks.hollow",
+    "ICD": "hooks.icd",
     "Intervention": "intervention",
     "Kind": "layout",
     "Layer": "intervention",
     "LvlmAttnError": "errors",
     "MMA": "hooks.mma",
     "Neighborhood": "hooks.neighborhood",
+    "PAI": "hooks.pai",
     "Power": "hooks.power",
     "PromptLayout": "layout",
     "SinkDims": "sinks",
     "UnsupportedError": "errors",
     "VAR": "hooks.var",
+    "VCD": "hooks.vcd",
     "VHR": "hooks.vhr",
     "VisualSelf": "hooks.visual_self",
     "Wrapped": "wrapping",
@@ -78,8 +84,11 @@ _HOMES = {
 __all__ = [
     "AGLA",
     "CARVE",
+    "ICD",
     "MMA",
+    "PAI",
     "VAR",
+    "VCD",
     "VHR",
     "CrossLMM",
     "Delayed",

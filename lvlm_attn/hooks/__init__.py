@@ -9,10 +9,13 @@ from lvlm_attn.hooks.crosslmm import CrossLMM
 from lvlm_attn.hooks.delayed import Delayed
 from lvlm_attn.hooks.frozen_visual import FrozenVisual
 from lvlm_attn.hooks.hollow import Hollow
+from lvlm_attn.hooks.icd import ICD
 from lvlm_attn.hooks.mma import MMA
 from lvlm_attn.hooks.neighborhood import Neighborhood
+from lvlm_attn.hooks.pai import PAI
 from lvlm_attn.hooks.power import Power
 from lvlm_attn.hooks.var import VAR
+from lvlm_attn.hooks.vcd import VCD
 from lvlm_attn.hooks.vhr import VHR
 from lvlm_attn.hooks.visual_self import VisualSelf
 from lvlm_attn.intervention import Intervention
@@ -24,6 +27,9 @@ _METHODS: dict[str, type[Intervention]] = {
         VHR,
         CARVE,
         AGLA,
+        VCD,
+        ICD,
+        PAI,
         MMA,
         CrossLMM,
         VisualSelf,

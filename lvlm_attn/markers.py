@@ -30,10 +30,9 @@ def assistant_marker(processor: Any) -> tuple[int, ...]:
         LvlmAttnError: if no marker can be found that stands before answers in other conversations as well.
 
     Example:
-        >>> import lvlm_attn
         >>> _, processor = lvlm_attn.load("toy")  # doctest: +SKIP
         >>> processor.tokenizer.decode(assistant_marker(processor))  # doctest: +SKIP
-        'ASSISTANT:'
+        'ASSISTANT :'
     """
     question, answer = _QUESTIONS[0], _ANSWERS[0]
     try:

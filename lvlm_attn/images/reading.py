@@ -163,7 +163,7 @@ class _Reader:
         batch = self.mask.shape[0]
         places = _places(cast("PromptLayout", self.log.layout))
         taken: list[list[Tensor]] = [[] for _ in range(batch)]
-        ends = _ends(self.target.model)
+        ends, banned = (_ids(self.target.model, key) for key in ("eos_token_id", "suppress_tokens"))
         is_done = torch.zeros(batch, dtype=torch.bool, device=self.mask.device)
         for step in range(steps):
             rows = torch.stack([self.log.rows[layer] for layer in sorted(self.log.rows)])
@@ -171,7 +171,7 @@ class _Reader:
                 taken[row].append(rows[:, row])
             if logits is None or step + 1 == steps:
                 break
-            token = logits.argmax(-1)
+            token = logits.index_fill(-1, banned.to(logits.device), -torch.inf).argmax(-1)
             is_done |= torch.isin(token, ends.to(token.device))
             if bool(is_done.all()):
                 break
@@ -337,9 +337,9 @@ def _at(logits: Tensor, index: Tensor) -> Tensor:
     return logits[torch.arange(len(logits), device=logits.device), index.to(logits.device)]
 
 
-def _ends(model: Any) -> Tensor:
-    """The ids that end an answer."""
-    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+def _ids(model: Any, key: str) -> Tensor:
+    """Token ids that the generation configuration names under `key`: none, one or several."""
+    found = getattr(getattr(model, "generation_config", None), key, None)
     listed = found if isinstance(found, (list, tuple)) else [] if found is None else [found]
     return torch.tensor([int(item) for item in listed], dtype=torch.long)
 

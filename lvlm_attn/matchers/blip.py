@@ -54,7 +54,7 @@ class BlipMatcher:
             processor = AutoProcessor.from_pretrained(name)
             model = BlipForImageTextRetrieval.from_pretrained(name)
         except (OSError, ValueError, ImportError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            first = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
             raise LvlmAttnError(
                 f"The matcher {name!r} could not be loaded ({first}); download it once, give the folder of a "
                 f"BlipForImageTextRetrieval, or use matcher='self', which needs no second model."

@@ -1,5 +1,6 @@
 """Contrast, upsampling, regions and crops against definitions written out here."""
 
+import itertools
 import math
 
 import numpy as np
@@ -135,7 +136,7 @@ def test_masks_are_nested_and_keep_their_share():
     for p, masks in zip(shares, found):
         kept = sum(int(mask.sum()) for mask in masks)
         assert abs(kept - p * pixels) <= 1
-    for small, large in zip(found, found[1:]):
+    for small, large in itertools.pairwise(found):
         assert all((~a | b).all() for a, b in zip(small, large))
 
 

@@ -30,15 +30,18 @@ class PackedVisibility:
         query_group: `(batch, queries)` int32, or None if no visibility acts.
         key_group: `(batch, keys)` int32, -1 at columns nobody may read (padding, not yet written); None if every
             column up to the causal bound may be read.
-        earlier_bits: `(groups,)` int32, bit k of entry q set where group q reads earlier keys of group k at all.
+        earlier_bits: `(groups,)` int32, bit k of entry q set where group q reads all earlier keys of group k.
         later_bits: the same for keys ahead.
-        earlier: `(groups * groups,)` int32, reaches.
-        later: the same for keys ahead.
-        bias: `(groups * groups,)` fp32, what is added to scores of keys ahead, in units of log 2.
+        earlier: `(reaches, 1 + groups)` int32, one line for each reach that is neither 0 nor `ALL`: the reach, then
+            for each group the bits of the groups it reads that far back; None without such reaches.
+        later: the same for keys ahead, with as many lines; lines may be empty.
+        bias: `(1 + groups,)` int32: the bits of the fp32 number, in units of log 2, that is added to scores of keys
+            ahead; then for each group the bits of the groups it is added for; None if it is 0.
+        earlier_table: `(groups * groups,)` int32, the reaches back of each pair of groups.
+        later_table: the same for keys ahead.
         groups: how many groups there are.
+        reaches: number of lines in `earlier` and in `later`.
         has_later: whether any query reads ahead.
-        has_reach: whether any reach is neither 0 nor `ALL`.
-        has_bias: whether any bias is not 0.
     """
 
     query_group: Tensor | None
@@ -48,15 +51,21 @@ class PackedVisibility:
     earlier: Tensor | None = None
     later: Tensor | None = None
     bias: Tensor | None = None
+    earlier_table: Tensor | None = None
+    later_table: Tensor | None = None
     groups: int = 1
+    reaches: int = 0
     has_later: bool = False
-    has_reach: bool = False
-    has_bias: bool = False
 
     @property
     def has_table(self) -> bool:
         """Whether a visibility acts."""
         return self.query_group is not None
+
+    @property
+    def has_strength(self) -> bool:
+        """Whether keys ahead weigh less."""
+        return self.bias is not None
 
 
 class Tables(NamedTuple):
@@ -79,6 +88,8 @@ def unsupported_visibility(visibilities: Sequence[Visibility]) -> str | None:
         return "two visibilities read the same keys ahead with different strengths and reaches"
     if len(tables.earlier) > MAX_GROUPS:
         return f"the visibilities have {len(tables.earlier)} groups together, more than {MAX_GROUPS}"
+    if len(_strengths(tables)) > 1:
+        return "keys ahead are read with several strengths"
     return None
 
 
@@ -171,25 +182,45 @@ def pack_visibility(
     if written < geometry.keys:
         key_group[:, written:] = -1
 
-    def bits(table: list[list[int]]) -> Tensor:
-        masks = [sum(1 << k for k, reach in enumerate(row) if reach > 0) for row in table]
-        return torch.tensor(masks, dtype=torch.int32, device=device)
+    def put(values: Sequence[object]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
 
-    reaches = [reach for table in tables[:2] for row in table for reach in row]
-    strengths = torch.tensor(tables.strength, dtype=torch.float64)
+    finite = [sorted({reach for row in table for reach in row if 0 < reach < ALL}) for table in tables[:2]]
+    reaches = max(map(len, finite))
+    lines = [
+        [[reach, *_bits(table, reach, reach)] for reach in known]
+        + [[0] * (1 + len(table))] * (reaches - len(known))
+        for table, known in zip((tables.earlier, tables.later), finite)
+    ]
+    strengths = _strengths(tables)
+    bias = None
+    if strengths:
+        number = int(torch.tensor(math.log2(strengths[0]), dtype=torch.float32).view(torch.int32))
+        bias = put([number, *_bits(tables.strength, *strengths * 2)])
     return PackedVisibility(
         query_group=renumber[of_query].contiguous(),
         key_group=key_group.contiguous(),
-        earlier_bits=bits(tables.earlier),
-        later_bits=bits(tables.later),
-        earlier=torch.tensor(tables.earlier, dtype=torch.int32, device=device).flatten(),
-        later=torch.tensor(tables.later, dtype=torch.int32, device=device).flatten(),
-        bias=strengths.log2().float().flatten().to(device),
+        earlier_bits=put(_bits(tables.earlier, ALL, math.inf)),
+        later_bits=put(_bits(tables.later, ALL, math.inf)),
+        earlier=put(lines[0]) if reaches else None,
+        later=put(lines[1]) if reaches else None,
+        bias=bias,
+        earlier_table=put(tables.earlier).flatten(),
+        later_table=put(tables.later).flatten(),
         groups=len(tables.earlier),
+        reaches=reaches,
         has_later=any(reach > 0 for row in tables.later for reach in row),
-        has_reach=any(0 < reach < ALL for reach in reaches),
-        has_bias=bool((strengths != 1).any()),
     )
+
+
+def _bits(table: Sequence[Sequence[float]], low: float, high: float) -> list[int]:
+    """For each row of a table the bits of the entries from `low` to `high`."""
+    return [sum(1 << place for place, entry in enumerate(row) if low <= entry <= high) for row in table]
+
+
+def _strengths(tables: Tables) -> list[float]:
+    """The strengths other than 1 with which keys ahead are read."""
+    return sorted({entry for row in tables.strength for entry in row if entry != 1})
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,8 @@ def list_blocks(
             counts,
             present[0],
             present[1],
-            packed.earlier,
-            packed.later,
+            packed.earlier_table,
+            packed.later_table,
             geometry.start,
             geometry.first_key,
             geometry.queries,
@@ -88,7 +88,7 @@ def list_blocks(
             GROUPS=packed.groups,
             HAS_TABLE=packed.has_table,
             HAS_LATER=packed.has_later,
-            HAS_BIAS=packed.has_bias,
+            HAS_STRENGTH=packed.has_strength,
             HAS_KEYS=packed.key_group is not None,
             HAS_WINDOW=geometry.window is not None,
             BLOCK_M=block_m,
@@ -138,7 +138,7 @@ def _list_blocks(
     GROUPS: tl.constexpr,
     HAS_TABLE: tl.constexpr,
     HAS_LATER: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
+    HAS_STRENGTH: tl.constexpr,
     HAS_KEYS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -177,7 +177,7 @@ def _list_blocks(
                     ahead_any = ahead_any | (meets & has_ahead & (reach >= ahead_near))
                     ahead_all = ahead_all & (~meets | ~has_ahead | (reach >= ahead_far))
         back_all = back_all | ~has_back
-        if HAS_BIAS:
+        if HAS_STRENGTH:
             ahead_all = ahead_all & ~has_ahead
     if HAS_WINDOW:
         back_any = back_any & (back_near < window)

@@ -66,7 +66,7 @@ def may_read(
     HAS_KEYS: tl.constexpr,
     HAS_TABLE: tl.constexpr,
     HAS_LATER: tl.constexpr,
-    HAS_REACH: tl.constexpr,
+    REACHES: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
 ):
     """`(rows, keys)` booleans from positions, groups and tables; see `PackedVisibility`.
@@ -80,27 +80,32 @@ def may_read(
     if HAS_TABLE:
         column = tl.maximum(key_group, 0)
         bit = (tl.full(column.shape, 1, tl.int32) << column)[None, :]
-        ahead = distance < 0
         reached = (row_earlier[:, None] & bit) != 0
-        if HAS_REACH:
-            entry = row_group[:, None] * GROUPS + column[None, :]
-            reached = reached & (distance <= tl.load(earlier + entry))
+        for place in tl.static_range(REACHES):
+            near = tl.load(earlier + place * (1 + GROUPS) + 1 + row_group)
+            reach = tl.load(earlier + place * (1 + GROUPS))
+            reached = reached | (((near[:, None] & bit) != 0) & (distance <= reach))
         readable = readable & (reached | (distance == 0))
         if HAS_LATER:
-            unlocked = ahead & ((row_later[:, None] & bit) != 0)
-            if HAS_REACH:
-                unlocked = unlocked & (-distance <= tl.load(later + entry))
-            readable = readable | unlocked
+            unlocked = (row_later[:, None] & bit) != 0
+            for place in tl.static_range(REACHES):
+                near = tl.load(later + place * (1 + GROUPS) + 1 + row_group)
+                reach = tl.load(later + place * (1 + GROUPS))
+                unlocked = unlocked | (((near[:, None] & bit) != 0) & (-distance <= reach))
+            readable = readable | ((distance < 0) & unlocked)
     if HAS_KEYS:
         readable = readable & (key_group >= 0)[None, :]
     return readable
 
 
 @triton.jit
-def ahead_bias(row, key, row_group, key_group, bias, GROUPS: tl.constexpr):
-    """What `strength` adds to the scores of keys ahead, `(rows, keys)`, in units of log 2."""
-    entry = row_group[:, None] * GROUPS + tl.maximum(key_group, 0)[None, :]
-    return tl.where(row[:, None] < key[None, :], tl.load(bias + entry), 0.0)
+def ahead_bias(row, key, row_group, key_group, bias):
+    """What a strength adds to the scores of keys ahead, `(rows, keys)`, in units of log 2."""
+    column = tl.maximum(key_group, 0)
+    bit = (tl.full(column.shape, 1, tl.int32) << column)[None, :]
+    is_weaker = (tl.load(bias + 1 + row_group)[:, None] & bit) != 0
+    added = tl.load(bias).to(tl.float32, bitcast=True)
+    return tl.where((row[:, None] < key[None, :]) & is_weaker, added, 0.0)
 
 
 @triton.jit

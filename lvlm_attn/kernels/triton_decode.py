@@ -57,10 +57,12 @@ class Decoded:
 
 def decode_tile(chip: Chip, head_dim: int, itemsize: int, rows: int) -> Tile:
     """The tile for `rows` rows that share a key head, copies included."""
-    wide = padded_head_dim(head_dim) * itemsize
-    most = 64 if wide <= 256 else 32 if wide <= 512 else 16
+    wide = padded_head_dim(head_dim)
+    if itemsize == 4:  # no tensor cores: large tiles spill
+        return Tile(16, 32 if wide <= 64 else 16, 4, 1 if chip == "cdna" else 2)
+    most = 64 if wide <= 64 or (wide == 128 and chip == "sm_90") else 32
     block_m = min(most, max(16, 1 << (rows - 1).bit_length()))
-    block_n = 64 if wide <= 256 else 32 if wide <= 512 else 16
+    block_n = 64 if wide <= 128 else 32
     return Tile(block_m, block_n, 4, {"sm_90": 3, "sm_80": 2, "small": 2, "cdna": 1}[chip])
 
 
@@ -278,7 +280,7 @@ def _decode_split(
     HAS_KEYS: tl.constexpr,
     HAS_TABLE: tl.constexpr,
     HAS_LATER: tl.constexpr,
-    HAS_REACH: tl.constexpr,
+    REACHES: tl.constexpr,
     HAS_STRENGTH: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_GAIN: tl.constexpr,
@@ -362,7 +364,7 @@ def _decode_split(
             HAS_KEYS,
             HAS_TABLE,
             HAS_LATER,
-            HAS_REACH,
+            REACHES,
             HAS_STRENGTH,
             HAS_WINDOW,
             HAS_GAIN,

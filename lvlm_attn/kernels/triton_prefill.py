@@ -106,8 +106,8 @@ def flags(packed: PackedVisibility, geometry: Geometry) -> dict[str, int | bool]
         "HAS_KEYS": packed.key_group is not None,
         "HAS_TABLE": packed.has_table,
         "HAS_LATER": packed.has_later,
-        "HAS_REACH": packed.has_reach,
-        "HAS_STRENGTH": packed.has_bias,
+        "REACHES": packed.reaches,
+        "HAS_STRENGTH": packed.has_strength,
         "HAS_WINDOW": geometry.window is not None,
     }
 
@@ -145,7 +145,7 @@ def _sweep(
     HAS_KEYS: tl.constexpr,
     HAS_TABLE: tl.constexpr,
     HAS_LATER: tl.constexpr,
-    HAS_REACH: tl.constexpr,
+    REACHES: tl.constexpr,
     HAS_STRENGTH: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -171,7 +171,7 @@ def _sweep(
             if HAS_KEYS:
                 group = tl.load(key_group + column, mask=column < keys, other=-1)
             if HAS_STRENGTH:
-                scores += ahead_bias(row, position, row_group, group, bias, GROUPS)
+                scores += ahead_bias(row, position, row_group, group, bias)
             readable = may_read(
                 row,
                 position,
@@ -186,7 +186,7 @@ def _sweep(
                 HAS_KEYS,
                 HAS_TABLE,
                 HAS_LATER,
-                HAS_REACH,
+                REACHES,
                 HAS_WINDOW,
             )
             scores = tl.where(readable & (column < written)[None, :], scores, float("-inf"))
@@ -260,7 +260,7 @@ def _attend_all(
     HAS_KEYS: tl.constexpr,
     HAS_TABLE: tl.constexpr,
     HAS_LATER: tl.constexpr,
-    HAS_REACH: tl.constexpr,
+    REACHES: tl.constexpr,
     HAS_STRENGTH: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -326,7 +326,7 @@ def _attend_all(
             HAS_KEYS,
             HAS_TABLE,
             HAS_LATER,
-            HAS_REACH,
+            REACHES,
             HAS_STRENGTH,
             HAS_WINDOW,
             PRECISION,

@@ -41,8 +41,8 @@ def shared_arguments(
         "HAS_KEYS": packed.key_group is not None,
         "HAS_TABLE": packed.has_table,
         "HAS_LATER": packed.has_later,
-        "HAS_REACH": packed.has_reach,
-        "HAS_STRENGTH": packed.has_bias,
+        "REACHES": packed.reaches,
+        "HAS_STRENGTH": packed.has_strength,
         "HAS_WINDOW": geometry.window is not None,
         "HAS_GAIN": edits.gain is not None,
         "HAS_BIAS": edits.bias is not None,
@@ -95,7 +95,7 @@ def edited_scores(
     HAS_KEYS: tl.constexpr,
     HAS_TABLE: tl.constexpr,
     HAS_LATER: tl.constexpr,
-    HAS_REACH: tl.constexpr,
+    REACHES: tl.constexpr,
     HAS_STRENGTH: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_GAIN: tl.constexpr,
@@ -113,7 +113,7 @@ def edited_scores(
     if HAS_KEYS:
         group = tl.load(key_group + column, mask=is_column, other=-1)
     if HAS_STRENGTH:
-        scores += ahead_bias(row, position, row_group, group, strength, GROUPS)
+        scores += ahead_bias(row, position, row_group, group, strength)
     if HAS_GAIN or HAS_BIAS:
         raised = tl.zeros(column.shape, tl.float32)
         added = tl.zeros(column.shape, tl.float32)
@@ -136,7 +136,7 @@ def edited_scores(
         HAS_KEYS,
         HAS_TABLE,
         HAS_LATER,
-        HAS_REACH,
+        REACHES,
         HAS_WINDOW,
     )
     return tl.where(readable & is_column[None, :], scores, float("-inf"))

@@ -17,7 +17,8 @@ def parse_interventions(text: str, known: Mapping[str, type[Intervention]]) -> t
 
     Args:
         text: interventions joined by `+`, each a name, or a name, a colon and comma-separated `key=value`
-            pairs. Lists stand in brackets. `none` and empty text are no intervention.
+            pairs. Lists stand in brackets, text with commas, plus signs or brackets in quotes (a quote within is
+            written twice). `none` and empty text are no intervention.
         known: classes by name.
 
     Raises:
@@ -54,8 +55,17 @@ def _parse_one(text: str, known: Mapping[str, type[Intervention]]) -> Interventi
 
 
 def _split(text: str, separator: str) -> list[str]:
-    parts, depth, current = [], 0, ""
+    """Parts a text at a separator outside brackets and quotes; a quote opens where a value begins."""
+    parts, depth, current, quote, skip = [], 0, "", "", False
     for position, character in enumerate(text):
+        if skip or quote:
+            current += character
+            is_doubled = not skip and character == quote and text[position + 1 : position + 2] == quote
+            quote = "" if character == quote and not skip and not is_doubled else quote
+            skip = is_doubled
+            continue
+        if character in "'\"" and (not current.strip() or current.rstrip()[-1] in "=,["):
+            quote = character
         depth += (character == "[") - (character == "]")
         is_exponent = separator == "+" and re.search(r"\de$", text[:position], re.IGNORECASE)
         if character == separator and depth == 0 and not is_exponent:
@@ -63,8 +73,13 @@ def _split(text: str, separator: str) -> list[str]:
             current = ""
         else:
             current += character
-    if depth:
-        raise LvlmAttnError(f"The brackets in {text!r} do not match; write lists as [1,2,3].")
+    if depth or quote:
+        what = (
+            f"The quote {quote} in {text!r} is not closed"
+            if quote
+            else f"The brackets in {text!r} do not match"
+        )
+        raise LvlmAttnError(f'{what}; write lists as [1,2,3] and text with commas as "a, b".')
     return [*parts, current]
 
 
@@ -79,4 +94,6 @@ def _value(text: str) -> Any:
         return tuple(_value(part.strip()) for part in _split(inner, ",")) if inner else ()
     if _NUMBER.match(text):
         return float(text) if re.search(r"[.e]", lowered) else int(text)
-    return text.strip("'\"")
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1].replace(2 * text[0], text[0])
+    return text

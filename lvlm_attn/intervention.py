@@ -8,6 +8,7 @@ so that one object can serve many models and prompts at once.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from lvlm_attn.vision_maps import VisionRows
 
 ATTENTION_SITES = ("visibility", "extra_keys", "reweigh", "edit_weights", "readout")
+_NEEDS_QUOTES = re.compile(r"[,+\[\]]|^['\"\s]|\s$|^[+-]?\.?\d")
+"""Text that would be read as something else: with separators or brackets, or like a number."""
 REQUEST_SITES = ("rewrite", "views", "fuse", "loop")
 LAYER_SITES = ("observe", "scale_heads", "modules", "frozen")
 
@@ -320,7 +323,16 @@ def format_value(name: str, value: Any) -> str:
         return "none"
     if isinstance(value, (tuple, list)):
         return "[" + ",".join(format_value("", item) for item in value) + "]"
-    if isinstance(value, (int, float, str)):
+    if isinstance(value, str):
+        is_plain = not _NEEDS_QUOTES.search(value) and value.lower() not in (
+            "",
+            "none",
+            "null",
+            "true",
+            "false",
+        )
+        return value if is_plain else '"' + value.replace('"', '""') + '"'
+    if isinstance(value, (int, float)):
         return str(value)
     raise LvlmAttnError(
         f"Parameter {name!r} holds a {type(value).__name__}, which has no written form; give it in code only."

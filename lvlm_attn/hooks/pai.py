@@ -7,9 +7,9 @@ ECCV 2024 (arXiv 2407.21771), sections 3.2 and 3.3.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -111,6 +111,10 @@ class PAI(Intervention):
         is_row = layout.is_generated | (positions == layout.last[:, None])
         is_touched = (is_row & layout.has_image[:, None])[:, layer.queries]
         return Amplification(is_touched, gain=(layout.is_patch | layout.is_filler) * self.alpha)
+
+    def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
+        """Per layer: rows of the attention whose image scores were amplified, over all heads."""
+        return [{"layer": layer, "rows_amplified": int(stats[layer][0])} for layer in sorted(stats)]
 
     def views(self, request: Request) -> Sequence[Request]:
         """The prompts without their images."""

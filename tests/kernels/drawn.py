@@ -6,6 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from lvlm_attn.kernels.packing import pack_edits, pack_visibility, unsupported_visibility
+from lvlm_attn.kernels.readouts import Readout
 from lvlm_attn.kernels.reference import attention
 from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution, amplified
 from lvlm_attn.kernels.visibility import ALL, Visibility, readable_keys
@@ -167,3 +168,19 @@ def _visibilities(draw, batch, positions, generator):
             )
         )
     return items if unsupported_visibility(items) is None else items[:1]
+
+
+@st.composite
+def readouts(draw, call):
+    """Some rows and quantities of a call."""
+    batch, _, queries, _ = call.query.shape
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    return Readout(
+        torch.rand(batch, queries, generator=generator) < draw(st.sampled_from([1.0, 0.5, 0.0])),
+        key_class=torch.randint(0, 4, (batch, call.geometry.length), generator=generator)
+        if draw(st.booleans())
+        else None,
+        rows=draw(st.sampled_from(["heads", "mean", None])),
+        column_sums=draw(st.booleans()),
+        entropy=draw(st.booleans()),
+    )

@@ -18,6 +18,7 @@ from tests.kernels.drawn import Drawn, calls, is_close_call, relative
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TILE = Tile(16, 16, 4, 1)
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def run(call, **options):
@@ -63,7 +64,7 @@ def check(call, found, bound=1e-5):
     assert relative(found.moved, taken) < bound
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(calls(lengths=(1, 17, 40), dims=(16, 24)), st.sampled_from([1, 2, 3, 8]))
 def test_equals_the_definition(call, splits):
     check(call, run(call, splits=splits, tile=TILE))

@@ -1,0 +1,225 @@
+"""What can be read off the softmax weights without ever holding all of them: the path for every device.
+
+Rows go in chunks. A chunk of weights is made, read, and dropped; what stays is as long as the rows or the keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution, amplified, class_indicator
+from lvlm_attn.kernels.torch_path import Rows, mask_rows, redistribute
+from lvlm_attn.kernels.visibility import Visibility
+from lvlm_attn.kernels.visible_path import visible_mask
+
+CHUNK_BYTES = 64 * 2**20
+"""Most bytes of weights held at a time, unless a single row of every head needs more."""
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Which rows to read and what to read off them; `Reading` says what each quantity is.
+
+    Attributes:
+        is_read: `(batch, queries)`, True at the rows to read.
+        key_class: `(batch, positions)`, the class of each position for `Reading.masses`, or None for no masses;
+            later positions are of class 0.
+        rows: `"heads"` for the weights of every head, `"mean"` for their mean over heads, None for neither.
+        column_sums: whether to sum the weights over the rows.
+        entropy: whether to take the entropy of every row.
+
+    Example:
+        >>> wanted = Readout(torch.ones(1, 3, dtype=torch.bool), entropy=True)
+    """
+
+    is_read: Tensor
+    key_class: Tensor | None = None
+    rows: Literal["heads", "mean"] | None = None
+    column_sums: bool = False
+    entropy: bool = False
+
+    def check(self, batch: int, queries: int) -> None:
+        """Refuses rows of another shape and an unknown choice of `rows`.
+
+        Raises:
+            LvlmAttnError: if `is_read` is not `(batch, queries)`, or `rows` is no choice there is.
+        """
+        if tuple(self.is_read.shape) != (batch, queries):
+            raise LvlmAttnError(
+                f"Readout.is_read has shape {tuple(self.is_read.shape)}, but the call has {batch} samples of "
+                f"{queries} queries; give one boolean per sample and query."
+            )
+        if self.rows not in (None, "heads", "mean"):
+            raise LvlmAttnError(f"Readout.rows is {self.rows!r}; give 'heads', 'mean' or None.")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read, for the rows asked for, packed so that every sample has as many.
+
+    A row that may read no key, and a row that only fills up, has log-sum-exp minus infinity and all else 0.
+    The weights are those that the redistribution left; the log-sum-exp is of the scores before it.
+
+    Attributes:
+        index: `(batch, rows)`, which query of the call each row is.
+        is_read: `(batch, rows)`, False where a row only fills up.
+        log_sum_exp: `(batch, heads, rows)`, the natural logarithm of the sum of the exponentiated scores.
+        masses: `(batch, heads, rows, 4)`, the weight on each key class, or None.
+        entropy: `(batch, heads, rows)`, minus the sum of w log w, in nats, or None.
+        rows: `(batch, heads, rows, keys)` weights, or `(batch, 1, rows, keys)` their mean over heads, or None.
+        column_sums: `(batch, heads, keys)`, the weight each key column receives from all rows read, or None.
+    """
+
+    index: Tensor
+    is_read: Tensor
+    log_sum_exp: Tensor
+    masses: Tensor | None = None
+    entropy: Tensor | None = None
+    rows: Tensor | None = None
+    column_sums: Tensor | None = None
+
+
+def read(
+    query: Tensor,
+    key: Tensor,
+    wanted: Readout,
+    *,
+    scaling: float,
+    geometry: Geometry,
+    visibility: Sequence[Visibility] = (),
+    amplification: Sequence[Amplification] = (),
+    redistribution: Redistribution | None = None,
+    mask: Tensor | None = None,
+    softcap: float | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Reading:
+    """Reads quantities off the weights of an attention call, chunk by chunk of rows.
+
+    Args:
+        query: `(batch, heads, queries, head_dim)`.
+        key: `(batch, kv_heads, keys, head_dim)`.
+        wanted: which rows and quantities.
+        scaling: factor on the scores.
+        geometry: where the queries and keys stand.
+        visibility: what queries may read beyond or below causality.
+        amplification: changes of the scores, in order.
+        redistribution: what is moved between keys.
+        mask: the mask a backend was given, see `mask_rows`.
+        softcap: bound of the scores by tanh, for models that have one.
+        chunk_bytes: most bytes of weights to hold at a time.
+
+    Returns:
+        What was read, in fp32 (fp64 for fp64 inputs).
+
+    Raises:
+        LvlmAttnError: if `wanted` does not fit the call.
+
+    Example:
+        >>> q = torch.randn(1, 2, 3, 8)
+        >>> wanted = Readout(torch.ones(1, 3, dtype=torch.bool), column_sums=True)
+        >>> read(q, q, wanted, scaling=8**-0.5, geometry=Geometry(0, 3, 3)).column_sums.shape
+        torch.Size([1, 2, 3])
+    """
+    batch, heads, queries, _ = query.shape
+    wanted.check(batch, queries)
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    rows = Rows.of(wanted.is_read)
+    if rows is None:
+        return empty_reading(wanted, heads, geometry.keys, query.device, dtype)
+    indicator = None
+    if wanted.key_class is not None:
+        columns = geometry.to_columns(wanted.key_class.to(query.device))
+        indicator = class_indicator(columns, dtype)[:, None].transpose(-1, -2)
+    size = batch * heads * geometry.keys * dtype.itemsize
+    step = max(chunk_bytes // max(size, 1), 1)
+    found: dict[str, list[Tensor]] = {"log_sum_exp": [], "masses": [], "entropy": [], "rows": []}
+    sums = query.new_zeros(batch, heads, geometry.keys, dtype=dtype) if wanted.column_sums else None
+    for start in range(0, rows.index.shape[1], step):
+        part = rows.part(slice(start, start + step))
+        scores = _scores(part, query, key, scaling, geometry, visibility, amplification, mask, softcap)
+        scores = scores.masked_fill(~part.is_touched[:, None, :, None], -torch.inf)
+        weights, total = _softmax(scores)
+        if redistribution is not None:
+            new, is_changed, _ = redistribute(weights, redistribution, geometry)
+            is_changed &= redistribution.is_touched.gather(1, part.index)[:, None]
+            weights = torch.where(is_changed[..., None], new, weights)
+        found["log_sum_exp"].append(total)
+        if indicator is not None:
+            found["masses"].append(weights @ indicator)
+        if wanted.entropy:
+            found["entropy"].append(-torch.special.xlogy(weights, weights).sum(-1))
+        if wanted.rows is not None:
+            found["rows"].append(weights if wanted.rows == "heads" else weights.mean(1, keepdim=True))
+        if sums is not None:
+            sums += weights.sum(2)
+    joined = {name: torch.cat(parts, 2) for name, parts in found.items() if parts}
+    return Reading(rows.index, rows.is_touched, column_sums=sums, **joined)
+
+
+def empty_reading(
+    wanted: Readout, heads: int, keys: int, device: torch.device, dtype: torch.dtype
+) -> Reading:
+    """What is read off no rows at all."""
+    batch = wanted.is_read.shape[0]
+
+    def none(*shape: int) -> Tensor:
+        return torch.zeros(shape, device=device, dtype=dtype)
+
+    return Reading(
+        index=torch.zeros(batch, 0, dtype=torch.long, device=device),
+        is_read=torch.zeros(batch, 0, dtype=torch.bool, device=device),
+        log_sum_exp=none(batch, heads, 0),
+        masses=none(batch, heads, 0, 4) if wanted.key_class is not None else None,
+        entropy=none(batch, heads, 0) if wanted.entropy else None,
+        rows=none(batch, heads if wanted.rows == "heads" else 1, 0, keys) if wanted.rows else None,
+        column_sums=none(batch, heads, keys) if wanted.column_sums else None,
+    )
+
+
+def _scores(
+    rows: Rows,
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    geometry: Geometry,
+    visibility: Sequence[Visibility],
+    amplification: Sequence[Amplification],
+    mask: Tensor | None,
+    softcap: float | None,
+) -> Tensor:
+    """`(batch, heads, rows, keys)`, minus infinity at keys that may not be read."""
+    part = rows.take(query)
+    batch, heads, count, dim = part.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    # Heads that share a key head stand together, so that keys are read once and never repeated.
+    grouped = (part.to(dtype) * scaling).reshape(batch, kv_heads, heads // kv_heads * count, dim)
+    scores = (grouped @ key.to(dtype).transpose(-1, -2)).view(batch, heads, count, keys)
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    if visibility:
+        chosen: Tensor | None = visible_mask(visibility, mask, rows, geometry, dtype)
+    else:
+        chosen = mask_rows(mask, rows, geometry)
+    if chosen is not None and chosen.dtype == torch.bool:
+        scores = scores.masked_fill(~chosen, -torch.inf)
+    elif chosen is not None:
+        # Additive masks block with the lowest finite number.
+        blocked = chosen <= torch.finfo(chosen.dtype).min / 2
+        scores = (scores + chosen).masked_fill(blocked, -torch.inf)
+    for change in amplification:
+        scores = amplified(scores, change, geometry, change.is_touched.gather(1, rows.index))
+    return scores
+
+
+def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights, 0 in rows that may read nothing, and the log-sum-exp of every row."""
+    total = scores.logsumexp(-1)
+    finite = torch.where(total == -torch.inf, 0.0, total)
+    return (scores - finite[..., None]).exp(), total

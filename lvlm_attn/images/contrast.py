@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
+from transformers.image_utils import load_image
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.images.geometry import levels_of
@@ -86,18 +88,27 @@ def contrast_maps(
 
 
 def pictures_of(request: Request, title: str) -> list[list[Image]]:
-    """The images of each row.
+    """The images of each row; paths and addresses are read.
 
     Raises:
-        LvlmAttnError: naming the method `title`, if they are not known or no PIL images.
+        LvlmAttnError: naming the method `title`, if the images are not known or cannot be read.
     """
-    groups = request.need_images(title)
-    for image in (image for row in groups for image in row):
-        if not hasattr(image, "convert"):
-            raise LvlmAttnError(
-                f"{title} got an image of type {type(image).__name__}; give PIL images, as in Image.open(path)."
-            )
-    return groups
+    return [[_picture(image, title) for image in row] for row in request.need_images(title)]
+
+
+def _picture(image: Any, title: str) -> Image:
+    if hasattr(image, "convert"):
+        return cast("Image", image)
+    try:
+        if isinstance(image, (str, Path)):
+            return cast("Image", load_image(str(image)))
+    except (OSError, ValueError) as error:
+        raise LvlmAttnError(
+            f"{title} cannot read the image {str(image)!r}; give a PIL image or the path of one."
+        ) from error
+    raise LvlmAttnError(
+        f"{title} got an image of type {type(image).__name__}; give a PIL image or the path of one."
+    )
 
 
 def general_texts(request: Request, general: str) -> list[str]:

@@ -65,9 +65,8 @@ def blip():
     return model.eval()
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("blip")
+def save_blip(place):
+    """Writes the matcher and its processor to a folder, as a user would have downloaded them."""
     (place / "vocab.txt").write_text("\n".join(WORDS))
     tokenizer = transformers.BertTokenizer(str(place / "vocab.txt"))
     size = {"height": 18, "width": 18}
@@ -75,6 +74,11 @@ def folder(tmp_path_factory):
     blip().save_pretrained(place)
     processor.save_pretrained(place)
     return str(place)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return save_blip(tmp_path_factory.mktemp("blip"))
 
 
 @pytest.fixture(scope="session")

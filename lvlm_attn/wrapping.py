@@ -15,11 +15,12 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.intervention import Intervention, Target
 from lvlm_attn.kernels.dispatch import requested
 from lvlm_attn.models import family_of, parts_of
+from lvlm_attn.probing import probe
 from lvlm_attn.prompting import decode_answers
 from lvlm_attn.registry import own_backend, registered_name
 from lvlm_attn.report import Report
 from lvlm_attn.requests import Request
-from lvlm_attn.session import Session, probe
+from lvlm_attn.session import Session
 
 
 class Wrapped:

@@ -13,6 +13,8 @@ from lvlm_attn.images.maps import Map, Mask
 Box = tuple[int, int, int, int]
 RegionRule = Literal["paper", "released"]
 
+_ROUNDING = 1e-9  # values that differ by less, relative to the threshold, count as ties
+
 
 def threshold(maps: Sequence[Map], p: float, is_seen: Sequence[Mask] | None = None) -> list[Mask]:
     """Keeps the share `p` of the pixels of all maps together that have the highest values.
@@ -32,10 +34,11 @@ def threshold(maps: Sequence[Map], p: float, is_seen: Sequence[Mask] | None = No
     if p >= 1:
         return [np.ones(item.shape, dtype=bool) for item in maps]
     counted = [np.ones(item.shape, dtype=bool) for item in maps] if is_seen is None else list(is_seen)
-    values = np.concatenate([item[mask] for item, mask in zip(maps, counted)])
-    if values.size == 0:
+    if not any(mask.any() for mask in counted):
         return [np.zeros(item.shape, dtype=bool) for item in maps]
+    values = np.concatenate([item[mask] for item, mask in zip(maps, counted)])
     tau = np.quantile(values, 1 - p)
+    tau -= _ROUNDING * abs(tau)
     return [(item >= tau) & mask for item, mask in zip(maps, counted)]
 
 

@@ -26,6 +26,10 @@ KEPT_BYTES = 2**26
 """Most bytes of masks kept for the next layer; above it every layer makes its own, chunk by chunk."""
 
 
+KEPT_PLANS = 4
+"""Most plans kept in one call: layers with and without a sliding window, and another device."""
+
+
 def visible_mask(
     visibilities: Sequence[Visibility],
     mask: Tensor | None,
@@ -162,8 +166,11 @@ def _shared_plan(
     """The plan of an earlier layer of the call if it serves here too."""
     if memo is None:
         return _plan(visibilities, geometry, device)
-    key = (*map(id, visibilities), id(mask), geometry.keys, geometry.window, device, dtype)
+    key = ("plan", *map(id, visibilities), id(mask), geometry.keys, geometry.window, device, dtype)
     if key not in memo:
+        kept = [other for other in memo if other[0] == "plan"]
+        if len(kept) >= KEPT_PLANS:  # a model that gives every layer a mask of its own shares nothing
+            del memo[kept[0]]
         plan = memo[key] = _plan(visibilities, geometry, device)
         # What the key names has to live as long as the key.
         plan.held = (*visibilities, mask)

@@ -311,6 +311,28 @@ def test_labels_end_what_is_read(name):
     assert abs(float(scored.loss) + float(picked.mean())) < 1e-4
 
 
+@few
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_labels_of_a_batch_act_row_by_row(name, side):
+    """Answers of unequal length, one of them none: every row is as it is alone."""
+    model, answers = model_of(name), [3, 0, 2]
+    inputs, rows = tiny_inputs(name, model, BATCH, side), tiny_rows(name, model, BATCH)
+    labels = torch.full_like(inputs["input_ids"], -100)
+    for index, (row, count) in enumerate(zip(rows, answers)):
+        length = row["input_ids"].shape[1]
+        end = inputs["input_ids"].shape[1] if side == "left" else length
+        labels[index, end - count : end] = inputs["input_ids"][index, end - count : end]
+    with torch.no_grad(), la.wrap(model, la.MMA(), no_image="pass"):
+        got = model(**inputs, labels=labels).logits
+        for index, row in enumerate(rows):
+            length = row["input_ids"].shape[1]
+            span = slice(-length, None) if side == "left" else slice(length)
+            single = model(**row, labels=labels[index : index + 1, span]).logits[0]
+            assert relative_error(got[index, span], single.double()) < 2e-5
+            if BATCH[index][0]:
+                assert relative_error(single, model(**row).logits[0].double()) > 1e-3
+
+
 def with_answer(row, tokens):
     ids = torch.cat([row["input_ids"], tokens], 1)
     whole = dict(row, input_ids=ids, attention_mask=torch.ones_like(ids))

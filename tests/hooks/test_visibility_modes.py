@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lvlm_attn as la
-from tests.hooks.masked import BATCH, FEW, LAYERS, TOKENS, at_all, check, masked, model_of, twin_of
+from tests.hooks.masked import BATCH, FEW, LAYERS, TOKENS, at_all, check, masked, model_of, sample_of, twin_of
 from tests.hooks.test_delayed import blind
 from tests.hooks.test_hollow import hollow
 from tests.hooks.test_mma import to_prompt_end
@@ -13,7 +13,7 @@ from tests.hooks.test_power import power
 from tests.hooks.test_visual_self import alone, with_prefix
 from tests.oracle import _queries, redistributed, sinks_of
 from tests.oracle_setup import DIM, TAU, VAR_RULE, generate, relative_error, sink_model, twin
-from tests.tiny import tiny_inputs, tiny_model, tiny_rows
+from tests.tiny import IMAGE, tiny_inputs, tiny_model, tiny_rows
 
 METHODS = {
     "mma": lambda: la.MMA(),
@@ -253,3 +253,68 @@ def test_gradients_flow(method):
                 values.append(float(loss()))
                 weight -= sign * 1e-3 * step
     assert abs((values[0] - values[1]) / 2e-3 - slope) < 1e-2 * abs(slope) + 1e-3
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("mma")])
+@pytest.mark.parametrize("size", [7, 31])
+def test_chunked_prefill(method, size):
+    """Restrictions look back only, so it does not matter how the prompt is cut, inside an image or behind it."""
+    model = model_of("llava")
+    row = tiny_rows("llava", model, [(1, 3, 12)])[0]
+    same(run(model, row, method, prefill_chunk_size=size), run(model, row, method))
+
+
+@pytest.mark.parametrize("method", ["delayed", "power", "frozen_visual", "visual_self"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_a_second_turn_with_the_cache_of_the_first(name, method):
+    """The words of the second question follow the rule that the first ones did."""
+    model, double = model_of(name), twin_of(name)
+    row = tiny_rows(name, model, [(1,)])[0]
+    words = torch.tensor([[31, 44, 12, 37]])
+    rule = {"delayed": blind, "power": power(2, 1), "visual_self": with_prefix}.get(method)
+    rules = dict.fromkeys(range(2 if method == "delayed" else LAYERS), rule) if rule else None
+    with torch.no_grad(), la.wrap(model, METHODS[method]()):
+        first = model.generate(**row, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+        ids = torch.cat([first.sequences, words], 1)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if "mm_token_type_ids" in row:
+            inputs["mm_token_type_ids"] = (ids == IMAGE).int()
+            inputs["image_grid_thw"] = row["image_grid_thw"]
+        tokens, steps = generate(model, inputs, 4, past_key_values=first.past_key_values)
+    tail = ids[0, row["input_ids"].shape[1] :].tolist() + tokens[0].tolist()
+    want, _ = masked(double, row, tail, rules, (1, 2) if method == "frozen_visual" else ())
+    assert relative_error(steps[0], want[ids.shape[1] - 1 : -1]) < 1e-5
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_readouts_see_the_weights_of_the_mask(name):
+    """An image row read under MMA includes the question; a text row read under Delayed has no image in it."""
+    model = model_of(name)
+    row = tiny_rows(name, model, [(1,)])[0]
+    image = torch.tensor([sample_of(row).is_image(k) for k in range(row["input_ids"].shape[1])])
+    last = int(image.nonzero().max())
+    seen = {}
+
+    class Look(la.Intervention):
+        layers = 1
+
+        def readout(self, layer):
+            asked = torch.zeros(1, len(image), dtype=torch.bool)
+            asked[0, [last, len(image) - 1]] = True
+            return asked
+
+        def read(self, layer, weights, index, is_read):
+            seen.update(zip(index[0].tolist(), weights[0].transpose(0, 1)))
+
+    for item, ahead, back in (
+        (None, False, True),
+        (la.MMA(), True, True),
+        (la.Delayed(start=2), False, False),
+    ):
+        seen.clear()
+        with torch.no_grad(), la.wrap(model, *([item] if item else []), Look()):
+            model(**row)
+        assert bool((seen[last][:, last + 1 :] > 0).any()) == ahead
+        assert bool((seen[len(image) - 1][:, image] > 0).any()) == back
+        for weights in seen.values():
+            torch.testing.assert_close(weights.sum(-1), torch.ones(len(weights)), rtol=0, atol=1e-5)

@@ -60,7 +60,11 @@ def _whole(target: Target, call: Call, embeds: Tensor, rows: Rows, layers: Seque
             kept[layer] = (_pick(key, rows), _pick(value, rows))
 
     # A mask that `generate` made ahead for a static cache is longer than the prompt; this one says the same.
-    mask = None if call.is_valid is None else call.is_valid.to(embeds.device).long()
+    # It is given even without padding: where there is none, transformers takes a gap in the positions for the seam of
+    # two packed samples.
+    mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+    if call.is_valid is not None:
+        mask = call.is_valid.to(embeds.device).long()
     _silent(target, capture, inputs_embeds=embeds, attention_mask=mask, **_given(call))
     return kept
 

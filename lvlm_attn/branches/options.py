@@ -25,6 +25,7 @@ _REFUSED = {
     "custom_generate": "a decoding loop of one's own",
     "synced_gpus": "synchronised devices",
     "logits_to_keep": "a choice of logits",
+    "token_healing": "token healing",
 }
 
 
@@ -42,8 +43,10 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[s
     for key, value in options.items():
         name = "input_ids" if key == "inputs" else key
         is_input = name in _INPUT_KEYS or (isinstance(value, Tensor) and name not in _generate_options())
-        if value is not None:
-            (inputs if is_input else rest)[name] = value
+        if not is_input:
+            rest[name] = value
+        elif value is not None:
+            inputs[name] = value
     if not isinstance(inputs.get("input_ids"), Tensor):
         raise LvlmAttnError("lvlm.generate needs input_ids, or images= and prompts=.")
     return inputs, rest

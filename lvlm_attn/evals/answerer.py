@@ -139,7 +139,9 @@ class ModelAnswerer:
             processors.append(SeededSampler(seeds, self.decoding.temperature))
         options = {"generation_config": self._config, "logits_processor": processors}
         target = self.wrapped.target if self.wrapped is not None else target_of(self.model, self.processor)
-        request = Request.of_prompts(target, images, [prompt + self.decoding.suffix for prompt in prompts])
+        request = Request.of_prompts(
+            target, list(images), [prompt + self.decoding.suffix for prompt in prompts]
+        )
         texts = cast("list[str]", request.texts)
         if self.wrapped is not None:
             output, request = self.wrapped.ask(request, **options)

@@ -27,10 +27,12 @@ class Generation:
     Attributes:
         prompt_length: number of prompt positions, padding included.
         is_chunked: whether the prompt is read in several passes.
+        beams: number of beams; with several, rows change places between calls.
     """
 
     prompt_length: int
     is_chunked: bool
+    beams: int = 1
 
 
 def running_generation(base: nn.Module) -> Generation | None:
@@ -43,7 +45,8 @@ def running_generation(base: nn.Module) -> Generation | None:
                 return None
             config = frame.f_locals.get("generation_config")
             chunk = getattr(config, "prefill_chunk_size", None)
-            return Generation(ids.shape[1], bool(chunk and chunk < ids.shape[1]))
+            beams = getattr(config, "num_beams", None) or 1
+            return Generation(ids.shape[1], bool(chunk and chunk < ids.shape[1]), beams)
         frame = frame.f_back
     return None
 

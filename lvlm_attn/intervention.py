@@ -280,7 +280,8 @@ class Intervention:
     def refuse(self, situation: str) -> str | None:
         """Says why a situation cannot be handled, or None if it can.
 
-        Situations: `"chunked_prefill"` (the prompt is read in several passes).
+        Situations: `"chunked_prefill"` (the prompt is read in several passes), `"beams"` (rows change places between
+        calls).
         """
         return None
 

@@ -325,6 +325,8 @@ class Session:
         generation = running_generation(self.target.parts.base)
         if generation is not None and generation.is_chunked:
             self._refuse("chunked_prefill")
+        if generation is not None and generation.beams > 1:
+            self._refuse("beams")
         length = queries if generation is None else min(queries, generation.prompt_length)
         evidence = self._evidence(given, kwargs, ids[:, :length])
         layout = prompt_layout(self.target.family, evidence, _padding(given, kwargs, length))

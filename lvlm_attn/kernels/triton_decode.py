@@ -63,7 +63,7 @@ def decode_tile(chip: Chip, head_dim: int, itemsize: int, rows: int) -> Tile:
     most = 64 if wide <= 64 or (wide == 128 and chip == "sm_90") else 32
     block_m = min(most, max(16, 1 << (rows - 1).bit_length()))
     block_n = 64 if wide <= 128 else 32
-    return Tile(block_m, block_n, 4, {"sm_90": 3, "sm_80": 2, "small": 2, "cdna": 1}[chip])
+    return Tile(block_m, block_n, 4, {"sm_90": 3, "sm_80": 2, "small": 2, "cdna": 1, "cpu": 1}[chip])
 
 
 def choose_splits(programs: int, columns: int, processors: int, block_n: int) -> int:

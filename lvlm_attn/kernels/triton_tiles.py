@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Chip = Literal["sm_90", "sm_80", "small", "cdna"]
+Chip = Literal["sm_90", "sm_80", "small", "cdna", "cpu"]
 
 SHARED_MEMORY: dict[Chip, int] = {
     "sm_90": 227 * 1024,
@@ -38,32 +38,32 @@ _PREFILL: dict[Chip, dict[tuple[int, int], Tile]] = {
         (64, 2): Tile(128, 128, 8, 3),
         (128, 2): Tile(128, 64, 8, 3),
         (256, 2): Tile(64, 32, 4, 3),
-        (64, 4): Tile(64, 32, 4, 2),
-        (128, 4): Tile(32, 32, 4, 2),
-        (256, 4): Tile(16, 32, 4, 2),
+        (64, 4): Tile(32, 16, 4, 2),
+        (128, 4): Tile(16, 16, 4, 2),
+        (256, 4): Tile(16, 16, 4, 2),
     },
     "sm_80": {
-        (64, 2): Tile(128, 64, 4, 3),
+        (64, 2): Tile(128, 64, 8, 3),
         (128, 2): Tile(128, 64, 8, 3),
-        (256, 2): Tile(64, 32, 4, 2),
-        (64, 4): Tile(64, 32, 4, 2),
-        (128, 4): Tile(32, 32, 4, 2),
-        (256, 4): Tile(16, 32, 4, 2),
+        (256, 2): Tile(64, 32, 8, 2),
+        (64, 4): Tile(32, 16, 4, 2),
+        (128, 4): Tile(16, 16, 4, 2),
+        (256, 4): Tile(16, 16, 4, 2),
     },
     "small": {
-        (64, 2): Tile(128, 64, 4, 2),
+        (64, 2): Tile(128, 64, 8, 2),
         (128, 2): Tile(64, 64, 4, 2),
         (256, 2): Tile(32, 32, 4, 2),
-        (64, 4): Tile(64, 32, 4, 2),
-        (128, 4): Tile(32, 32, 4, 2),
+        (64, 4): Tile(32, 16, 4, 2),
+        (128, 4): Tile(16, 16, 4, 2),
         (256, 4): Tile(16, 16, 4, 2),
     },
     "cdna": {
         (64, 2): Tile(128, 64, 4, 2),
         (128, 2): Tile(128, 64, 4, 1),
         (256, 2): Tile(64, 32, 4, 1),
-        (64, 4): Tile(64, 32, 4, 1),
-        (128, 4): Tile(32, 32, 4, 1),
+        (64, 4): Tile(32, 16, 4, 1),
+        (128, 4): Tile(16, 16, 4, 1),
         (256, 4): Tile(16, 16, 4, 1),
     },
 }
@@ -80,9 +80,9 @@ def padded_head_dim(head_dim: int) -> int:
 
 
 def chip_of(tensor: Tensor) -> Chip:
-    """The kind of device a tensor lies on; the interpreter on a CPU takes the tiles of `sm_80`."""
+    """The kind of device a tensor lies on; `"cpu"` is the interpreter, which likes few, large tiles."""
     if not tensor.is_cuda:
-        return "sm_80"
+        return "cpu"
     if torch.version.hip is not None:
         return "cdna"
     memory = getattr(torch.cuda.get_device_properties(tensor.device), "shared_memory_per_block_optin", 0)
@@ -100,6 +100,8 @@ def prefill_tile(chip: Chip, head_dim: int, itemsize: int) -> Tile:
         head_dim: width of a head, at most 256.
         itemsize: bytes per number.
     """
+    if chip == "cpu":
+        return Tile(128, 128, 4, 1)
     return _PREFILL[chip][max(64, padded_head_dim(head_dim)), itemsize]
 
 
@@ -112,8 +114,12 @@ def rows_tile(chip: Chip, head_dim: int, itemsize: int, rows: int) -> Tile:
         itemsize: bytes per number.
         rows: rows that share keys: touched rows times the query heads per key head.
     """
-    wide = padded_head_dim(head_dim) * itemsize
-    most = 64 if wide <= 256 else 32 if wide <= 512 else 16
+    wide = padded_head_dim(head_dim)
+    if chip == "cpu":
+        most, block_n = 64, 128
+    elif itemsize == 4:  # no tensor cores: large tiles spill
+        most, block_n = 16, 32 if wide <= 64 else 16
+    else:
+        most, block_n = 64 if wide <= 128 else 32, 64 if wide <= 64 else 32
     block_m = min(most, max(16, 1 << (rows - 1).bit_length()))
-    block_n = 64 if wide <= 256 else 32 if wide <= 512 else 16
-    return Tile(block_m, block_n, 4, 1 if chip == "cdna" else 2)
+    return Tile(block_m, block_n, 4, 1 if chip in ("cdna", "cpu") else 2)

@@ -1,17 +1,24 @@
 """What VAR costs inside one attention call: touched rows on top of SDPA, against full eager VAR.
 
 One prefill of a single sample: 35 text tokens, one image, and a question of 60 tokens, whose rows are touched.
-Eager VAR computes, as the released implementations do, the whole weight matrix and redistributes in it.
+Eager VAR computes, as the released implementations do, the whole weight matrix and redistributes in it. Its
+matrices grow with the square of the length, so long prompts are run with as many heads as fit the memory; all
+variants of a length have the same heads.
 
     python -m benchmarks.kernels [--device cpu] [--lengths 640 2900 8000] [--repeats 7] [--save]
+    python -m benchmarks.kernels --device cuda           # the Triton kernels, see benchmarks.kernels_cuda
+    python -m benchmarks.kernels --device cpu-interpret  # the same at tiny sizes in Triton's interpreter
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +29,7 @@ from lvlm_attn.kernels.spec import Geometry, KeyClass, Redistribution
 from lvlm_attn.kernels.torch_path import Rows, redistribute, row_outputs, row_weights, write_rows
 
 VARIANTS = ("sdpa", "touched rows", "eager")
+PARTS = ("prefill", "decode", "mma", "model")
 BEFORE, QUESTION = 35, 60
 
 
@@ -85,64 +93,101 @@ def variant(name: str, given: dict[str, Any]) -> Callable[[], torch.Tensor]:
     return run
 
 
+def heads_that_fit(length: int, heads: int) -> int:
+    """How many heads eager VAR has memory for: it holds about 6 matrices of weights in fp32 at a time.
+
+    0 if not even one fits into three quarters of what is free.
+    """
+    free = next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("MemAvailable:")
+    )
+    return min(heads, int(0.75 * free // (6 * 4 * length**2)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda", "cpu-interpret"), default="cpu")
     parser.add_argument("--lengths", type=int, nargs="+", default=[640, 2900, 8000])
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/kernels_<device>.json")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/kernels_cpu.json")
     parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="on a GPU: what to run")
     options = parser.parse_args()
+    if options.device != "cpu":
+        if options.device == "cpu-interpret":
+            os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+        from benchmarks import kernels_cuda
 
+        kernels_cuda.run(options.device, options.parts)
+        return
     if options.memory_of:
-        given = call(options.lengths[0], options.heads, options.dim, options.device)
+        given = call(options.lengths[0], options.heads, options.dim, "cpu")
         print(peak_beyond(variant(options.memory_of, given)))
         return
 
-    print(f"{options.heads} heads of {options.dim}, fp32, {options.device}")
-    print(f"{'tokens':>7}  {'variant':13} {'ms':>9} {'of sdpa':>8} {'eager is':>9}   peak beyond inputs")
-    results = []
+    print(f"heads of {options.dim}, fp32, cpu")
+    print(
+        f"{'tokens':>7} {'heads':>6}  {'variant':13} {'ms':>9} {'of sdpa':>8} {'eager is':>9}   peak beyond inputs"
+    )
+    results: list[dict[str, Any]] = []
     for length in options.lengths:
-        given = call(length, options.heads, options.dim, options.device)
-        runs = {name: variant(name, given) for name in VARIANTS}
-        double = {key: v.double() if torch.is_tensor(v) else v for key, v in given.items()}
-        if length <= 3000:  # correctness first: fp64 by definition
-            truth = variant("eager", double)()
-            error = float((runs["touched rows"]() - truth).norm() / truth.norm())
-            if not error < 1e-5:
-                raise SystemExit(f"touched rows differ from the definition by {error:.2e} at {length} tokens")
-        times = interleave(runs, options.repeats)
-        for name in VARIANTS:
-            memory = None
-            if options.device == "cpu":
-                arguments = [
-                    "--lengths",
-                    str(length),
-                    "--heads",
-                    str(options.heads),
-                    "--dim",
-                    str(options.dim),
-                ]
-                memory = peak_memory("benchmarks.kernels", [*arguments, "--memory-of", name])
-            row = {
-                "tokens": length,
-                "variant": name,
-                "ms": 1e3 * statistics.median(times[name]),
-                "ratio_to_sdpa": ratio(times, name, "sdpa"),
-                "eager_ratio": ratio(times, "eager", name),
-                "peak_mib": memory,
-            }
-            results.append(row)
-            shown = "not measured" if memory is None else f"{memory:.0f} MiB"
-            print(
-                f"{length:7d}  {name:13} {row['ms']:9.1f} {row['ratio_to_sdpa']:7.2f}x {row['eager_ratio']:8.1f}x"
-                f"   {shown}"
-            )
+        results += measured(length, options.heads, options.dim, options.repeats)
     if options.save:
-        shape = {"heads": options.heads, "dim": options.dim, "repeats": options.repeats}
-        print(save(f"kernels_{options.device}", {**shape, "rows": results}), file=sys.stderr)
+        print(
+            save("kernels_cpu", {"dim": options.dim, "repeats": options.repeats, "rows": results}),
+            file=sys.stderr,
+        )
+
+
+def measured(length: int, most_heads: int, dim: int, repeats: int) -> list[dict[str, Any]]:
+    """Times and peak memory at one length; eager VAR is left out where it cannot fit."""
+    fitting = heads_that_fit(length, most_heads)
+    heads = fitting or most_heads
+    given = call(length, heads, dim, "cpu")
+    runs = {name: variant(name, given) for name in VARIANTS if fitting or name != "eager"}
+    check(given, length)
+    times = interleave(runs, repeats)
+    results = []
+    for name in VARIANTS:
+        row: dict[str, Any] = {"tokens": length, "heads": heads, "variant": name}
+        results.append(row)
+        if name not in runs:
+            row["out_of_memory_mib"] = 6 * 4 * length**2 / 2**20
+            print(
+                f"{length:7d} {heads:6d}  {name:13} out of memory at {row['out_of_memory_mib']:.0f} MiB per head"
+            )
+            continue
+        shape = ["--lengths", str(length), "--heads", str(heads), "--dim", str(dim)]
+        row["ms"] = 1e3 * statistics.median(times[name])
+        row["ratio_to_sdpa"] = ratio(times, name, "sdpa")
+        row["eager_ratio"] = ratio(times, "eager", name) if fitting else None
+        row["peak_mib"] = peak_memory("benchmarks.kernels", [*shape, "--memory-of", name])
+        row["weights_mib"] = heads * length**2 * 4 / 2**20
+        eager = f"{row['eager_ratio']:8.1f}x" if fitting else "        -"
+        print(
+            f"{length:7d} {heads:6d}  {name:13} {row['ms']:9.1f} {row['ratio_to_sdpa']:7.2f}x {eager}"
+            f"   {row['peak_mib']:.0f} MiB (a matrix of weights: {row['weights_mib']:.0f} MiB)",
+            flush=True,
+        )
+    return results
+
+
+def check(given: dict[str, Any], length: int) -> None:
+    """Correctness first: the last rows, which are the touched ones, against float64 by definition."""
+    rows = min(length, 600)
+    part = {**given, "query": given["query"][:, :, -rows:], "geometry": Geometry(length - rows, rows, length)}
+    spec = given["spec"]
+    part["spec"] = replace(spec, is_touched=spec.is_touched[:, -rows:])
+    double = {name: v[:, :2].double() if torch.is_tensor(v) else v for name, v in part.items()}
+    truth = variant("eager", double)()
+    found = variant("touched rows", given)()[:, -rows:, :2]
+    error = float((found - truth).norm() / truth.norm())
+    if not error < 1e-5:
+        raise SystemExit(f"Touched rows differ from the definition by {error:.2e} at {length} tokens.")
 
 
 if __name__ == "__main__":

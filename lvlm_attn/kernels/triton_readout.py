@@ -82,7 +82,10 @@ def read(
     kv_heads, rows = key.shape[1], index.shape[1]
     group = heads // kv_heads
     written = min(geometry.keys, geometry.length - geometry.first_key)
-    tile = tile or rows_tile(chip_of(query), head_dim, query.element_size(), rows * group)
+    if tile is None:
+        tile = rows_tile(chip_of(query), head_dim, query.element_size(), rows * group)
+        # Wider tiles spill where all quantities are asked for at once.
+        tile = tile._replace(block_n=min(tile.block_n, 32))
     tiles = triton.cdiv(rows * group, tile.block_m)
     splits = splits or splits_for(query, tiles * batch * kv_heads, triton.cdiv(written, tile.block_n))
 

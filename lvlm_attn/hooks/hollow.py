@@ -24,7 +24,7 @@ class Hollow(Intervention):
     """Hollow attention: an image token reads all text before it and the image tokens of a window, no others.
 
     The window counts positions of the sequence, the token itself included, so `window=1` is
-    `VisualSelf(mode="self+prefix")` and a window of an image's length changes nothing. Text rows, and image rows
+    `VisualSelf(mode="self_prefix")` and a window of an image's length changes nothing. Text rows, and image rows
     whose window reaches the first image token, keep their bits in the first of the chosen layers.
 
     Args:

@@ -20,7 +20,7 @@ from lvlm_attn.kernels.visibility import ALL, Visibility
 from lvlm_attn.layers import Layers, canonical_layers, select_layers
 from lvlm_attn.modality import Made, count_before, counted, is_image, once_per_call
 
-MODES = ("self", "self+prefix")
+MODES = ("self", "self_prefix")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class VisualSelf(Intervention):
     In mode `"self"`, which is what EE-MLLM trains with, a softmax over one key is 1, so the output of the
     attention is the token's own value: query and key weights and rotary positions drop out, and the layer acts on
     image tokens as an aligner made of its value, output and feed-forward weights. It is computed that way. In mode
-    `"self+prefix"` image tokens also read the text before them. A model that was not trained with the method
+    `"self_prefix"` image tokens also read the text before them. A model that was not trained with the method
     parks much of an image token's weight on the beginning of the text, so this mode moves it less, and is the
     default here.
 
@@ -38,7 +38,8 @@ class VisualSelf(Intervention):
     samples without an image keep their bits in the first of the chosen layers.
 
     Args:
-        mode: `"self"` or `"self+prefix"` (`self_prefix` in text, where `+` joins methods).
+        mode: `"self"` or `"self_prefix"`; `"self+prefix"` is taken for the latter, except in text, where `+` joins
+            methods.
         layers: which layers; None for all, as EE-MLLM is trained. Without training, late layers do the least
             harm; `FrozenVisual` names some by experiment.
 
@@ -53,13 +54,13 @@ class VisualSelf(Intervention):
     name: ClassVar[str] = "visual_self"
     needs_image: ClassVar[bool] = True
 
-    mode: str = "self+prefix"
+    mode: str = "self_prefix"
     layers: Layers = None
 
     def __post_init__(self) -> None:
-        mode = "self+prefix" if self.mode in ("self_prefix", "prefix") else self.mode
+        mode = "self_prefix" if self.mode == "self+prefix" else self.mode
         if mode not in MODES:
-            raise LvlmAttnError(f"VisualSelf: mode={self.mode!r} must be 'self' or 'self+prefix'.")
+            raise LvlmAttnError(f"VisualSelf: mode={self.mode!r} must be 'self' or 'self_prefix'.")
         object.__setattr__(self, "mode", mode)
         object.__setattr__(self, "layers", canonical_layers(self.layers))
 
@@ -74,11 +75,11 @@ class VisualSelf(Intervention):
     def _make(self, layer: Layer) -> Made:
         layout = layer.layout
         image = is_image(layout)
-        lost = image if self.mode == "self+prefix" else layout.is_valid
+        lost = image if self.mode == "self_prefix" else layout.is_valid
         # A token that loses nothing keeps its bits; it is an image key all the same.
         is_changed = image & (count_before(lost) > 0)
         group = torch.where(is_changed, 1, torch.where(image, 2, 0))
-        text = ALL if self.mode == "self+prefix" else 0
+        text = ALL if self.mode == "self_prefix" else 0
         every = (ALL, ALL, ALL)
         return Made(
             Visibility(group, earlier=(every, (text, 0, 0), every)), (is_changed[:, layer.queries].sum(),)

@@ -5,8 +5,6 @@ import torch
 
 import lvlm_attn as la
 from lvlm_attn.hooks.mma_groups import Spans, groups_of
-from lvlm_attn.markers import assistant_marker
-from lvlm_attn.prompting import format_prompt
 from tests.hooks.masked import (
     BATCH,
     FEW,
@@ -398,70 +396,7 @@ def test_replies_are_read_in_to_prompt_end_and_hidden_in_same_turn():
     assert groups_of("same_turn", spans)[2].tolist() == [[2, 0, 0, 0, 2, 0, 0]]
 
 
-# Where it comes from and what is refused.
-
-
-class Words:
-    """A tokenizer of words, for processors made by hand."""
-
-    def __init__(self):
-        self.known = {}
-
-    def __call__(self, text, add_special_tokens=True):
-        words = text.replace("\n", " \n ").split(" ")
-        return {"input_ids": [self.known.setdefault(word, len(self.known)) for word in words if word]}
-
-
-class Chat:
-    """A processor with a template of its own."""
-
-    def __init__(self, user, answer, prompt):
-        self.tokenizer, self.chat_template = Words(), "x"
-        self.forms, self.prompt = {"user": user, "assistant": answer}, prompt
-
-    def apply_chat_template(self, turns, add_generation_prompt, tokenize):
-        assert not tokenize
-        said = [self.forms[turn["role"]].format(turn["content"][0]["text"]) for turn in turns]
-        return "".join(said) + self.prompt * add_generation_prompt
-
-
-@pytest.mark.parametrize(
-    ("processor", "marker"),
-    [
-        (Chat("USER: {} ", "ASSISTANT: {} </s>", "ASSISTANT:"), "ASSISTANT:"),
-        (
-            Chat(
-                "<|im_start|> user\n{} <|im_end|>\n",
-                "<|im_start|> assistant\n{} <|im_end|>\n",
-                "<|im_start|> assistant\n",
-            ),
-            "<|im_start|> assistant\n",
-        ),
-        (Chat("[INST] {} [/INST]", " {} </s>", ""), "[/INST]"),
-    ],
-    ids=["words", "chatml", "inst"],
-)
-def test_the_marker_comes_from_the_chat_template(processor, marker):
-    assert list(assistant_marker(processor)) == processor.tokenizer(marker)["input_ids"]
-
-
-def test_the_toys_marker_is_found_in_its_prompts():
-    _, processor = la.load("toy")
-    marker = list(assistant_marker(processor))
-    assert marker == processor.tokenizer("ASSISTANT:", add_special_tokens=False)["input_ids"]
-    ids = processor.tokenizer(format_prompt(processor, "Is there a dog?", 1))["input_ids"]
-    assert ids[-len(marker) :] == marker
-
-
-def test_a_template_without_a_marker_is_said_in_one_sentence():
-    class Broken(Chat):
-        def apply_chat_template(self, turns, add_generation_prompt, tokenize):
-            raise RuntimeError("no such role")
-
-    for processor in (Chat("{}", "{}", ""), Broken("", "", "")):
-        with pytest.raises(la.LvlmAttnError, match=r"marker=\(\.\.\.\)") as caught:
-            assistant_marker(processor)
-        assert "\n" not in str(caught.value)
+# What is refused.
 
 
 @pytest.mark.parametrize("changes", [{"mode": "same_turn"}, {"mode": "reference"}, {"include_marker": False}])

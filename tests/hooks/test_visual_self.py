@@ -200,8 +200,9 @@ def test_a_sample_after_another_and_an_exception(name):
 def test_written_form_and_bad_mode():
     for item in (la.VisualSelf(), la.VisualSelf("self", layers=[2, 3])):
         assert la.parse(str(item)) == (item,)
-    assert la.parse("visual_self:mode=self_prefix") == (la.VisualSelf("self+prefix"),)
-    with pytest.raises(la.LvlmAttnError, match="'self' or 'self\\+prefix'"):
+    assert la.parse("visual_self:mode=self_prefix") == (la.VisualSelf(),)
+    assert la.VisualSelf("self+prefix") == la.VisualSelf("self_prefix") == la.VisualSelf()
+    with pytest.raises(la.LvlmAttnError, match="'self' or 'self_prefix'"):
         la.VisualSelf("both")
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lvlm_attn.hooks import methods, register
     from lvlm_attn.hooks.agla import AGLA
     from lvlm_attn.hooks.carve import CARVE
+    from lvlm_attn.hooks.carve_attention import CARVEAttention
     from lvlm_attn.hooks.crosslmm import CrossLMM
     from lvlm_attn.hooks.delayed import Delayed
     from lvlm_attn.hooks.frozen_visual import FrozenVisual
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AGLA": "hooks.agla",
     "CARVE": "hooks.carve",
+    "CARVEAttention": "hooks.carve_attention",
     "CrossLMM": "hooks.crosslmm",
     "Delayed": "hooks.delayed",
     "Divergence": "diagnostics",
@@ -90,6 +92,7 @@ __all__ = [
     "VAR",
     "VCD",
     "VHR",
+    "CARVEAttention",
     "CrossLMM",
     "Delayed",
     "Divergence",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.hooks.agla import AGLA
 from lvlm_attn.hooks.carve import CARVE
+from lvlm_attn.hooks.carve_attention import CARVEAttention
 from lvlm_attn.hooks.crosslmm import CrossLMM
 from lvlm_attn.hooks.delayed import Delayed
 from lvlm_attn.hooks.frozen_visual import FrozenVisual
@@ -26,6 +27,7 @@ _METHODS: dict[str, type[Intervention]] = {
         VAR,
         VHR,
         CARVE,
+        CARVEAttention,
         AGLA,
         VCD,
         ICD,

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.images.maps import Map
 from lvlm_attn.intervention import Intervention, Layer, Target
 from lvlm_attn.layout import PromptLayout
@@ -351,8 +350,6 @@ def scaled_layers(first: int, last: int, count: int, of: int = 32) -> tuple[int,
         >>> scaled_layers(20, 25, 32), scaled_layers(20, 25, 6)
         ((20, 21, 22, 23, 24, 25), (4,))
     """
-    if count < 1:
-        raise LvlmAttnError("A model without layers has none to read.")
     low = min(round(first * count / of), count - 1)
     high = max(low + 1, round((last + 1) * count / of))
     return tuple(range(low, min(high, count)))

@@ -24,19 +24,24 @@ if TYPE_CHECKING:
     from lvlm_attn.hooks.agla import AGLA
     from lvlm_attn.hooks.carve import CARVE
     from lvlm_attn.hooks.carve_attention import CARVEAttention
+    from lvlm_attn.hooks.cmai import CMAI
     from lvlm_attn.hooks.crosslmm import CrossLMM
     from lvlm_attn.hooks.delayed import Delayed
+    from lvlm_attn.hooks.dola import DoLa
     from lvlm_attn.hooks.frozen_visual import FrozenVisual
     from lvlm_attn.hooks.hollow import Hollow
     from lvlm_attn.hooks.icd import ICD
     from lvlm_attn.hooks.mma import MMA
     from lvlm_attn.hooks.neighborhood import Neighborhood
+    from lvlm_attn.hooks.opera import OPERA
     from lvlm_attn.hooks.pai import PAI
+    from lvlm_attn.hooks.paint import PAINT
     from lvlm_attn.hooks.power import Power
     from lvlm_attn.hooks.var import VAR
     from lvlm_attn.hooks.vcd import VCD
     from lvlm_attn.hooks.vhr import VHR
     from lvlm_attn.hooks.visual_self import VisualSelf
+    from lvlm_attn.hooks.vmtc import VMTC
     from lvlm_attn.intervention import Intervention, Layer
     from lvlm_attn.layout import Kind, PromptLayout
     from lvlm_attn.loading import load
@@ -49,9 +54,11 @@ _HOMES = {
     "AGLA": "hooks.agla",
     "CARVE": "hooks.carve",
     "CARVEAttention": "hooks.carve_attention",
+    "CMAI": "hooks.cmai",
     "CrossLMM": "hooks.crosslmm",
     "Delayed": "hooks.delayed",
     "Divergence": "diagnostics",
+    "DoLa": "hooks.dola",
     "Family": "models",
     "FrozenVisual": "hooks.frozen_visual",
     "Hollow": "hooks.hollow",
@@ -62,7 +69,9 @@ _HOMES = {
     "LvlmAttnError": "errors",
     "MMA": "hooks.mma",
     "Neighborhood": "hooks.neighborhood",
+    "OPERA": "hooks.opera",
     "PAI": "hooks.pai",
+    "PAINT": "hooks.paint",
     "Power": "hooks.power",
     "PromptLayout": "layout",
     "SinkDims": "sinks",
@@ -70,6 +79,7 @@ _HOMES = {
     "VAR": "hooks.var",
     "VCD": "hooks.vcd",
     "VHR": "hooks.vhr",
+    "VMTC": "hooks.vmtc",
     "VisualSelf": "hooks.visual_self",
     "Wrapped": "wrapping",
     "find_sinks": "diagnostics",
@@ -86,16 +96,21 @@ _HOMES = {
 __all__ = [
     "AGLA",
     "CARVE",
+    "CMAI",
     "ICD",
     "MMA",
+    "OPERA",
     "PAI",
+    "PAINT",
     "VAR",
     "VCD",
     "VHR",
+    "VMTC",
     "CARVEAttention",
     "CrossLMM",
     "Delayed",
     "Divergence",
+    "DoLa",
     "Family",
     "FrozenVisual",
     "Hollow",

@@ -6,19 +6,24 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.hooks.agla import AGLA
 from lvlm_attn.hooks.carve import CARVE
 from lvlm_attn.hooks.carve_attention import CARVEAttention
+from lvlm_attn.hooks.cmai import CMAI
 from lvlm_attn.hooks.crosslmm import CrossLMM
 from lvlm_attn.hooks.delayed import Delayed
+from lvlm_attn.hooks.dola import DoLa
 from lvlm_attn.hooks.frozen_visual import FrozenVisual
 from lvlm_attn.hooks.hollow import Hollow
 from lvlm_attn.hooks.icd import ICD
 from lvlm_attn.hooks.mma import MMA
 from lvlm_attn.hooks.neighborhood import Neighborhood
+from lvlm_attn.hooks.opera import OPERA
 from lvlm_attn.hooks.pai import PAI
+from lvlm_attn.hooks.paint import PAINT
 from lvlm_attn.hooks.power import Power
 from lvlm_attn.hooks.var import VAR
 from lvlm_attn.hooks.vcd import VCD
 from lvlm_attn.hooks.vhr import VHR
 from lvlm_attn.hooks.visual_self import VisualSelf
+from lvlm_attn.hooks.vmtc import VMTC
 from lvlm_attn.intervention import Intervention
 
 _METHODS: dict[str, type[Intervention]] = {
@@ -32,6 +37,9 @@ _METHODS: dict[str, type[Intervention]] = {
         VCD,
         ICD,
         PAI,
+        PAINT,
+        DoLa,
+        OPERA,
         MMA,
         CrossLMM,
         VisualSelf,
@@ -40,6 +48,8 @@ _METHODS: dict[str, type[Intervention]] = {
         Delayed,
         Neighborhood,
         Power,
+        VMTC,
+        CMAI,
     )
 }
 

@@ -173,7 +173,7 @@ class Wrapped:
             model=f"{session.target.family.title}, {session.target.layers} layers of {session.target.heads} heads",
             backend=own or backend,
             kernels=session.kernels.describe(),
-            interventions=tuple(str(item) for item in session.interventions),
+            interventions=tuple(_written(item) for item in session.interventions),
             rows=tuple(
                 item.summarise(session.stats.get(place, {}))
                 for place, item in enumerate(session.interventions)
@@ -286,6 +286,14 @@ def _attention_configs(target: Target) -> list[Any]:
         if config is not None:
             found.setdefault(id(config), config)
     return list(found.values())
+
+
+def _written(item: Intervention) -> str:
+    """An intervention as text, or its name alone where a parameter has no written form."""
+    try:
+        return str(item)
+    except LvlmAttnError:
+        return f"{item.name or item.title} (given in code)"
 
 
 def _implementation(target: Target) -> str:

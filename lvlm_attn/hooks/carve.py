@@ -67,7 +67,8 @@ class CARVE(Intervention):
         p: share of the pixels that is kept; 1 keeps all and changes nothing. The paper's best are 0.2 to 0.6.
         K: number of regions that are kept; the paper's best are 2 and 3.
         mode: which steps are contrasted: `"last"` (the paper's best), `"first"` (cheapest) or `"all"`.
-        layers: which layers; None is 20 to 25 of 32, scaled to the model.
+        layers: which layers; None is 20 to 25 of 32, scaled to the model. The paper takes 20 to 25 in all its
+            models, of 28 to 40 layers.
         steps: the most answer tokens in modes `"last"` and `"all"`.
         lam: regularisation of the contrast. The paper gives no value; this is the released code's.
         lam_rel: the same relative to the mean attention of the general instruction; replaces `lam`.

@@ -326,6 +326,11 @@ def test_images_may_be_paths(tmp_path):
         run("llava", AGLA(matcher="self"), rows=(0,), images=[np.asarray(PICTURES[0])])
 
 
+def test_a_function_shows_in_the_report():
+    with la.wrap(model_of("llava"), AGLA(matcher=left_half), processor=tiny_processor("llava")) as lvlm:
+        assert "agla (given in code)" in str(lvlm.report())
+
+
 def test_written_form():
     (item,) = la.parse("agla:alpha=2,matcher=self")
     assert item == AGLA(matcher="self")

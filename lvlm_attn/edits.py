@@ -156,12 +156,12 @@ def apply_edits(
             is_changed = is_changed | is_row
         elif spec is not None:
             new, is_row, moved = redistribute(weights, spec, geometry)
-            is_row &= spec.is_touched.gather(1, rows.index)[:, None]
+            is_row = is_row & spec.is_touched.gather(1, rows.index)[:, None]
             _count(layer.stats, int(layer), is_row, moved, spec.is_touched)
             # Rows that stay are not written back, so with a single edit their weights need not be kept.
             is_lone = len(edits) == 1 and not shown and reads[0] is None
             weights = new if is_lone else torch.where(is_row[..., None], new, weights)
-            is_changed |= is_row
+            is_changed = is_changed | is_row
         if item.overrides("edit_weights"):
             edited = item.edit_weights(layer, weights)
             if edited.shape != weights.shape:

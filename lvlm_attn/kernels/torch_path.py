@@ -89,15 +89,21 @@ def row_weights(
     scores = (grouped @ key.to(dtype).transpose(-1, -2)).view(batch, heads, rows, keys)
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    if edit is not None:
-        if mask is not None and mask.dtype != torch.bool:
+    blocked: Tensor | None = None
+    if mask is not None and mask.dtype == torch.bool:
+        blocked = ~mask
+    elif mask is not None:
+        scores = scores + mask
+        if edit is not None:
             # Additive masks block with the lowest finite number, which an edit would scale.
-            scores = scores.masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -torch.inf)
+            blocked = mask <= torch.finfo(mask.dtype).min / 2
+    if blocked is not None:
+        scores = scores.masked_fill(blocked, -torch.inf)
+    if edit is not None:
         scores = edit(scores)
     weights = scores.softmax(-1)
-    return weights.masked_fill(~mask, 0.0) if mask is not None and mask.dtype == torch.bool else weights
+    # A row whose keys are all blocked is NaN up to here.
+    return weights if blocked is None else weights.masked_fill(blocked, 0.0)
 
 
 def row_outputs(weights: Tensor, value: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
@@ -29,6 +30,9 @@ from lvlm_attn.vision_maps import Encoded, VisionRead, VisionRows, entries_of, r
 PREFIX = "lvlm_attn_vision|"
 CHUNK = 512
 """Query rows of the encoder whose weights are held at a time."""
+
+UNREAD = 8
+"""Outputs of the encoder that are held until the next prompt is read."""
 
 READING: ContextVar[tuple[VisionReader, ...]] = ContextVar("lvlm_attn_vision", default=())
 """Who reads the encoding that runs now."""
@@ -57,6 +61,8 @@ class VisionReader:
         self._running: VisionRead | None = None
         self._before: list[tuple[Any, str]] = []
         self._known: list[_Known] = []
+        # An encoding outlives its output where features are regrouped before a prompt reads them.
+        self._unread: deque[Any] = deque(maxlen=UNREAD)
 
     def install(self) -> list[RemovableHandle]:
         """Puts the hooks on the encoder."""
@@ -75,6 +81,12 @@ class VisionReader:
             One entry for each image, in InternVL for each tile, in flat order; None if there are no images, or if
             they were encoded out of sight.
         """
+        try:
+            return self._found(given)
+        finally:
+            self._unread.clear()
+
+    def _found(self, given: Mapping[str, Any]) -> tuple[Encoded, ...] | None:
         if given.get("pixel_values") is not None:
             return self._known[-1].entries if self._known else None
         output = (given.get("mm_encoder_outputs") or {}).get("image")
@@ -136,6 +148,7 @@ class VisionReader:
         if read is None or output is None or not read.weights:
             return
         self._known = [known for known in self._known if known.output() is not None]
+        self._unread.append(output)
         self._known.append(_Known(weakref.ref(output), entries_of(read, cast("Any", self.base).config)))
 
 

@@ -152,8 +152,13 @@ def test_equal_gains_on_all_patches_are_pai():
     double = copy.deepcopy(model).double()
     with dense(double, boosting(gain, (2, 3, 4), [len(gain) - 1])):
         want = double(**row).logits[0]
-    with torch.no_grad(), la.wrap(model, PAINT(alpha=0.5, beta=0.5, local=1.0)):
-        assert relative_error(model(**row).logits[0], want) < 1e-5
+    with torch.no_grad():
+        with la.wrap(model, PAINT(alpha=0.5, beta=0.5, local=1.0)):
+            got = model(**row).logits[0]
+        with la.wrap(model, la.PAI(alpha=0.5, gamma=1.0)):
+            pai = model(**row).logits[0]
+    assert relative_error(got, want) < 1e-5
+    assert torch.equal(got, pai)
 
 
 @families
@@ -241,6 +246,34 @@ def test_beams_and_returned_sequences_have_the_sets_of_their_prompt(name):
         greedy = generate(model, inputs, 4)
     assert torch.equal(beams, torch.stack(single))
     assert torch.equal(drawn[0], greedy[0].repeat_interleave(2, 0))
+
+
+@families
+def test_a_second_view_beside_the_prompt_has_sets_of_its_own(name):
+    """The rows asked for come out as without the view, whose images are others."""
+    model = deep_model(name)
+    inputs = tiny_inputs(name, model, [(1,), (2,)])
+
+    class Beside(la.Intervention):
+        def views(self, request):
+            return (request.with_pixels(lambda pixels, index: pixels.flip(0) * 0.5 + 0.3),)
+
+        def fuse(self, main, views, step):
+            assert not torch.equal(main, views[0])
+            return main
+
+    options = {
+        "max_new_tokens": 4,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
+    with torch.no_grad():
+        with la.wrap(model, PAINT(**STRONG)):
+            alone = torch.stack(model.generate(**inputs, **options).logits)
+        with la.wrap(model, PAINT(**STRONG), Beside()) as lvlm:
+            joined = torch.stack(lvlm.generate(**inputs, **options).logits)
+    assert relative_error(joined, alone.double()) < 2e-5
 
 
 def test_head_modulation_scales_the_gain_by_the_share_of_the_head():

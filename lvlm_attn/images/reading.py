@@ -47,7 +47,7 @@ def read_attention(
 
     Example:
         >>> asked, described = read_attention([question, general], layers=[20, 21])  # doctest: +SKIP
-        >>> asked[0][0][0].shape
+        >>> asked[0][0][0].shape  # doctest: +SKIP
         (1, 2, 24, 24)
     """
     from lvlm_attn.wrapping import wrap

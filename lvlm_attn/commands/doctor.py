@@ -32,6 +32,7 @@ def doctor(as_json: Json = False) -> None:
         "platform": platform.platform(),
         "packages": {name: _package(name) for name in ("torch", "transformers", "triton", "torchvision")},
         "device": _device(),
+        "kernels": _kernels(),
         "backends": {name: _try(probe) for name, probe in BACKENDS.items()},
         "extras": {name: _extra(modules) for name, modules in EXTRAS.items()},
         "lmms-eval": _lmms_plugin(),
@@ -55,6 +56,18 @@ def _package(name: str) -> str:
     except metadata.PackageNotFoundError:
         return "not installed"
     return version if util.find_spec(name) is not None else f"{version}, but it cannot be imported"
+
+
+def _kernels() -> str:
+    import torch
+
+    from lvlm_attn.errors import LvlmAttnError
+    from lvlm_attn.kernels.dispatch import picked
+
+    try:
+        return picked(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    except LvlmAttnError as error:
+        return str(error)
 
 
 def _device() -> str:
@@ -118,6 +131,19 @@ def _triton() -> None:
     importlib.import_module("triton")
     if not torch.cuda.is_available():
         raise RuntimeError("it needs a GPU; the torch path is used")
+    from lvlm_attn.kernels.spec import Geometry
+    from lvlm_attn.kernels.triton_path import AttentionCall
+    from lvlm_attn.kernels.visibility import ALL, Visibility
+
+    query = torch.randn(1, 2, 16, 16, device="cuda", dtype=torch.float16)
+    plain = Visibility(torch.zeros(1, 16, dtype=torch.long, device="cuda"), ((ALL,),))
+    call = AttentionCall.of(
+        query, query, query, scaling=0.25, geometry=Geometry(0, 16, 16), visibility=[plain]
+    )
+    want = torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True, scale=0.25)
+    error = (call.every_row().transpose(1, 2) - want).abs().max().item()
+    if not error < 1e-2:
+        raise RuntimeError(f"they run, but are off by {error:.3g}")
 
 
 BACKENDS: dict[str, Callable[[], None]] = {

@@ -35,7 +35,7 @@ class Tile(NamedTuple):
 # By padded head size, for 16-bit types and for fp32.
 _PREFILL: dict[Chip, dict[tuple[int, int], Tile]] = {
     "sm_90": {
-        (64, 2): Tile(128, 128, 8, 3),
+        (64, 2): Tile(128, 64, 8, 3),
         (128, 2): Tile(128, 64, 8, 3),
         (256, 2): Tile(64, 32, 4, 3),
         (64, 4): Tile(32, 16, 4, 2),

@@ -1,0 +1,46 @@
+"""The kernels compile for GPUs that are not there, fit their shared memory, and do not spill where it matters."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from lvlm_attn.kernels.triton_tiles import SHARED_MEMORY
+from tests.kernels import aot
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def compile_for(tmp_path_factory):
+    """Compiles the cases of a chip in a process without the interpreter, whose switch is set in this one."""
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    env["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+
+    def compiled(chip):
+        command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.aot", chip]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return compiled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", list(aot.CASES))
+def test_kernels_compile_and_fit(compile_for, chip):
+    lines = compile_for(chip)
+    assert {(line["head_dim"], line["bits"], line["what"]) for line in lines} == set(aot.CASES[chip])
+    names = {line["kernel"] for line in lines}
+    assert names >= {"_attend_all", "_list_blocks", "see_rows", "write_rows", "add_parts"}
+    for line in lines:
+        assert line["shared"] <= SHARED_MEMORY[chip], line
+    if chip == "sm_90":
+        in_question = [line for line in lines if line["head_dim"] in (64, 128)]
+        assert len(in_question) >= 10
+        assert [line for line in in_question if line["stack"] or line["local"]] == []

@@ -143,6 +143,8 @@ class Intervention:
     - `rewrite(request)`, `views(request)` and `fuse(main, views, step)`: ask something else, or something beside
       it, and join the logits; `loop(request)`: decode in another way. In `lvlm.generate` only.
 
+    `beams` is the number of beams that evaluations and the command line search with.
+
     `layer` is an int that also carries the layout of the prompt and the memory of the intervention; see
     `Layer`. An attribute `layers` chooses the layers (see `lvlm_attn.layers`); without it all are acted on.
 
@@ -156,6 +158,7 @@ class Intervention:
 
     name: ClassVar[str] = ""
     needs_image: ClassVar[bool] = False
+    beams: ClassVar[int] = 1
     layers: Layers = None
 
     def observe(self, layer: Layer, hidden: Tensor) -> None:
@@ -253,6 +256,10 @@ class Intervention:
     def needs_request(self) -> bool:
         """Whether it acts on requests, and so in `lvlm.generate` only; plain `model.generate` is refused then."""
         return any(self.overrides(site) for site in REQUEST_SITES)
+
+    def rows_at_once(self) -> int | None:
+        """How many prompts one `lvlm.generate` may hold; None for any number. Evaluations split their batches."""
+        return None
 
     def begin(self, call: Call, place: int) -> None:
         """Called once per prompt, before its first layer; `call.text_heads` reads the prompt without images.

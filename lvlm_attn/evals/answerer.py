@@ -89,7 +89,10 @@ class ModelAnswerer:
         self._tokenizer = getattr(processor, "tokenizer", processor)
         self._yes_no = yes_no_ids(self._tokenizer) if asks_yes_no else None
         config = copy.deepcopy(model.generation_config)
-        config.do_sample, config.num_beams, config.num_return_sequences = False, 1, 1
+        beams = max((item.beams for item in self._interventions), default=1)
+        if beams > 1 and self.decoding.decode == "sample":
+            raise LvlmAttnError("a method that searches with beams does not sample; use greedy decoding.")
+        config.do_sample, config.num_beams, config.num_return_sequences = False, beams, 1
         config.temperature, config.top_p, config.top_k = 1.0, 1.0, 50
         config.max_length, config.max_new_tokens = None, self.decoding.max_new_tokens
         ends = config.eos_token_id
@@ -122,14 +125,21 @@ class ModelAnswerer:
             "decode": self.decoding.decode,
             "temperature": self.decoding.temperature if self.decoding.decode == "sample" else None,
             "max_new_tokens": self.decoding.max_new_tokens,
+            **({"num_beams": self._config.num_beams} if self._config.num_beams > 1 else {}),
             "repetition_penalty": self._config.repetition_penalty,
             "suffix": self.decoding.suffix,
             "prompt_template": format_prompt(self.processor, "{question}"),
         }
 
-    @torch.inference_mode()
     def answer(self, images: Sequence[Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
         """Answers a left-padded batch; sampling depends on each row's seed alone, not on its batch."""
+        limits = [item.rows_at_once() for item in self._interventions]
+        count = min([limit for limit in limits if limit is not None], default=len(prompts))
+        parts = [slice(start, start + count) for start in range(0, len(prompts), max(count, 1))]
+        return [answer for part in parts for answer in self._answer(images[part], prompts[part], seeds[part])]
+
+    @torch.inference_mode()
+    def _answer(self, images: Sequence[Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
         processors: list[Any] = []
         first = None
         if self._yes_no is not None:
@@ -161,7 +171,7 @@ class ModelAnswerer:
                     n_prompt_tokens=int(lengths[row]),
                     n_new_tokens=len(kept) + (end is not None),
                     finish_reason="length" if end is None else "eos",
-                    first_token=first.of_row(row) if first is not None else None,
+                    first_token=first.of_row(row * self._config.num_beams) if first is not None else None,
                 )
             )
         return answers

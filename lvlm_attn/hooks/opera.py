@@ -64,6 +64,7 @@ class OPERA(Intervention):
 
     name: ClassVar[str] = "opera"
     needs_image: ClassVar[bool] = True
+    beams: ClassVar[int] = 5
 
     candidates: int = 5
     sigma: float = 50.0
@@ -90,6 +91,10 @@ class OPERA(Intervention):
     def layers_at(self, site: str, target: Target) -> Sequence[int]:
         """The last layer."""
         return (target.layers - 1,)
+
+    def rows_at_once(self) -> int | None:
+        """One, where the search may go back."""
+        return None if self.r is None else 1
 
     def loop(self, request: Request) -> Callable[..., Any]:
         """The beam search."""

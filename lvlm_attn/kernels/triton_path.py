@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -153,8 +154,8 @@ class AttentionCall:
 
     @property
     def _packed(self) -> PackedVisibility:
-        made = lambda: pack_visibility(self.visibility, self.geometry, self.query.device)  # noqa: E731
-        return self._kept(("packed", *self._place), made)
+        make = partial(pack_visibility, self.visibility, self.geometry, self.query.device)
+        return self._kept(("packed", *self._place), make)
 
     @property
     def _lists(self) -> BlockLists:

@@ -96,14 +96,14 @@ def variant(name: str, given: dict[str, Any]) -> Callable[[], torch.Tensor]:
 def heads_that_fit(length: int, heads: int) -> int:
     """How many heads eager VAR has memory for: it holds about 6 matrices of weights in fp32 at a time.
 
-    0 if not even one fits into three quarters of what is free.
+    0 if not even one fits into a third of what is free, so that nothing is swapped.
     """
     free = next(
         int(line.split()[1]) * 1024
         for line in Path("/proc/meminfo").read_text().splitlines()
         if line.startswith("MemAvailable:")
     )
-    return min(heads, int(0.75 * free // (6 * 4 * length**2)))
+    return min(heads, int(free // 3 // (6 * 4 * length**2)))
 
 
 def main() -> None:

@@ -460,9 +460,9 @@ def _join_splits(
         keep, grow = tl.where(is_row, keep, 1.0), tl.where(is_row, grow, 1.0)
         tl.store(is_changed + line, is_row.to(tl.int8))
         tl.store(moved + line, mass)
-        if counts is not None and may_move:
+        if counts is not None:
             tl.atomic_add(counts, is_row.to(tl.float64))
-            tl.atomic_add(counts + 1, 1.0)
+            tl.atomic_add(counts + 1, may_move.to(tl.float64))
             tl.atomic_add(counts + 2, mass.to(tl.float64))
 
     width = tl.arange(0, BLOCK_D)

@@ -20,7 +20,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lvlm_attn.kernels import triton_decode, triton_path, triton_prefill, triton_rows
+from lvlm_attn.kernels import triton_decode, triton_path, triton_prefill, triton_readout, triton_rows
+from lvlm_attn.kernels.packing import pack_edits, pack_visibility
+from lvlm_attn.kernels.readouts import Readout
 from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution
 from lvlm_attn.kernels.triton_path import AttentionCall
 from lvlm_attn.kernels.triton_tiles import SHARED_MEMORY
@@ -52,12 +54,28 @@ CASES = {
         (64, 16, "reach"),
         (128, 16, "table"),
         (128, 16, "reach"),
+        (64, 16, "decode"),
         (128, 16, "decode"),
+        (64, 16, "readout"),
+        (128, 16, "readout"),
     ],
-    "sm_80": [(128, 16, "table"), (128, 16, "rows"), (256, 16, "table"), (80, 32, "rows")],
-    "cdna": [(128, 16, "table"), (128, 16, "rows"), (256, 32, "table")],
+    "sm_80": [
+        (128, 16, "table"),
+        (128, 16, "rows"),
+        (256, 16, "table"),
+        (80, 32, "rows"),
+        (128, 16, "decode"),
+        (128, 32, "readout"),
+    ],
+    "cdna": [
+        (128, 16, "table"),
+        (128, 16, "rows"),
+        (256, 32, "table"),
+        (128, 16, "decode"),
+        (128, 16, "readout"),
+    ],
 }
-WHAT = ("rows", "table", "reach", "decode")
+WHAT = ("rows", "table", "reach", "decode", "readout")
 
 
 def calls(head_dim: int, bits: int, what: str) -> Iterator[Callable[[], object]]:
@@ -89,6 +107,22 @@ def calls(head_dim: int, bits: int, what: str) -> Iterator[Callable[[], object]]
         amplification=Amplification(touched, torch.ones(1, 640)) if what != "rows" else None,
         redistribution=Redistribution(torch.zeros(1, 640, dtype=torch.int8), touched, 0.4, 0.5, 0.2),
     )
+    if what == "readout":
+        read_rows = Readout(touched, torch.zeros(1, 640), "heads", column_sums=True, entropy=True)
+        mean = Readout(touched, rows="mean")
+        edits = pack_edits(call.amplification, call.redistribution, geometry, query.device)
+        for wanted in (read_rows, mean):
+            yield lambda wanted=wanted: triton_readout.read(
+                query,
+                key,
+                wanted,
+                scaling=call.scaling,
+                geometry=geometry,
+                packed=pack_visibility([visible], geometry, query.device),
+                edits=edits,
+                flags=torch.zeros(1, queries, dtype=torch.int8),
+            )
+        return
     counts = torch.zeros(3, dtype=torch.float64)
     if what in ("table", "reach", "decode"):
         yield lambda: call.every_row(counts)
@@ -104,7 +138,7 @@ def recorded(launch: Callable[[], object], chip: str) -> list[tuple[Any, dict[st
     def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         seen.append((kernel, dict(zip(kernel.arg_names, args)) | kwargs))
 
-    modules = (triton_path, triton_prefill, triton_rows, triton_decode)
+    modules = (triton_path, triton_prefill, triton_rows, triton_decode, triton_readout)
     before = triton.JITFunction.run, [module.chip_of for module in modules], triton_rows.splits_for
     triton.JITFunction.run = record
     triton_rows.splits_for = lambda *_: 2

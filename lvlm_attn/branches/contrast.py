@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,3 +57,21 @@ def is_plausible(main: Tensor, beta: float) -> Tensor:
 def cut(fused: Tensor, main: Tensor, beta: float) -> Tensor:
     """`fused` with minus infinity at tokens that `main` finds implausible; see `is_plausible`."""
     return fused if beta == 0 else fused.masked_fill(~is_plausible(main, beta), -torch.inf)
+
+
+def count_choices(stats: dict[Any, Any], main: Tensor, fused: Tensor) -> None:
+    """Notes how many likeliest tokens the joining changed, for `choices`; no value leaves the device."""
+    changed = (main.argmax(-1) != fused.argmax(-1)).sum()
+    tokens, before = stats.get("choices", (0, 0))
+    stats["choices"] = (tokens + len(main), before + changed)
+
+
+def choices(stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
+    """The report of a method that joins logits: tokens it saw, and how many likeliest tokens it changed.
+
+    Tokens of rows that are finished while others go on are counted as well.
+    """
+    if "choices" not in stats:
+        return []
+    tokens, changed = stats["choices"]
+    return [{"tokens": tokens, "likeliest_changed": int(changed)}]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from lvlm_attn.branches.contrast import count_choices
 from lvlm_attn.branches.features import FeatureBank, can_share
 from lvlm_attn.branches.folding import Folded, decode_folded
 from lvlm_attn.branches.options import (
@@ -33,6 +34,7 @@ class Branch(NamedTuple):
 
     item: Intervention
     views: tuple[Request, ...]
+    stats: dict[Any, Any]
 
 
 def generate(session: Session, request: Request, options: Mapping[str, Any]) -> tuple[Any, Request]:
@@ -56,7 +58,8 @@ def generate(session: Session, request: Request, options: Mapping[str, Any]) -> 
         for item in items:
             if item.overrides("rewrite"):
                 request = item.rewrite(request)
-        branches = [branch for item in items if (branch := _branch(item, request))]
+        found = (_branch(session, place, request) for place in range(len(items)))
+        branches = [branch for branch in found if branch is not None]
         loop = _loop(items, request, branches)
     with session.during("serving"):
         if branches:
@@ -67,7 +70,8 @@ def generate(session: Session, request: Request, options: Mapping[str, Any]) -> 
         return model.generate(**request.inputs, **options), request
 
 
-def _branch(item: Intervention, request: Request) -> Branch | None:
+def _branch(session: Session, place: int, request: Request) -> Branch | None:
+    item = session.interventions[place]
     views = tuple(item.views(request)) if item.overrides("views") else ()
     for view in views:
         if view.batch != request.batch:
@@ -76,7 +80,9 @@ def _branch(item: Intervention, request: Request) -> Branch | None:
                 f"row for each."
             )
     fuses_alone = item.overrides("fuse") and not item.overrides("views")
-    return Branch(item, views) if views or fuses_alone else None
+    if not views and not fuses_alone:
+        return None
+    return Branch(item, views, session.stats.setdefault(place, {}))
 
 
 def _loop(
@@ -146,7 +152,7 @@ def _fusion(
 
     def fuse(main: Tensor, views: Sequence[Tensor], step: int) -> Tensor:
         rest = list(views)
-        for item, own in branches:
+        for item, own, stats in branches:
             mine, rest = rest[: len(own)], rest[len(own) :]
             fused = item.fuse(main, mine, step)
             if fused.shape != main.shape:
@@ -157,6 +163,7 @@ def _fusion(
             if is_mixed and item.needs_image:
                 keeps = ~has_image.to(main.device).repeat_interleave(len(main) // len(has_image))
                 fused = torch.where(keeps[:, None], main, fused)
+            count_choices(stats, main, fused)
             main = fused
         return main
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from lvlm_attn.branches.contrast import cut, guide
+from lvlm_attn.branches.contrast import choices, cut, guide
 from lvlm_attn.hooks.checks import need_number
 from lvlm_attn.intervention import Intervention, Layer, Target
 from lvlm_attn.kernels.spec import Amplification
@@ -113,8 +113,10 @@ class PAI(Intervention):
         return Amplification(is_touched, gain=(layout.is_patch | layout.is_filler) * self.alpha)
 
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
-        """Per layer: rows of the attention whose image scores were amplified, over all heads."""
-        return [{"layer": layer, "rows_amplified": int(stats[layer][0])} for layer in sorted(stats)]
+        """Per layer: rows of the attention whose image scores were amplified; else what guidance changed."""
+        layers = sorted(key for key in stats if isinstance(key, int))
+        rows = [{"layer": layer, "rows_amplified": int(stats[layer][0])} for layer in layers]
+        return rows or choices(stats)
 
     def views(self, request: Request) -> Sequence[Request]:
         """The prompts without their images."""

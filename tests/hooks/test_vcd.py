@@ -212,6 +212,25 @@ def test_parameters_out_of_range(given, word):
         la.VCD(**given)
 
 
+def test_report_counts_the_choices_that_changed():
+    model = model_of("llava")
+    inputs = tiny_inputs("llava", model, BATCH)
+    with la.wrap(model, la.VCD(alpha=0, beta=0.2)) as lvlm:
+        generated(lvlm, inputs)
+        assert lvlm.report().rows == ([{"tokens": 15, "likeliest_changed": 0}],)
+
+    class Turned(la.VCD):
+        def fuse(self, main, views, step):
+            return -main
+
+    with la.wrap(model, Turned()) as lvlm:
+        generated(lvlm, inputs)
+    assert lvlm.report().rows == (
+        [{"tokens": 15, "likeliest_changed": 10}],
+    )  # the row without an image stays
+    assert "likeliest_changed" in str(lvlm.report())
+
+
 def test_written_form():
     text = "vcd:alpha=0.5,beta=0.2,noise_step=700,noise_seed=3"
     assert str(la.parse(text)[0]) == text

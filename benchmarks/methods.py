@@ -34,7 +34,11 @@ METHODS = {
     "Power": "power",
     "VMTC": "vmtc",
     "CMAI": "cmai",
-    "CrossLMM, reuse": "crosslmm:grid=[4,4]",
+    "CARVEAttention": "carve_attention",
+    "CrossLMM, 9 tokens": "crosslmm:grid=[3,3],w=0.0",
+    "CrossLMM, reuse S1": "crosslmm:grid=[3,3],source=S1",
+    "CrossLMM, reuse S2": "crosslmm:grid=[3,3],source=S2",
+    "CrossLMM, adapter": "crosslmm:weights=toy",
 }
 """Name in the table, and the method as it is written on the command line; parameters only where one is required."""
 

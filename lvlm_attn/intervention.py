@@ -143,6 +143,7 @@ class Intervention:
     - `rewrite(request)`, `views(request)` and `fuse(main, views, step)`: ask something else, or something beside
       it, and join the logits; `loop(request)`: decode in another way. In `lvlm.generate` only.
 
+    `conflicts` says of other methods, by name, why they cannot be in the same wrap; one of the two has to say it.
     `beams` is the number of beams that evaluations and the command line search with.
 
     `layer` is an int that also carries the layout of the prompt and the memory of the intervention; see
@@ -159,6 +160,7 @@ class Intervention:
     name: ClassVar[str] = ""
     needs_image: ClassVar[bool] = False
     beams: ClassVar[int] = 1
+    conflicts: ClassVar[Mapping[str, str]] = {}
     layers: Layers = None
 
     def observe(self, layer: Layer, hidden: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from lvlm_attn.branches.engine import generate
 from lvlm_attn.branches.options import split_options
-from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.intervention import Intervention, Target
 from lvlm_attn.kernels.dispatch import requested
 from lvlm_attn.models import family_of, parts_of
@@ -308,11 +308,19 @@ def _sessions(target: Target) -> list[Session]:
 
 
 def _refuse_repeats(model: nn.Module, interventions: Sequence[Intervention], target: Target) -> None:
-    present = [type(item) for other in _sessions(target) for item in other.interventions]
+    present: list[type[Intervention]] = [
+        type(item) for other in _sessions(target) for item in other.interventions
+    ]
     for item in interventions:
         kind = type(item)
         if item.name and kind in present:
             raise LvlmAttnError(
                 f"{kind.__name__} is on this model already; give it once per model, with all its layers."
             )
+        for other in present:
+            reason = kind.conflicts.get(other.name) or other.conflicts.get(kind.name)
+            if reason:
+                raise UnsupportedError(
+                    f"{kind.__name__} and {other.__name__} cannot be combined: {reason}; use one of them."
+                )
         present.append(kind)

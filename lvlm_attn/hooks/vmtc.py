@@ -55,6 +55,7 @@ class VMTC(Intervention):
 
     name: ClassVar[str] = "vmtc"
     needs_image: ClassVar[bool] = True
+    conflicts: ClassVar[Mapping[str, str]] = {"crosslmm": "both put merged patches in the place of others"}
 
     keep: int = 144
     clusters: int = 32

@@ -21,6 +21,7 @@ from lvlm_attn.call import ACTIVE, TextPass, active_calls
 from lvlm_attn.edits import Asked, Edit, apply_edits
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.fused import attend_fused
+from lvlm_attn.kernels.visible_path import attend_few
 
 NAME = "lvlm_attn"
 _KNOWN = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
@@ -109,8 +110,25 @@ def attend(
     if fused is not None and fused.is_done:
         return fused.output, None
     call.kernels.count("torch")
-    output, weights = run() if fused is None else (fused.output, None)
-    return apply_edits(output, weights, call, edits, asked, *tensors, is_visible=fused is not None)
+    if fused is not None:
+        return apply_edits(fused.output, None, call, edits, asked, *tensors, is_visible=True)
+    few = None
+    if asked.visible and not asked.extras and backend != "eager":
+        few = attend_few(
+            query,
+            key,
+            value,
+            visibilities=asked.visible,
+            geometry=call.geometry(key.shape[2], kwargs.get("sliding_window")),
+            mask=attention_mask,
+            scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
+            softcap=kwargs.get("softcap"),
+            memo=call.masks,
+        )
+    if few is not None:
+        return apply_edits(few, None, call, edits, asked, *tensors, is_visible=True)
+    output, weights = run()
+    return apply_edits(output, weights, call, edits, asked, *tensors)
 
 
 def backend_function(backend: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:

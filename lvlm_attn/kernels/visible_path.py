@@ -123,6 +123,61 @@ def write_visible(
     return output
 
 
+def attend_few(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    visibilities: Sequence[Visibility],
+    geometry: Geometry,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None = None,
+    memo: dict[Any, Any] | None = None,
+) -> Tensor | None:
+    """Computes a call in which most queries read only themselves, without the backend: its time is that of the others.
+
+    Args:
+        query: `(batch, heads, queries, head_dim)`.
+        key: `(batch, kv_heads, keys, head_dim)`.
+        value: `(batch, kv_heads, keys, width)`.
+        visibilities: what restricts and what unlocks.
+        geometry: where the queries and keys stand.
+        mask: the mask the backend was given.
+        scaling: factor on the scores.
+        softcap: bound of the scores by tanh, for models that have one.
+        memo: see `write_visible`.
+
+    Returns:
+        `(batch, queries, heads, width)`, or None if half of the queries or more read other keys too.
+    """
+    if query.shape[2] == 1:
+        return None
+    known = None if memo is None else memo.get("few")
+    if known is None or known[0] != [*map(id, visibilities)] or known[1].device != query.device:
+        _, is_alone = touched_queries(visibilities, geometry, query.device)
+        rows = None
+        if is_alone is not None and 2 * int((~is_alone).sum(1).max()) < query.shape[2]:
+            rows = Rows.of(~is_alone)
+        held = torch.empty(0, device=query.device) if is_alone is None else is_alone
+        known = ([*map(id, visibilities)], held, rows, visibilities)
+        if memo is not None:
+            memo["few"] = known
+    _, is_alone, rows, _ = known
+    if rows is None:
+        return None
+    first = geometry.start - geometry.first_key
+    own = value[:, :, first : first + geometry.queries].transpose(1, 2)
+    output = own.repeat_interleave(query.shape[1] // own.shape[2], 2)
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    for start in range(0, rows.index.shape[1], CHUNK):
+        piece = rows.part(slice(start, start + CHUNK))
+        readable = visible_mask(visibilities, mask, piece, geometry, dtype)
+        new = _attend(piece.take(query), key, value, readable, scaling, softcap)
+        output = write_rows(output, new, piece, piece.is_touched[:, None].expand(-1, new.shape[1], -1))
+    return output
+
+
 @dataclass
 class _Plan:
     """The rows of one attention call to compute again, in pieces, and their masks as far as they are known."""

@@ -167,8 +167,9 @@ def test_text_of_the_first_layer_is_stock(name, mode):
     bare = states_of(model, row)
     everywhere = states_of(model, row, la.VisualSelf(mode))
     late = states_of(model, row, la.VisualSelf(mode, layers=2))
-    assert torch.equal(everywhere[1][0, text], bare[1][0, text])
-    assert not torch.equal(everywhere[1], bare[1])
+    # Where most rows read only themselves the others are not the backend's, whose last bits differ.
+    torch.testing.assert_close(everywhere[1][0, text], bare[1][0, text], rtol=0, atol=1e-5)
+    assert not torch.allclose(everywhere[1], bare[1], atol=1e-3)
     for index in range(LAYERS + 1):
         assert torch.equal(late[index], bare[index]) == (index <= 2)
 

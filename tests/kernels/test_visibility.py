@@ -221,7 +221,7 @@ def test_untouched_rows_read_what_causality_lets_them(case):
 def test_the_cases_drawn_here_restrict_unlock_and_leave_alone():
     seen = {"less": 0, "more": 0, "alone": 0, "bias": 0, "blind": 0}
 
-    @settings(max_examples=120, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=300, deadline=None, database=None, derandomize=True)
     @given(cases())
     def draw(case):
         batch, geometry, items, _ = case

@@ -137,10 +137,8 @@ def main() -> None:
     for length in options.lengths:
         results += measured(length, options.heads, options.dim, options.repeats)
     if options.save:
-        print(
-            save("kernels_cpu", {"dim": options.dim, "repeats": options.repeats, "rows": results}),
-            file=sys.stderr,
-        )
+        about = {"dim": options.dim, "repeats": options.repeats, "load_average": os.getloadavg()[1]}
+        print(save("kernels_cpu", {**about, "rows": results}), file=sys.stderr)
 
 
 def measured(length: int, most_heads: int, dim: int, repeats: int) -> list[dict[str, Any]]:

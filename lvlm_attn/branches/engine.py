@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -22,7 +21,7 @@ from lvlm_attn.branches.options import (
 )
 from lvlm_attn.branches.pictures import join_pictures
 from lvlm_attn.branches.rows import stack_rows, tokens_of
-from lvlm_attn.branches.small_batches import WeightFirst
+from lvlm_attn.branches.small_batches import weight_first_layers
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -131,8 +130,7 @@ def _generate_joined(
             return decode_folded(folded, input_ids, **loop, streamer=streamer)
 
         count = config.max_length - input_ids.shape[1]
-        # The mode costs a little on every operation, so it is entered only where it can act.
-        with WeightFirst() if owner.device.type == "cpu" and owner.dtype == torch.float32 else nullcontext():
+        with weight_first_layers(owner):
             return owner.generate(
                 **joined, **handed_on, generation_config=_inner_config(config, count), custom_generate=inner
             )

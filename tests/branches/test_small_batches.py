@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from lvlm_attn.branches.small_batches import MOST_ROWS, WeightFirst
+from lvlm_attn.branches.small_batches import MOST_ROWS, WeightFirst, weight_first_layers
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -36,3 +36,19 @@ def test_other_dtypes_keep_their_bits_and_the_mode_ends():
         got = linear(values, weight)
     assert torch.equal(got, linear(values, weight))
     assert not torch.overrides._get_current_function_mode_stack()
+
+
+def test_layers_leave_the_mode_also_after_an_error():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(17, 64), torch.nn.Tanh(), torch.nn.Linear(64, 11))
+    rows = torch.randn(2, 17)
+    want = model.double()(rows.double())
+    model.float()
+    with torch.no_grad(), weight_first_layers(model):
+        got = model(rows)
+        assert not torch.overrides._get_current_function_mode_stack()
+        with pytest.raises(RuntimeError):
+            model(torch.randn(2, 5))
+        assert not torch.overrides._get_current_function_mode_stack()
+    assert (got.double() - want).norm() / want.norm() < 1e-6
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

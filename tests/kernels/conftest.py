@@ -1,16 +1,7 @@
-"""Kernels run under Triton's interpreter where there is no GPU.
-
-The switch has to be set before a kernel's module is imported, and holds for the whole process: tests that compile
-kernels ahead of time start a process of their own, without it.
-"""
-
-import os
+"""What the tests of kernels share. They run under Triton's interpreter where there is no GPU (`tests/conftest.py`)."""
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

@@ -10,14 +10,12 @@ of its noisy copy, of which no logits are joined. Every run stands between two p
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from typing import Any
 
 from benchmarks.common import (
+    generate_ratios,
     llava_inputs,
-    median_interval,
-    paired,
     peak_beyond,
     peak_memory,
     random_llava,
@@ -64,40 +62,10 @@ def main() -> None:
     runs = {
         count: {name: runner(model, inputs, name, count) for name in VARIANTS} for count in (NEW_TOKENS, 1)
     }
-    measured = {}
-    for count, variants in runs.items():
-        others = {name: run for name, run in variants.items() if name != "plain"}
-        measured[count] = paired(variants["plain"], others, options.repeats)
-    (whole, whole_ratios), (first, first_ratios) = measured[NEW_TOKENS], measured[1]
     memory = {name: peak_memory("benchmarks.branches", ["--memory-of", name]) for name in VARIANTS}
-
-    print(f"{'':9} {'generate':>9} {'ratio (95 % interval)':>22}   {'prefill':>8} {'ratio':>6}   ", end="")
-    print(f"{'decode':>9} {'ratio':>6}   memory")
-    rows = {}
-    for name in VARIANTS:
-        decode, plain = (
-            (statistics.median(whole[one]) - statistics.median(first[one])) / (NEW_TOKENS - 1)
-            for one in (name, "plain")
-        )
-        middle, low, high = median_interval(whole_ratios.get(name, [1.0]))
-        row = {
-            "generate_s": statistics.median(whole[name]),
-            "generate_ratio": middle,
-            "generate_ratio_95": [low, high],
-            "prefill_ms": 1e3 * statistics.median(first[name]),
-            "prefill_ratio": median_interval(first_ratios.get(name, [1.0]))[0],
-            "decode_ms_per_token": 1e3 * decode,
-            "decode_ratio": decode / plain,
-            "peak_memory_mib": memory[name],
-            "generate_s_all": whole[name],
-            "prefill_s_all": first[name],
-        }
-        rows[name] = row
-        print(
-            f"{name:9} {row['generate_s']:8.3f}s {middle:6.3f} ({low:.3f} to {high:.3f})   "
-            f"{row['prefill_ms']:6.0f}ms {row['prefill_ratio']:6.3f}   "
-            f"{row['decode_ms_per_token']:7.2f}ms {row['decode_ratio']:6.3f}   {memory[name]:.0f} MiB"
-        )
+    rows = generate_ratios(runs, options.repeats, memory)
+    for name, row in rows.items():
+        row["peak_memory_mib"] = memory[name]
     if options.save:
         print(save("branches_cpu", {"repeats": options.repeats, "variants": rows}), file=sys.stderr)
 

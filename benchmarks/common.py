@@ -135,6 +135,54 @@ def paired(
     return times, ratios
 
 
+def generate_ratios(
+    runs: Mapping[int, Mapping[str, Callable[[], Any]]],
+    repeats: int,
+    memory: Mapping[str, float],
+    sign: str = "",
+) -> dict[str, dict[str, Any]]:
+    """Times whole generates and their prefill against `"plain"`, prints a table and returns its rows.
+
+    Args:
+        runs: functions by variant, `"plain"` among them, for a number of new tokens and for 1.
+        repeats: rounds.
+        memory: MiB of each variant, printed as it is.
+        sign: `"+"` prints its sign.
+    """
+    tokens = max(runs)
+    measured = {}
+    for count, variants in runs.items():
+        others = {name: run for name, run in variants.items() if name != "plain"}
+        measured[count] = paired(variants["plain"], others, repeats)
+    (whole, whole_ratios), (first, first_ratios) = measured[tokens], measured[1]
+    print(f"{'':10}  {'generate':>9} {'ratio (95 % interval)':>22}   {'prefill':>8} {'ratio':>6}   ", end="")
+    print(f"{'decode':>9} {'ratio':>6}   memory")
+    rows = {}
+    for name in runs[tokens]:
+        decode, plain = (
+            (statistics.median(whole[one]) - statistics.median(first[one])) / (tokens - 1)
+            for one in (name, "plain")
+        )
+        middle, low, high = median_interval(whole_ratios.get(name, [1.0]))
+        row = rows[name] = {
+            "generate_s": statistics.median(whole[name]),
+            "generate_ratio": middle,
+            "generate_ratio_95": [low, high],
+            "prefill_ms": 1e3 * statistics.median(first[name]),
+            "prefill_ratio": median_interval(first_ratios.get(name, [1.0]))[0],
+            "decode_ms_per_token": 1e3 * decode,
+            "decode_ratio": decode / plain,
+            "generate_s_all": whole[name],
+            "prefill_s_all": first[name],
+        }
+        print(
+            f"{name:10}  {row['generate_s']:8.3f}s {middle:6.3f} ({low:.3f} to {high:.3f})   "
+            f"{row['prefill_ms']:6.0f}ms {row['prefill_ratio']:6.3f}   "
+            f"{row['decode_ms_per_token']:7.2f}ms {row['decode_ratio']:6.3f}   {memory[name]:{sign}.0f} MiB"
+        )
+    return rows
+
+
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """The median and a 95 % interval for it from order statistics (binomial, no assumption on the noise)."""
     from scipy.stats import binom

@@ -10,14 +10,12 @@ that every head and row is changed: the dearest case there is. Every run stands 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from typing import Any
 
 from benchmarks.common import (
+    generate_ratios,
     llava_inputs,
-    median_interval,
-    paired,
     peak_beyond,
     peak_memory,
     random_llava,
@@ -72,43 +70,14 @@ def main() -> None:
         print(peak_beyond(runner(model, inputs, options.memory_of, NEW_TOKENS)))
         return
 
-    base = {count: runner(model, inputs, "plain", count) for count in (NEW_TOKENS, 1)}
     runs = {
-        count: {name: runner(model, inputs, name, count) for name in VARIANTS[1:]}
-        for count in (NEW_TOKENS, 1)
+        count: {name: runner(model, inputs, name, count) for name in VARIANTS} for count in (NEW_TOKENS, 1)
     }
-    whole, whole_ratios = paired(base[NEW_TOKENS], runs[NEW_TOKENS], options.repeats)
-    first, first_ratios = paired(base[1], runs[1], options.repeats)
-    memory = {name: peak_memory("benchmarks.overhead", ["--memory-of", name]) for name in VARIANTS}
-
-    print(f"{'':10}  {'generate':>9} {'ratio (95 % interval)':>22}   {'prefill':>8} {'ratio':>6}   ", end="")
-    print(f"{'decode':>9} {'ratio':>6}   memory")
-    rows = {}
-    for name in VARIANTS:
-        decode, plain = (
-            (statistics.median(whole[one]) - statistics.median(first[one])) / (NEW_TOKENS - 1)
-            for one in (name, "plain")
-        )
-        middle, low, high = median_interval(whole_ratios.get(name, [1.0]))
-        row = {
-            "generate_s": statistics.median(whole[name]),
-            "generate_ratio": middle,
-            "generate_ratio_95": [low, high],
-            "prefill_ms": 1e3 * statistics.median(first[name]),
-            "prefill_ratio": median_interval(first_ratios.get(name, [1.0]))[0],
-            "decode_ms_per_token": 1e3 * decode,
-            "decode_ratio": decode / plain,
-            "memory_beyond_plain_mib": memory[name] - memory["plain"],
-            "generate_s_all": whole[name],
-            "prefill_s_all": first[name],
-        }
-        rows[name] = row
-        print(
-            f"{name:10}  {row['generate_s']:8.3f}s {middle:6.3f} ({low:.3f} to {high:.3f})   "
-            f"{row['prefill_ms']:6.0f}ms {row['prefill_ratio']:6.3f}   "
-            f"{row['decode_ms_per_token']:7.2f}ms {row['decode_ratio']:6.3f}   "
-            f"{row['memory_beyond_plain_mib']:+.0f} MiB"
-        )
+    peak = {name: peak_memory("benchmarks.overhead", ["--memory-of", name]) for name in VARIANTS}
+    memory = {name: peak[name] - peak["plain"] for name in VARIANTS}
+    rows = generate_ratios(runs, options.repeats, memory, sign="+")
+    for name, row in rows.items():
+        row["memory_beyond_plain_mib"] = memory[name]
     if options.save:
         print(save("overhead_cpu", {"repeats": options.repeats, "variants": rows}), file=sys.stderr)
 

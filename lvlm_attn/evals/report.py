@@ -101,18 +101,26 @@ def comparison_table(tests: Mapping[str, Mapping[str, Any]], title: str) -> Tabl
         rows.append(
             (
                 name,
-                f"{100 * test['difference']:+.1f}",
-                f"{100 * test['low']:+.1f} to {100 * test['high']:+.1f}",
+                *difference_cells(test),
                 str(test["only_second_right"]),
                 str(test["only_first_right"]),
-                _p(test["mcnemar_p"]),
-                _p(adjusted),
+                p_value(test["mcnemar_p"]),
+                p_value(adjusted),
             )
         )
     return Table(title, columns, tuple(rows))
 
 
-def _p(value: float) -> str:
+def difference_cells(test: Mapping[str, Any]) -> tuple[str, str]:
+    """A comparison's difference and its interval, in points."""
+    return (
+        f"{100 * test['difference']:+.1f}",
+        f"{100 * test['low']:+.1f} to {100 * test['high']:+.1f}",
+    )
+
+
+def p_value(value: float) -> str:
+    """A p-value with three digits."""
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 

@@ -13,7 +13,15 @@ from lvlm_attn.evals.chair import Chair
 from lvlm_attn.evals.compare import compare_chair, compare_pope
 from lvlm_attn.evals.evaluate import Evaluation, evaluate
 from lvlm_attn.evals.pope import Pope
-from lvlm_attn.evals.report import Table, chair_table, comparison_table, percent, pope_table
+from lvlm_attn.evals.report import (
+    Table,
+    chair_table,
+    comparison_table,
+    difference_cells,
+    p_value,
+    percent,
+    pope_table,
+)
 from lvlm_attn.evals.stats import holm
 from lvlm_attn.parsing import parse
 
@@ -27,14 +35,12 @@ class Study:
         chair: the CHAIR run of each method.
         pope_tests: the comparison of each further method, `p_holm` added.
         chair_tests: likewise for captions.
-        seconds: time of each method, POPE and CHAIR together; what was on disk already counts as nothing.
     """
 
     pope: Mapping[str, Evaluation]
     chair: Mapping[str, Evaluation]
     pope_tests: Mapping[str, Mapping[str, Any]]
     chair_tests: Mapping[str, Mapping[str, Any]]
-    seconds: Mapping[str, float]
 
     def tables(self, where: str) -> list[Table]:
         """The four tables; `where` names model, data and decoding in their titles."""
@@ -115,7 +121,6 @@ def study(
         raise LvlmAttnError("A study needs at least one method; name some, as in {'baseline': 'none'}.")
     parsed = {name: parse(text) for name, text in methods.items()}
     done: dict[str, dict[str, Evaluation]] = {pope.name: {}, chair.name: {}}
-    seconds = dict.fromkeys(methods, 0.0)
     for name, interventions in parsed.items():
         for benchmark, tokens in ((pope, pope.max_new_tokens), (chair, caption_tokens)):
             began = time.perf_counter()
@@ -130,10 +135,8 @@ def study(
                 batch_size,
                 show_progress=show_progress,
             )
-            taken = time.perf_counter() - began
-            seconds[name] += taken
             if on_done is not None:
-                on_done(benchmark.name, name, taken)
+                on_done(benchmark.name, name, time.perf_counter() - began)
     reference = next(iter(methods))
     answers = {name: pope.pairs(run.lines)[0] for name, run in done[pope.name].items()}
     captions = {name: chair.captions(run.lines) for name, run in done[chair.name].items()}
@@ -143,7 +146,6 @@ def study(
         done[chair.name],
         _adjusted({name: compare_pope(answers[reference], answers[name]) for name in others}),
         _adjusted({name: compare_chair(captions[reference], captions[name], chair.truth) for name in others}),
-        seconds,
     )
 
 
@@ -159,8 +161,5 @@ def _adjusted(tests: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def _difference(test: Mapping[str, Any] | None) -> tuple[str, str]:
     if test is None:
         return "", ""
-    p = test["p_holm"]
-    return (
-        f"{100 * test['difference']:+.1f} ({100 * test['low']:+.1f} to {100 * test['high']:+.1f})",
-        "<0.001" if p < 0.001 else f"{p:.3f}",
-    )
+    points, interval = difference_cells(test)
+    return f"{points} ({interval})", p_value(test["p_holm"])

@@ -178,7 +178,7 @@ def amplified(scores: Tensor, spec: Amplification, geometry: Geometry, is_row: T
     change = torch.zeros_like(scores)
     readable = scores > -torch.inf
     if spec.gain is not None:
-        gain = geometry.to_columns(spec.gain.to(scores)).to(scores.dtype)[:, None, None]
+        gain = geometry.to_columns(spec.gain.to(scores))[:, None, None]
         change = gain * torch.where(readable, scores, 0).abs()
     if spec.bias is not None:
         change = change + geometry.to_columns(spec.bias.to(scores))[:, None, None]

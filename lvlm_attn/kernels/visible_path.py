@@ -26,8 +26,8 @@ KEPT_BYTES = 2**26
 """Most bytes of masks kept for the next layer; above it every layer makes its own, chunk by chunk."""
 
 
-KEPT_PLANS = 4
-"""Most plans kept in one call: layers with and without a sliding window, and another device."""
+KEPT_PLANS = 8
+"""Most plans kept in one call: of few rows and of touched ones, with and without a window, and another device."""
 
 
 def visible_mask(
@@ -108,19 +108,11 @@ def write_visible(
     else:
         plan = _shared_plan(visibilities, geometry, query.device, mask, dtype, memo)
     if plan.is_alone is not None:
-        output = _write_own_values(output, value, plan.is_alone, geometry)
-    for place, piece in enumerate(plan.pieces):
-        readable = plan.masks.get(place)
-        if readable is None:
-            readable = visible_mask(visibilities, mask, piece, geometry, dtype)
-            if plan.keeps_masks:
-                plan.masks[place] = readable
-        keys, values, total = with_extra(key, value, readable, extras, piece, geometry)
-        assert total is not None
-        new = _attend(piece.take(query), keys, values, total, scaling, softcap)
-        is_changed = piece.is_touched[:, None].expand(-1, new.shape[1], -1)
-        output = write_rows(output, new, piece, is_changed)
-    return output
+        own = _own_values(value, geometry, query.shape[1])
+        output = torch.where(plan.is_alone[..., None, None], own.to(output.dtype), output)
+    return _write_pieces(
+        output, query, key, value, plan, visibilities, geometry, mask, scaling, softcap, extras
+    )
 
 
 def attend_few(
@@ -153,28 +145,40 @@ def attend_few(
     """
     if query.shape[2] == 1:
         return None
-    known = None if memo is None else memo.get("few")
-    if known is None or known[0] != [*map(id, visibilities)] or known[1].device != query.device:
-        _, is_alone = touched_queries(visibilities, geometry, query.device)
-        rows = None
-        if is_alone is not None and 2 * int((~is_alone).sum(1).max()) < query.shape[2]:
-            rows = Rows.of(~is_alone)
-        held = torch.empty(0, device=query.device) if is_alone is None else is_alone
-        known = ([*map(id, visibilities)], held, rows, visibilities)
-        if memo is not None:
-            memo["few"] = known
-    _, is_alone, rows, _ = known
-    if rows is None:
-        return None
-    first = geometry.start - geometry.first_key
-    own = value[:, :, first : first + geometry.queries].transpose(1, 2)
-    output = own.repeat_interleave(query.shape[1] // own.shape[2], 2)
     dtype = torch.promote_types(query.dtype, torch.float32)
-    for start in range(0, rows.index.shape[1], CHUNK):
-        piece = rows.part(slice(start, start + CHUNK))
-        readable = visible_mask(visibilities, mask, piece, geometry, dtype)
-        new = _attend(piece.take(query), key, value, readable, scaling, softcap)
-        output = write_rows(output, new, piece, piece.is_touched[:, None].expand(-1, new.shape[1], -1))
+    plan = _shared_plan(visibilities, geometry, query.device, mask, dtype, memo, of_few=True)
+    if plan.is_alone is None:
+        return None
+    output = _own_values(value, geometry, query.shape[1])
+    return _write_pieces(output, query, key, value, plan, visibilities, geometry, mask, scaling, softcap)
+
+
+def _write_pieces(
+    output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: _Plan,
+    visibilities: Sequence[Visibility],
+    geometry: Geometry,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    extras: Sequence[ExtraKeys] = (),
+) -> Tensor:
+    """Computes the rows of a plan and puts them into the output; see `write_visible`."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    for place, piece in enumerate(plan.pieces):
+        readable = plan.masks.get(place)
+        if readable is None:
+            readable = visible_mask(visibilities, mask, piece, geometry, dtype)
+            if plan.keeps_masks:
+                plan.masks[place] = readable
+        keys, values, total = with_extra(key, value, readable, extras, piece, geometry)
+        assert total is not None
+        new = _attend(piece.take(query), keys, values, total, scaling, softcap)
+        is_changed = piece.is_touched[:, None].expand(-1, new.shape[1], -1)
+        output = write_rows(output, new, piece, is_changed)
     return output
 
 
@@ -204,10 +208,22 @@ def _plan(
             is_alone = None if is_alone is None else is_alone & ~found
     if is_touched is None:
         return _Plan()
-    rows = Rows.of(is_touched if is_alone is None else is_touched & ~is_alone)
-    count = 0 if rows is None else rows.index.shape[1]
-    pieces = [rows.part(slice(start, start + CHUNK)) for start in range(0, count, CHUNK) if rows is not None]
-    return _Plan(is_alone, pieces)
+    return _Plan(is_alone, _pieces(is_touched if is_alone is None else is_touched & ~is_alone))
+
+
+def _plan_of_few(visibilities: Sequence[Visibility], geometry: Geometry, device: torch.device) -> _Plan:
+    """All rows that read other keys than their own; an empty plan where these are half of the queries or more."""
+    _, is_alone = touched_queries(visibilities, geometry, device)
+    if is_alone is None or 2 * int((~is_alone).sum(1).max()) >= geometry.queries:
+        return _Plan()
+    return _Plan(is_alone, _pieces(~is_alone))
+
+
+def _pieces(is_row: Tensor) -> list[Rows]:
+    rows = Rows.of(is_row)
+    if rows is None:
+        return []
+    return [rows.part(slice(start, start + CHUNK)) for start in range(0, rows.index.shape[1], CHUNK)]
 
 
 def _shared_plan(
@@ -217,16 +233,19 @@ def _shared_plan(
     mask: Any,
     dtype: torch.dtype,
     memo: dict[Any, Any] | None,
+    *,
+    of_few: bool = False,
 ) -> _Plan:
     """The plan of an earlier layer of the call if it serves here too."""
+    make = _plan_of_few if of_few else _plan
     if memo is None:
-        return _plan(visibilities, geometry, device)
-    key = ("plan", *map(id, visibilities), id(mask), geometry.keys, geometry.window, device, dtype)
+        return make(visibilities, geometry, device)
+    key = ("plan", of_few, *map(id, visibilities), id(mask), geometry.keys, geometry.window, device, dtype)
     if key not in memo:
         kept = [other for other in memo if other[0] == "plan"]
         if len(kept) >= KEPT_PLANS:  # a model that gives every layer a mask of its own shares nothing
             del memo[kept[0]]
-        plan = memo[key] = _plan(visibilities, geometry, device)
+        plan = memo[key] = make(visibilities, geometry, device)
         # What the key names has to live as long as the key.
         plan.held = (*visibilities, mask)
         size = sum(piece.index.numel() for piece in plan.pieces) * geometry.keys
@@ -258,11 +277,11 @@ def touched_queries(
     return touched, alone
 
 
-def _write_own_values(output: Tensor, value: Tensor, is_alone: Tensor, geometry: Geometry) -> Tensor:
+def _own_values(value: Tensor, geometry: Geometry, heads: int) -> Tensor:
+    """`(batch, queries, heads, width)`: what every query gives that reads itself alone."""
     first = geometry.start - geometry.first_key
     own = value[:, :, first : first + geometry.queries].transpose(1, 2)
-    own = own.repeat_interleave(output.shape[2] // own.shape[2], 2)
-    return torch.where(is_alone[..., None, None], own.to(output.dtype), output)
+    return own.repeat_interleave(heads // own.shape[2], 2)
 
 
 def _attend(

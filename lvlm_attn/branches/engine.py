@@ -20,6 +20,7 @@ from lvlm_attn.branches.options import (
     split_model_options,
 )
 from lvlm_attn.branches.pictures import join_pictures
+from lvlm_attn.branches.roomy_cache import give_room
 from lvlm_attn.branches.rows import stack_rows, tokens_of
 from lvlm_attn.branches.small_batches import weight_first_layers
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
@@ -126,7 +127,9 @@ def _generate_joined(
         def inner(owner: Any, all_ids: Tensor, **prepared: Any) -> Any:
             for key in ("logits_processor", "stopping_criteria", "generation_config"):
                 del prepared[key]
-            folded = Folded(owner, all_ids, prepared, input_ids, _fusion(branches, request))
+            give_room(prepared.get("past_key_values"), count)
+            layers = request.target.parts.layers
+            folded = Folded(owner, all_ids, prepared, input_ids, _fusion(branches, request), layers)
             return decode_folded(folded, input_ids, **loop, streamer=streamer)
 
         count = config.max_length - input_ids.shape[1]

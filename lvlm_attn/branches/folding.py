@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from lvlm_attn.branches.skip_padding import skipped_padding
 
 Fuse = Callable[[Tensor, Sequence[Tensor], int], Tensor]
 """Joins main logits `(batch, vocabulary)` with those of the views, at a step."""
@@ -26,12 +28,19 @@ class Folded:
         model_kwargs: what `generate` prepared for them.
         prompt: `(rows, main length)`, the prompts the loop knows.
         fuse: joins the logits.
+        layers: the decoder layers.
     """
 
     def __init__(
-        self, model: Any, input_ids: Tensor, model_kwargs: dict[str, Any], prompt: Tensor, fuse: Fuse
+        self,
+        model: Any,
+        input_ids: Tensor,
+        model_kwargs: dict[str, Any],
+        prompt: Tensor,
+        fuse: Fuse,
+        layers: Sequence[nn.Module],
     ) -> None:
-        self._model, self._fuse = model, fuse
+        self._model, self._fuse, self._layers = model, fuse, layers
         self._ids, self._kwargs = input_ids, model_kwargs
         self._rows, self._seen = prompt.shape
         self._step = 0
@@ -44,7 +53,9 @@ class Folded:
         return self._folded(self._model(**inputs))
 
     def _prefill(self, input_ids: Tensor, config: Any, model_kwargs: dict[str, Any], **options: Any) -> Any:
-        return self._folded(self._model._prefill(self._ids, config, self._kwargs, **options))
+        with skipped_padding(self._layers, self._kwargs["attention_mask"]):
+            outputs = self._model._prefill(self._ids, config, self._kwargs, **options)
+        return self._folded(outputs)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **options: Any) -> Any:
         """Writes the tokens chosen since the last call to all views, and prepares the next one."""

@@ -1,0 +1,85 @@
+"""Linear layers that pass by padding while a prompt is read.
+
+A view without its image is as short as its text, but rides in a batch as long as the prompt with the image. Nearly all
+work of a prefill is in the linear layers, and they treat each position by itself; so they are given the tokens
+alone, and padding comes out as zeros. Attention still sees the whole batch, padding masked as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+LEAST_PADDING = 0.1
+"""With a smaller share of padding, moving values costs more than it saves."""
+
+
+@contextmanager
+def skipped_padding(modules: Iterable[nn.Module], mask: Tensor | None) -> Iterator[None]:
+    """Lets linear layers compute the tokens of a padded batch only. The hooks are gone behind the block.
+
+    Args:
+        modules: the decoder layers.
+        mask: `(batch, length)`, nonzero at tokens, or None without padding. Inputs of another batch or length are
+            computed as ever.
+
+    Example:
+        >>> layer, rows = nn.Linear(8, 3), torch.ones(1, 4, 8)
+        >>> with skipped_padding([layer], torch.tensor([[0, 0, 1, 1]])):
+        ...     output = layer(rows)
+        >>> bool((output[0, :2] == 0).all()), torch.allclose(output[0, 2:], layer(rows)[0, 2:])
+        (True, True)
+    """
+    if mask is None or mask.dim() != 2:
+        yield
+        return
+    is_token = mask.flatten().bool()
+    places = is_token.nonzero()[:, 0]
+    shape = tuple(mask.shape)
+    if len(places) > (1 - LEAST_PADDING) * len(is_token):
+        yield
+        return
+    on_device = {places.device: places}
+
+    def places_at(device: torch.device) -> Tensor:
+        if device not in on_device:
+            on_device[device] = places.to(device)
+        return on_device[device]
+
+    def hook(layer: nn.Module) -> list[RemovableHandle]:
+        packed: list[bool] = []
+
+        def pack(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            packed[:] = [bool(args) and isinstance(args[0], Tensor) and tuple(args[0].shape[:-1]) == shape]
+            if not packed[0]:
+                return None
+            rows = args[0].flatten(0, 1)
+            return (rows.index_select(0, places_at(rows.device)), *args[1:])
+
+        def unpack(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if not packed.pop():
+                return None
+            full = output.new_zeros(len(is_token), output.shape[-1])
+            return full.index_copy_(0, places_at(output.device), output).view(*shape, -1)
+
+        # In this order the hooks of others are given the whole batch and the whole output.
+        return [
+            layer.register_forward_pre_hook(pack),
+            layer.register_forward_hook(unpack, prepend=True),
+        ]
+
+    handles: list[RemovableHandle] = []
+    try:
+        for module in modules:
+            for layer in module.modules():
+                if type(layer) is nn.Linear:
+                    handles += hook(layer)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

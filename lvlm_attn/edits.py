@@ -9,6 +9,7 @@ extra keys stays as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,9 @@ from lvlm_attn.call import Call
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.intervention import Intervention, Layer
 from lvlm_attn.kernels.extra import ExtraKeys, add_gated, with_extra
-from lvlm_attn.kernels.spec import Amplification, Geometry, Reweighing, amplified
+from lvlm_attn.kernels.readouts import Readout, read_weights
+from lvlm_attn.kernels.readouts import read as read_off
+from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution, Reweighing, amplified
 from lvlm_attn.kernels.torch_path import (
     Rows,
     mask_rows,
@@ -46,7 +49,8 @@ class Asked(NamedTuple):
         extras: keys from elsewhere that share the softmax.
         gated: keys from elsewhere beside it.
         specs: for each edit how weights change, or None.
-        reads: for each edit `(batch, queries)` rows it wants to see, or None.
+        reads: for each edit `(batch, queries)` rows whose weights it wants to see, or None.
+        readouts: for each edit what else it wants to read off the weights, or None.
     """
 
     visible: list[Visibility]
@@ -54,18 +58,21 @@ class Asked(NamedTuple):
     gated: list[ExtraKeys]
     specs: list[Reweighing | None]
     reads: list[Tensor | None]
+    readouts: list[Readout | None]
 
     @staticmethod
     def of(edits: Sequence[Edit]) -> Asked:
         """Calls the sites of all edits, in order."""
         seen = [item.visibility(layer) for layer, item in edits if item.overrides("visibility")]
         beside = [item.extra_keys(layer) for layer, item in edits if item.overrides("extra_keys")]
+        read = [item.readout(layer) if item.overrides("readout") else None for layer, item in edits]
         return Asked(
             visible=[item for item in seen if item is not None],
             extras=[item for item in beside if item is not None and item.gate is None],
             gated=[item for item in beside if item is not None and item.gate is not None],
             specs=[item.reweigh(layer) for layer, item in edits],
-            reads=[item.readout(layer) if item.overrides("readout") else None for layer, item in edits],
+            reads=[None if isinstance(wanted, Readout) else wanted for wanted in read],
+            readouts=[wanted if isinstance(wanted, Readout) else None for wanted in read],
         )
 
 
@@ -107,7 +114,7 @@ def apply_edits(
     geometry = call.geometry(key.shape[2], kwargs.get("sliding_window"))
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
     softcap = kwargs.get("softcap")
-    visible, extras, gated, specs, reads = asked
+    visible, extras, gated, specs, reads, readouts = asked
     if (visible or extras) and not is_visible:
         output = write_visible(
             output,
@@ -123,8 +130,30 @@ def apply_edits(
             memo=call.masks,
         )
     shown: list[Visibility | ExtraKeys] = [*visible, *extras] if full is not None else []
-    rows = _rows(call, edits, specs, reads, query, key, shown, geometry)
+    measure = partial(
+        read_off,
+        query,
+        key,
+        scaling=scaling,
+        geometry=geometry,
+        visibility=visible,
+        amplification=[spec for spec in specs if isinstance(spec, Amplification)],
+        mask=mask,
+        softcap=softcap,
+    )
+    moves = [spec for spec in specs if isinstance(spec, Redistribution)]
+    is_structured = not (extras or moves[1:] or any(item.overrides("edit_weights") for _, item in edits))
+    if is_structured:
+        for (layer, item), wanted in zip(edits, readouts):
+            if wanted is not None:
+                item.measure(layer, measure(wanted, redistribution=moves[0] if moves else None))
+        readouts = []
+    looked = [*reads, *(wanted.is_read.to(query.device) for wanted in readouts if wanted is not None)]
+    rows = _rows(call, edits, specs, looked, query, key, shown, geometry)
     if rows is None:
+        for (layer, item), wanted in zip(edits, readouts):
+            if wanted is not None:
+                item.measure(layer, measure(wanted))
         for extra in gated:
             output = add_gated(output, query, extra, geometry, scaling, softcap)
         return output, full
@@ -159,7 +188,7 @@ def apply_edits(
             is_row = is_row & spec.is_touched.gather(1, rows.index)[:, None]
             _count(layer.stats, int(layer), is_row, moved, spec.is_touched)
             # Rows that stay are not written back, so with a single edit their weights need not be kept.
-            is_lone = len(edits) == 1 and not shown and reads[0] is None
+            is_lone = len(edits) == 1 and not shown and not any(item is not None for item in looked)
             weights = new if is_lone else torch.where(is_row[..., None], new, weights)
             is_changed = is_changed | is_row
         if item.overrides("edit_weights"):
@@ -174,6 +203,10 @@ def apply_edits(
     for (layer, item), is_read in zip(edits, reads):
         if is_read is not None:
             item.read(layer, weights, rows.index, is_read.gather(1, rows.index) & rows.is_touched)
+    for (layer, item), wanted in zip(edits, readouts):
+        if wanted is not None:
+            total = measure(Readout(wanted.is_read)).log_sum_exp
+            item.measure(layer, read_weights(weights, rows, total, wanted, geometry))
     if any(spec is not None for spec in specs) or any(item.overrides("edit_weights") for _, item in edits):
         total = torch.cat((weights, beside), -1) if extras else weights
         output = write_rows(output, row_outputs(total, values), rows, is_changed)

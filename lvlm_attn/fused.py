@@ -73,7 +73,7 @@ def attend_fused(
         return None
     from lvlm_attn.kernels.triton_path import AttentionCall
 
-    # Rows whose weights someone reads are the torch path's, which has the weights; the visibilities stay here.
+    # Rows whose weights someone holds are the torch path's, which has the weights; the visibilities stay here.
     is_read = any(rows is not None for rows in asked.reads)
     ours = AttentionCall.of(
         query,
@@ -86,17 +86,22 @@ def attend_fused(
         redistribution=None if is_read or not redistributions else redistributions[0],
         memo=call.masks,
     )
-    if not ours.visibility and not ours.has_edits:
+    readouts = [] if is_read else [wanted for wanted in asked.readouts if wanted is not None]
+    if not ours.visibility and not ours.has_edits and not readouts:
         return None
     dispatch.count("triton")
     counts = None if is_read else _count(call, edits, asked, query)
-    if ours.visibility or ours.is_short:
+    if ours.visibility or (ours.is_short and ours.has_edits):
         output = ours.every_row(counts)
     else:
         output, _ = run_backend()
     if ours.has_edits and not ours.is_short:
         touched = [spec.is_touched for spec in asked.specs if spec is not None]
         output = ours.edited_rows(output, call.rows_of(_any_of(call, touched)), counts)
+    if readouts:
+        for (layer, item), wanted in zip(edits, asked.readouts):
+            if wanted is not None:
+                item.measure(layer, ours.read(wanted))
     return Fused(output, not is_read)
 
 

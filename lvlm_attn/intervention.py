@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lvlm_attn.call import Call
+    from lvlm_attn.kernels.readouts import Reading, Readout
     from lvlm_attn.layout import PromptLayout
     from lvlm_attn.models import Family, Parts
     from lvlm_attn.requests import Request
@@ -132,7 +133,8 @@ class Intervention:
     - `extra_keys(layer)`: let queries read keys and values from elsewhere, beside those of the sequence.
     - `reweigh(layer)`: say in structured form how softmax weights change; fast on every backend.
     - `edit_weights(layer, weights)`: change the whole weight matrix; slow, refused above a byte limit.
-    - `readout(layer)` and `read(layer, weights, index)`: look at the softmax weights of some rows.
+    - `readout(layer)` and `read(layer, weights, index, is_read)`: look at the softmax weights of some rows; or
+      `readout(layer)` and `measure(layer, reading)`: at what can be read off them without holding them all.
     - `scale_heads(layer, heads)`: change the outputs of the heads just before the output projection.
     - `modules(layer)`: add something to the residual stream behind the attention of a layer.
     - `frozen(layer)`: let a layer leave some positions as they came in.
@@ -182,10 +184,12 @@ class Intervention:
         """Returns new softmax weights for `(batch, heads, queries, keys)`."""
         return weights
 
-    def readout(self, layer: Layer) -> Tensor | None:
-        """Returns `(batch, queries)`, True at the queries whose weights `read` is to see, or None for none.
+    def readout(self, layer: Layer) -> Tensor | Readout | None:
+        """Returns what to look at in this call, or None for nothing; both see what all interventions left.
 
-        `read` gets the weights as all interventions left them.
+        A tensor `(batch, queries)` is True at the queries whose weights `read` is to see: few of them, since their
+        weights are all held at once. A `Readout` asks for class masses, entropy, column sums or the mean over heads,
+        which `measure` gets; on a GPU kernels read them in memory of rows plus keys.
         """
         return None
 
@@ -197,6 +201,19 @@ class Intervention:
             weights: `(batch, heads, rows, keys)`, in fp32.
             index: `(batch, rows)`, which query of this call each row is.
             is_read: `(batch, rows)`, False at rows that only fill up and were not asked for.
+        """
+
+    def measure(self, layer: Layer, reading: Reading) -> None:
+        """Looks at what the `Readout` asked for.
+
+        Example:
+            >>> class Focus(Intervention):
+            ...     def readout(self, layer):
+            ...         rows = torch.ones(layer.layout.batch, layer.call.queries, dtype=torch.bool)
+            ...         return Readout(rows, entropy=True)
+            ...
+            ...     def measure(self, layer, reading):
+            ...         print(int(layer), reading.entropy.mean())  # over samples, heads and rows, in nats
         """
 
     def scale_heads(self, layer: Layer, heads: Tensor) -> Tensor | None:

@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from lvlm_attn.images.maps import Map
 from lvlm_attn.intervention import Intervention, Layer, Target
+from lvlm_attn.kernels.readouts import Reading, Readout
 from lvlm_attn.layout import PromptLayout
 
 if TYPE_CHECKING:
@@ -100,15 +101,15 @@ class _Recorder(Intervention):
         self.layers = layers
         self.log = log
 
-    def readout(self, layer: Layer) -> Tensor | None:
-        """The rows asked for."""
+    def readout(self, layer: Layer) -> Readout | None:
+        """The mean over heads of the rows asked for."""
         if self.log.is_read is None and layer == self.log.stop_after:
             raise _Enough
-        return self.log.is_read
+        return None if self.log.is_read is None else Readout(self.log.is_read, rows="mean")
 
-    def read(self, layer: Layer, weights: Tensor, index: Tensor, is_read: Tensor) -> None:
+    def measure(self, layer: Layer, reading: Reading) -> None:
         """Keeps their weights."""
-        values = weights.mean(1)[:, 0]
+        values = cast("Tensor", reading.rows)[:, 0, 0]
         missing = layer.call.length - values.shape[1]
         self.log.rows[int(layer)] = torch.nn.functional.pad(values, (max(missing, 0), 0)).double().cpu()
         self.log.layout = layer.layout

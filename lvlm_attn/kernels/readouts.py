@@ -129,17 +129,11 @@ def read(
     batch, heads, queries, _ = query.shape
     wanted.check(batch, queries)
     dtype = torch.promote_types(query.dtype, torch.float32)
-    rows = Rows.of(wanted.is_read)
+    rows = Rows.of(wanted.is_read.to(query.device))
     if rows is None:
         return empty_reading(wanted, heads, geometry.keys, query.device, dtype)
-    indicator = None
-    if wanted.key_class is not None:
-        columns = geometry.to_columns(wanted.key_class.to(query.device))
-        indicator = class_indicator(columns, dtype)[:, None].transpose(-1, -2)
-    size = batch * heads * geometry.keys * dtype.itemsize
-    step = max(chunk_bytes // max(size, 1), 1)
-    found: dict[str, list[Tensor]] = {"log_sum_exp": [], "masses": [], "entropy": [], "rows": []}
-    sums = query.new_zeros(batch, heads, geometry.keys, dtype=dtype) if wanted.column_sums else None
+    gathered = _Gathered(wanted, geometry)
+    step = max(chunk_bytes // max(batch * heads * geometry.keys * dtype.itemsize, 1), 1)
     for start in range(0, rows.index.shape[1], step):
         part = rows.part(slice(start, start + step))
         scores = _scores(part, query, key, scaling, geometry, visibility, amplification, mask, softcap)
@@ -149,17 +143,73 @@ def read(
             new, is_changed, _ = redistribute(weights, redistribution, geometry)
             is_changed &= redistribution.is_touched.gather(1, part.index)[:, None]
             weights = torch.where(is_changed[..., None], new, weights)
-        found["log_sum_exp"].append(total)
-        if indicator is not None:
-            found["masses"].append(weights @ indicator)
+        gathered.add(weights, total)
+    return gathered.reading(rows)
+
+
+def read_weights(
+    weights: Tensor, rows: Rows, log_sum_exp: Tensor, wanted: Readout, geometry: Geometry
+) -> Reading:
+    """Reads quantities off weights that are there already.
+
+    Args:
+        weights: `(batch, heads, rows, keys)`, as edits left them.
+        rows: which queries they are of, all that are read among them.
+        log_sum_exp: `(batch, heads, read rows)` of the scores before the edits, from `read`.
+        wanted: which rows and quantities.
+        geometry: where the queries and keys stand.
+
+    Returns:
+        What was read, in the dtype of the weights.
+
+    Example:
+        >>> weights, wanted = torch.ones(1, 2, 3, 3) / 3, Readout(torch.ones(1, 3, dtype=torch.bool), entropy=True)
+        >>> rows = Rows.of(wanted.is_read)
+        >>> read_weights(weights, rows, torch.zeros(1, 2, 3), wanted, Geometry(0, 3, 3)).entropy[0, 0, 0]
+        tensor(1.0986)
+    """
+    found = Rows.of(wanted.is_read.to(weights.device))
+    if found is None:
+        return empty_reading(wanted, weights.shape[1], geometry.keys, weights.device, weights.dtype)
+    places = torch.zeros_like(wanted.is_read, dtype=torch.long, device=weights.device)
+    order = torch.arange(rows.index.shape[1], device=weights.device).expand_as(rows.index)
+    place = places.scatter_(1, rows.index, order).gather(1, found.index)
+    mine = weights.gather(2, place[:, None, :, None].expand(-1, weights.shape[1], -1, weights.shape[3]))
+    gathered = _Gathered(wanted, geometry)
+    gathered.add(mine * found.is_touched[:, None, :, None], log_sum_exp)
+    return gathered.reading(found)
+
+
+class _Gathered:
+    """What was read off the chunks so far."""
+
+    def __init__(self, wanted: Readout, geometry: Geometry):
+        self.wanted, self.geometry = wanted, geometry
+        self.indicator: Tensor | None = None
+        self.sums: Tensor | None = None
+        self.parts: dict[str, list[Tensor]] = {"log_sum_exp": [], "masses": [], "entropy": [], "rows": []}
+
+    def add(self, weights: Tensor, total: Tensor) -> None:
+        """Reads `(batch, heads, rows, keys)` weights with `(batch, heads, rows)` log-sum-exp."""
+        wanted, parts = self.wanted, self.parts
+        parts["log_sum_exp"].append(total)
+        if wanted.key_class is not None:
+            if self.indicator is None:
+                columns = self.geometry.to_columns(wanted.key_class.to(weights.device))
+                self.indicator = class_indicator(columns, weights.dtype)[:, None].transpose(-1, -2)
+            parts["masses"].append(weights @ self.indicator)
         if wanted.entropy:
-            found["entropy"].append(-torch.special.xlogy(weights, weights).sum(-1))
+            parts["entropy"].append(-torch.special.xlogy(weights, weights).sum(-1))
         if wanted.rows is not None:
-            found["rows"].append(weights if wanted.rows == "heads" else weights.mean(1, keepdim=True))
-        if sums is not None:
-            sums += weights.sum(2)
-    joined = {name: torch.cat(parts, 2) for name, parts in found.items() if parts}
-    return Reading(rows.index, rows.is_touched, column_sums=sums, **joined)
+            parts["rows"].append(weights if wanted.rows == "heads" else weights.mean(1, keepdim=True))
+        if wanted.column_sums:
+            sums = weights.sum(2)
+            self.sums = sums if self.sums is None else self.sums + sums
+
+    def reading(self, rows: Rows) -> Reading:
+        """All of it."""
+        joined = {name: torch.cat(parts, 2) for name, parts in self.parts.items() if parts}
+        return Reading(rows.index, rows.is_touched, column_sums=self.sums, **joined)
 
 
 def empty_reading(

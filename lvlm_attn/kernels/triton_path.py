@@ -19,7 +19,9 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from lvlm_attn.kernels import triton_readout
 from lvlm_attn.kernels.packing import PackedVisibility, pack_edits, pack_visibility
+from lvlm_attn.kernels.readouts import Reading, Readout
 from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution
 from lvlm_attn.kernels.torch_path import Rows
 from lvlm_attn.kernels.triton_blocks import BlockLists, list_blocks
@@ -151,6 +153,19 @@ class AttentionCall:
             counts=counts,
         )
         return output
+
+    def read(self, wanted: Readout) -> Reading:
+        """Reads quantities off the weights, as the edits left them, without holding them."""
+        return triton_readout.read(
+            self.query,
+            self.key,
+            wanted,
+            scaling=self.scaling,
+            geometry=self.geometry,
+            packed=self._packed,
+            edits=pack_edits(self.amplification, self.redistribution, self.geometry, self.query.device),
+            flags=self._flags() if self.has_edits else None,
+        )
 
     @property
     def _packed(self) -> PackedVisibility:

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: demo test lint types unit format clean
+.PHONY: demo test lint types unit aot format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lvlm-attn demo
@@ -22,6 +22,12 @@ types: $(VENV)/.dev
 # One thread per test process: torch's own threads only get in each other's way at these sizes.
 unit: $(VENV)/.dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
+
+# Every configuration of every kernel, compiled for GPUs that need not be there; `make -j aot` uses several cores.
+aot: aot-sm_90 aot-sm_80 aot-cdna
+
+aot-%: $(VENV)/.dev
+	env -u TRITON_INTERPRET $(BIN)/python -W ignore -m tests.kernels.aot $* all
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

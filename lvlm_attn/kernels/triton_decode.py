@@ -59,7 +59,7 @@ def decode_tile(chip: Chip, head_dim: int, itemsize: int, rows: int) -> Tile:
     """The tile for `rows` rows that share a key head, copies included."""
     wide = padded_head_dim(head_dim)
     if itemsize == 4:  # no tensor cores: large tiles spill
-        return Tile(16, 32 if wide <= 64 else 16, 4, 1 if chip == "cdna" else 2)
+        return Tile(16, 32 if wide < 64 else 16, 4, 1 if chip == "cdna" else 2)
     most = 64 if wide <= 64 or (wide == 128 and chip == "sm_90") else 32
     block_m = min(most, max(16, 1 << (rows - 1).bit_length()))
     block_n = 64 if wide <= 128 else 32

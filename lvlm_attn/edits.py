@@ -181,6 +181,8 @@ def apply_edits(
     for (layer, item), spec in zip(edits, specs):
         if isinstance(spec, Amplification):
             is_row = spec.is_touched.gather(1, rows.index)[:, None].expand_as(is_changed)
+            if spec.heads is not None:
+                is_row = is_row & (spec.per_head(is_row.shape[1])[..., None] != 0).to(is_row.device)
             _count(layer.stats, int(layer), is_row, is_row.new_zeros(()), spec.is_touched)
             is_changed = is_changed | is_row
         elif spec is not None:

@@ -145,9 +145,11 @@ def _count(call: Call, edits: list[Edit], asked: Asked, query: Tensor) -> Tensor
         if isinstance(spec, Redistribution):
             counts = known
             continue
-        memo = ("amplified", id(spec.is_touched))
+        memo = ("amplified", id(spec))
         if memo not in call.masks:
-            rows = spec.is_touched.sum(dtype=torch.float64) * query.shape[1]
-            call.masks[memo] = (torch.stack((rows, rows, torch.zeros_like(rows))), spec.is_touched)
+            rows = spec.is_touched.sum(1, dtype=torch.float64)
+            changed = (rows * (spec.per_head(query.shape[1]) != 0).to(rows.device).sum(1)).sum()
+            counts_of = torch.stack((changed, rows.sum() * query.shape[1], torch.zeros_like(changed)))
+            call.masks[memo] = (counts_of, spec)
         known += call.masks[memo][0].to(known.device)
     return counts

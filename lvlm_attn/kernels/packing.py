@@ -231,6 +231,7 @@ class PackedEdits:
         key_class: `(batch, keys)` int8, the `KeyClass` of each column; None without a redistribution.
         gain: `(batch, keys)` fp32, or None for 0.
         bias: `(batch, keys)` fp32 in units of log 2, or None for 0.
+        head_gain: `(batch, heads)` fp32, the factor of both in each head, or None for 1.
         removed_fraction: see `Redistribution`.
         rho: see `Redistribution`.
         mass_floor: see `Redistribution`.
@@ -239,6 +240,7 @@ class PackedEdits:
     key_class: Tensor | None = None
     gain: Tensor | None = None
     bias: Tensor | None = None
+    head_gain: Tensor | None = None
     removed_fraction: float = 0.0
     rho: float = 0.0
     mass_floor: float = 0.0
@@ -271,13 +273,16 @@ def pack_edits(
         geometry: where the queries and keys stand.
         device: where the kernels run.
     """
-    gain = bias = key_class = None
+    gain = bias = head_gain = None
     if amplification is not None and amplification.gain is not None:
         gain = geometry.to_columns(amplification.gain.to(device, torch.float32)).contiguous()
     if amplification is not None and amplification.bias is not None:
         bias = geometry.to_columns(amplification.bias.to(device, torch.float32) * LOG2E).contiguous()
+    if amplification is not None and amplification.heads is not None:
+        per_head = amplification.per_head(amplification.heads.shape[-1])
+        head_gain = per_head.to(device, torch.float32).contiguous()
     if redistribution is None:
-        return PackedEdits(None, gain, bias)
+        return PackedEdits(None, gain, bias, head_gain)
     key_class = geometry.to_columns(redistribution.key_class.to(device, torch.int8)).contiguous()
     item = redistribution
-    return PackedEdits(key_class, gain, bias, item.removed_fraction, item.rho, item.mass_floor)
+    return PackedEdits(key_class, gain, bias, head_gain, item.removed_fraction, item.rho, item.mass_floor)

@@ -13,6 +13,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from lvlm_attn.errors import LvlmAttnError
+
 
 class KeyClass(IntEnum):
     """What a key is to a redistribution: sinks lose weight, plain patches gain it."""
@@ -140,7 +142,7 @@ def redistribution_gains(masses: Tensor, spec: Redistribution) -> tuple[Tensor, 
 
 @dataclass(frozen=True)
 class Amplification:
-    """Changes the scores of some keys before the softmax: `s + gain * |s| + bias`, in the touched rows.
+    """Changes the scores of some keys before the softmax: `s + h * (gain * |s| + bias)`, in the touched rows.
 
     Source: Liu et al., "Paying More Attention to Image" (PAI, ECCV 2024), section 3.2, where `gain` is alpha on
     image tokens. Scores of keys a row may not read stay as they are.
@@ -149,6 +151,7 @@ class Amplification:
         is_touched: `(batch, queries)`, the rows that are changed.
         gain: `(batch, positions)` in fp32, or None for 0; later positions have 0.
         bias: `(batch, positions)` in fp32, or None for 0; later positions have 0.
+        heads: `(heads,)` or `(batch, heads)`, the factor h of each head, or None for 1; heads of 0 stay as they are.
         head_cap: scale gain and bias per head and row by the weight on keys of nonzero gain relative to its mean
             over heads, at most this much; None for all heads alike.
     """
@@ -156,7 +159,50 @@ class Amplification:
     is_touched: Tensor
     gain: Tensor | None = None
     bias: Tensor | None = None
+    heads: Tensor | None = None
     head_cap: float | None = None
+
+    @staticmethod
+    def multiplying(is_touched: Tensor, factor: Tensor, heads: Tensor | None = None) -> Amplification:
+        """Constant gains: multiplies the weights of keys by a factor, after which rows sum to 1 again.
+
+        Args:
+            is_touched: `(batch, queries)`, the rows that are changed.
+            factor: `(batch, positions)`, above 0; later positions keep theirs.
+            heads: `(heads,)` or `(batch, heads)`, the power of the factor in each head: 1 for heads that are changed
+                and 0 for others, or anything between.
+
+        Raises:
+            LvlmAttnError: if a factor is not above 0.
+
+        Example:
+            >>> rows, double = torch.ones(1, 3, dtype=torch.bool), torch.tensor([[1.0, 2.0, 1.0]])
+            >>> Amplification.multiplying(rows, double).bias
+            tensor([[0.0000, 0.6931, 0.0000]])
+        """
+        if not bool((factor > 0).all()):
+            raise LvlmAttnError(
+                f"A factor of attention weights is {float(factor.min())}, and must be above 0; to take weight away "
+                f"altogether, hide the keys with a Visibility."
+            )
+        return Amplification(is_touched, bias=factor.float().log(), heads=heads)
+
+    def per_head(self, heads: int) -> Tensor:
+        """`(batch, heads)`, the factor of each head.
+
+        Raises:
+            LvlmAttnError: if the factors are of another number of heads.
+        """
+        batch = self.is_touched.shape[0]
+        given = self.heads
+        if given is None:
+            return torch.ones(batch, heads, device=self.is_touched.device)
+        if tuple(given.shape) not in ((heads,), (batch, heads)):
+            raise LvlmAttnError(
+                f"Amplification.heads has shape {tuple(given.shape)}; give one factor for each of the {heads} heads, "
+                f"({heads},) or ({batch}, {heads})."
+            )
+        return given.expand(batch, -1)
 
 
 Reweighing: TypeAlias = Redistribution | Amplification
@@ -182,6 +228,10 @@ def amplified(scores: Tensor, spec: Amplification, geometry: Geometry, is_row: T
         change = gain * torch.where(readable, scores, 0).abs()
     if spec.bias is not None:
         change = change + geometry.to_columns(spec.bias.to(scores))[:, None, None]
+    if spec.heads is not None:
+        factor = spec.per_head(scores.shape[1]).to(scores)[..., None, None]
+        # Not 0 * change, which is NaN where a bias is infinite.
+        change = torch.where(factor == 0, 0, change * factor)
     if spec.head_cap is not None:
         change = change * head_factors(scores, spec, geometry)[..., None]
     return torch.where(is_row[:, None, :, None] & readable, scores + change, scores)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lvlm_attn.kernels.triton_common import on_device, row_bits
+from lvlm_attn.kernels.triton_common import amounts, on_device, row_bits
 from lvlm_attn.kernels.triton_scores import edited_scores
 
 
@@ -60,6 +60,7 @@ def _sum_tiles(
     strength,
     gain,
     bias,
+    head_gain,
     scale,
     start,
     first_key,
@@ -80,6 +81,7 @@ def _sum_tiles(
     HAS_WINDOW: tl.constexpr,
     HAS_GAIN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_HEADS: tl.constexpr,
     MOVES: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -121,6 +123,7 @@ def _sum_tiles(
             row_group = tl.zeros([BLOCK_M], tl.int32)
             if HAS_TABLE:
                 row_group = tl.load(query_group + sample * queries + at, mask=is_place, other=0)
+            amount = amounts(flag, sample * heads + head + place * 0, head_gain, is_place, HAS_HEADS)
             scores = edited_scores(
                 q,
                 k,
@@ -128,7 +131,7 @@ def _sum_tiles(
                 row_group,
                 row_bits(earlier_bits, row_group, HAS_TABLE),
                 row_bits(later_bits, row_group, HAS_TABLE),
-                (flag & 1) != 0,
+                amount,
                 column,
                 is_column,
                 key_group + far if HAS_KEYS else None,

@@ -109,14 +109,24 @@ def ahead_bias(row, key, row_group, key_group, bias):
 
 
 @triton.jit
-def amplify(scores, is_row, gain, bias, HAS_GAIN: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """`s + gain * |s| + bias` in the rows of `is_row`; scores and bias in units of log 2, before masking."""
+def amounts(flag, place, head_gain, is_place, HAS_HEADS: tl.constexpr):
+    """How much of an amplification each row gets: 0 without its flag, else the factor of its head at `place`."""
+    amount = (flag & 1).to(tl.float32)
+    if HAS_HEADS:
+        amount *= tl.load(head_gain + place, mask=is_place, other=0.0)
+    return amount
+
+
+@triton.jit
+def amplify(scores, amount, gain, bias, HAS_GAIN: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """`s + amount * (gain * |s| + bias)`; scores and bias in units of log 2, before masking."""
     change = tl.zeros(scores.shape, tl.float32)
     if HAS_GAIN:
         change += gain[None, :] * tl.abs(scores)
     if HAS_BIAS:
         change += bias[None, :]
-    return tl.where(is_row[:, None], scores + change, scores)
+    # Not 0 * change, which is NaN where a bias is infinite.
+    return tl.where(amount[:, None] != 0.0, scores + amount[:, None] * change, scores)
 
 
 @triton.jit

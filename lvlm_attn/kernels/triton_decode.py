@@ -25,7 +25,7 @@ from torch import Tensor
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.kernels.packing import PackedEdits, PackedVisibility
 from lvlm_attn.kernels.spec import Geometry
-from lvlm_attn.kernels.triton_common import dot, on_device, precision, row_bits, row_gains
+from lvlm_attn.kernels.triton_common import amounts, dot, on_device, precision, row_bits, row_gains
 from lvlm_attn.kernels.triton_scores import check_call, edited_scores, shared_arguments
 from lvlm_attn.kernels.triton_tiles import Chip, Tile, chip_of, padded_head_dim
 
@@ -263,6 +263,7 @@ def _decode_split(
     strength,
     gain,
     bias,
+    head_gain,
     scale,
     start,
     first_key,
@@ -285,6 +286,7 @@ def _decode_split(
     HAS_WINDOW: tl.constexpr,
     HAS_GAIN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_HEADS: tl.constexpr,
     SLOTS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -313,9 +315,10 @@ def _decode_split(
         row_group = tl.load(query_group + sample * queries + index, mask=is_row, other=0)
     row_earlier = row_bits(earlier_bits, row_group, HAS_TABLE)
     row_later = row_bits(later_bits, row_group, HAS_TABLE)
-    is_amplified = is_row
+    amount = tl.zeros([BLOCK_M], tl.float32)
     if HAS_GAIN or HAS_BIAS:
-        is_amplified = (tl.load(flags + sample * queries + index, mask=is_row, other=0) & 1) != 0
+        flag = tl.load(flags + sample * queries + index, mask=is_row, other=0).to(tl.int32)
+        amount = amounts(flag, sample * kv_heads * group_size + head, head_gain, is_row, HAS_HEADS)
     if HAS_KEYS:
         key_group += sample * keys
     if HAS_GAIN:
@@ -348,7 +351,7 @@ def _decode_split(
             row_group,
             row_earlier,
             row_later,
-            is_amplified,
+            amount,
             column,
             is_column,
             key_group,

@@ -73,10 +73,16 @@ class AttentionCall:
         redistribution: Redistribution | None = None,
         memo: dict[Any, Any] | None = None,
     ) -> AttentionCall:
-        """The call, with tensors laid out as the kernels take them and visibilities that act on no query dropped."""
+        """The call, with tensors laid out as the kernels take them and visibilities that act on no query dropped.
+
+        Raises:
+            LvlmAttnError: if an amplification has factors for another number of heads.
+        """
         acting = tuple(item for item in visibility if not _is_over(item, geometry))
         query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
         memo = {} if memo is None else memo
+        if amplification is not None:
+            amplification.per_head(query.shape[1])
         return AttentionCall(
             query, key, value, scaling, geometry, acting, amplification, redistribution, memo
         )

@@ -23,7 +23,7 @@ from lvlm_attn.kernels.readouts import Reading, Readout, empty_reading
 from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.torch_path import Rows
 from lvlm_attn.kernels.triton_columns import sum_over
-from lvlm_attn.kernels.triton_common import on_device, precision, row_bits, row_gains
+from lvlm_attn.kernels.triton_common import amounts, on_device, precision, row_bits, row_gains
 from lvlm_attn.kernels.triton_rows import splits_for
 from lvlm_attn.kernels.triton_scores import check_call, edited_scores, shared_arguments
 from lvlm_attn.kernels.triton_tiles import Tile, chip_of, padded_head_dim, rows_tile
@@ -199,6 +199,7 @@ def _along_rows(
     strength,
     gain,
     bias,
+    head_gain,
     scale,
     start,
     first_key,
@@ -225,6 +226,7 @@ def _along_rows(
     HAS_WINDOW: tl.constexpr,
     HAS_GAIN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_HEADS: tl.constexpr,
     MOVES: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -257,6 +259,7 @@ def _along_rows(
     key += sample * stride_kb + kv_head * stride_kh
     far = sample * keys
     heads = kv_heads * group_size
+    amount = amounts(flag, sample * heads + head, head_gain, is_place, HAS_HEADS)
     line = (sample * heads + head) * rows + place
     step = (tl.num_programs(2) // kv_heads).to(tl.int64) * heads * rows
 
@@ -290,7 +293,7 @@ def _along_rows(
             row_group,
             row_earlier,
             row_later,
-            (flag & 1) != 0,
+            amount,
             column,
             is_column,
             key_group + far if HAS_KEYS else None,

@@ -30,6 +30,7 @@ def shared_arguments(
         "strength": packed.bias,
         "gain": edits.gain,
         "bias": edits.bias,
+        "head_gain": edits.head_gain,
         "scale": scaling * LOG2E,
         "start": geometry.start,
         "first_key": geometry.first_key,
@@ -46,6 +47,7 @@ def shared_arguments(
         "HAS_WINDOW": geometry.window is not None,
         "HAS_GAIN": edits.gain is not None,
         "HAS_BIAS": edits.bias is not None,
+        "HAS_HEADS": edits.head_gain is not None,
     }
 
 
@@ -79,7 +81,7 @@ def edited_scores(
     row_group,
     row_earlier,
     row_later,
-    is_amplified,
+    amount,
     column,
     is_column,
     key_group,
@@ -105,7 +107,8 @@ def edited_scores(
     """`(rows, keys)` scores in units of log 2, minus infinity where a key may not be read.
 
     `q` is `(rows, head_dim)`, `k` is `(head_dim, keys)`; `row` are positions in the sequence, `column` are key
-    columns. `key_group`, `gain` and `bias` point at the sample's own line.
+    columns; `amount` is how much of the amplification each row gets. `key_group`, `gain` and `bias` point at the
+    sample's own line.
     """
     scores = dot(q, k, None, PRECISION) * scale
     position = first_key + column
@@ -121,7 +124,7 @@ def edited_scores(
             raised = tl.load(gain + column, mask=is_column, other=0.0)
         if HAS_BIAS:
             added = tl.load(bias + column, mask=is_column, other=0.0)
-        scores = amplify(scores, is_amplified, raised, added, HAS_GAIN, HAS_BIAS)
+        scores = amplify(scores, amount, raised, added, HAS_GAIN, HAS_BIAS)
     readable = may_read(
         row,
         position,

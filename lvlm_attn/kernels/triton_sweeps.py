@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lvlm_attn.kernels.triton_common import dot, row_bits, row_gains
+from lvlm_attn.kernels.triton_common import amounts, dot, row_bits, row_gains
 from lvlm_attn.kernels.triton_scores import edited_scores
 
 
@@ -74,6 +74,7 @@ def see_rows(
     strength,
     gain,
     bias,
+    head_gain,
     scale,
     start,
     first_key,
@@ -100,6 +101,7 @@ def see_rows(
     HAS_WINDOW: tl.constexpr,
     HAS_GAIN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_HEADS: tl.constexpr,
     HAS_CLASS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -131,6 +133,7 @@ def see_rows(
         bias += sample * keys
     if HAS_CLASS:
         key_class += sample * keys
+    amount = amounts(flag, sample * kv_heads * group_size + head, head_gain, is_place, HAS_HEADS)
 
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     text = tl.zeros([BLOCK_M], tl.float32)
@@ -149,7 +152,7 @@ def see_rows(
             row_group,
             row_earlier,
             row_later,
-            (flag & 1) != 0,
+            amount,
             column,
             is_column,
             key_group,
@@ -250,6 +253,7 @@ def write_rows(
     strength,
     gain,
     bias,
+    head_gain,
     scale,
     start,
     first_key,
@@ -276,6 +280,7 @@ def write_rows(
     HAS_WINDOW: tl.constexpr,
     HAS_GAIN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_HEADS: tl.constexpr,
     HAS_CLASS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -307,6 +312,7 @@ def write_rows(
         bias += sample * keys
     if HAS_CLASS:
         key_class += sample * keys
+    amount = amounts(flag, sample * kv_heads * group_size + head, head_gain, is_place, HAS_HEADS)
 
     at_row = (sample * kv_heads * group_size + head) * rows + place
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -335,7 +341,7 @@ def write_rows(
     )
     # In units of log 2; rows that read nothing have no finite score, so any finite number will do for them.
     denominator = tl.where(whole > 0, top + tl.math.log2(divisor), 0.0)
-    is_written = (flag & 1) != 0
+    is_written = amount != 0.0
     if HAS_CLASS:
         keep, grow, passes, moved = row_gains(text_sink, patch, patch_sink, removed_fraction, rho, mass_floor)
         may_move = (flag & 2) != 0
@@ -372,7 +378,7 @@ def write_rows(
             row_group,
             row_earlier,
             row_later,
-            (flag & 1) != 0,
+            amount,
             column,
             is_column,
             key_group,

@@ -106,7 +106,9 @@ def calls(head_dim: int, bits: int, what: str) -> Iterator[Callable[[], object]]
         scaling=head_dim**-0.5,
         geometry=geometry,
         visibility=[] if what == "rows" else [visible],
-        amplification=Amplification(touched, torch.ones(1, 640)) if what != "rows" else None,
+        amplification=Amplification(touched, torch.ones(1, 640), heads=torch.ones(8))
+        if what != "rows"
+        else None,
         redistribution=Redistribution(torch.zeros(1, 640, dtype=torch.int8), touched, 0.4, 0.5, 0.2),
     )
     if what == "readout":

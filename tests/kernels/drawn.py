@@ -120,6 +120,9 @@ def calls(draw, queries=(1, 2, 3, 5, 8), lengths=(1, 17, 63, 111), dims=(16, 32,
         share = draw(st.sampled_from([1.0, 0.5, 0.0]))
         return torch.rand(batch, rows, generator=generator) < share
 
+    def some_heads(*shape):
+        return noise(*shape) * (torch.rand(shape, generator=generator) < 0.7)
+
     geometry = Geometry(length - rows, rows, keys, is_valid, window)
     call = Drawn(
         draw(st.sampled_from([0.2, 2.0, 20.0])) * noise(batch, kv_heads * group, rows, dim),
@@ -139,6 +142,7 @@ def calls(draw, queries=(1, 2, 3, 5, 8), lengths=(1, 17, 63, 111), dims=(16, 32,
             some_rows(),
             gain if draw(st.booleans()) else None,
             noise(batch, prompt) if draw(st.booleans()) else None,
+            draw(st.sampled_from([None, some_heads(batch, kv_heads * group), some_heads(kv_heads * group)])),
         )
     if edits and draw(st.booleans()):
         most = draw(st.sampled_from([1, 3, 4, 4]))  # some classes may be empty

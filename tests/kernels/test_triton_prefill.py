@@ -89,7 +89,8 @@ def check_rows(call, bound=1e-5, **options):
     changed = torch.zeros(want.shape[:3], dtype=torch.bool)
     undecided = changed.clone()
     if call.amplification is not None:
-        changed |= call.amplification.is_touched[:, None]
+        acts = call.amplification.per_head(want.shape[1]) != 0
+        changed |= call.amplification.is_touched[:, None] & acts[..., None]
     spec = call.redistribution
     if spec is not None:
         indicator = class_indicator(call.geometry.to_columns(spec.key_class), torch.float64)

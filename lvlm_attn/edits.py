@@ -75,6 +75,18 @@ class Asked(NamedTuple):
             readouts=[wanted if isinstance(wanted, Readout) else None for wanted in read],
         )
 
+    def is_nothing(self, edits: Sequence[Edit]) -> bool:
+        """Whether this call is plain attention."""
+        if self.visible or self.extras or self.gated:
+            return False
+        wanted = (*self.specs, *self.reads, *self.readouts)
+        return all(item is None for item in wanted) and not edits_freely(edits)
+
+
+def edits_freely(edits: Sequence[Edit]) -> bool:
+    """Whether an intervention edits the whole matrix of weights."""
+    return any(item.overrides("edit_weights") for _, item in edits)
+
 
 def apply_edits(
     output: Tensor,
@@ -142,7 +154,7 @@ def apply_edits(
         softcap=softcap,
     )
     moves = [spec for spec in specs if isinstance(spec, Redistribution)]
-    is_structured = not (extras or moves[1:] or any(item.overrides("edit_weights") for _, item in edits))
+    is_structured = not (extras or moves[1:] or edits_freely(edits))
     if is_structured:
         for (layer, item), wanted in zip(edits, readouts):
             if wanted is not None:
@@ -209,7 +221,7 @@ def apply_edits(
         if wanted is not None:
             total = measure(Readout(wanted.is_read)).log_sum_exp
             item.measure(layer, read_weights(weights, rows, total, wanted, geometry))
-    if any(spec is not None for spec in specs) or any(item.overrides("edit_weights") for _, item in edits):
+    if any(spec is not None for spec in specs) or edits_freely(edits):
         total = torch.cat((weights, beside), -1) if extras else weights
         output = write_rows(output, row_outputs(total, values), rows, is_changed)
     if full is not None:
@@ -232,7 +244,7 @@ def _rows(
     geometry: Geometry,
 ) -> Rows | None:
     """The rows whose weights are needed; `shown` are changes of what is read, for weights the user sees."""
-    if any(item.overrides("edit_weights") for _, item in edits):
+    if edits_freely(edits):
         _refuse_above_limit(query, key, call.edit_limit, int(edits[0].layer))
         return Rows.of(torch.ones_like(query[:, 0, :, 0], dtype=torch.bool))
     touched = [spec.is_touched for spec in specs if spec is not None]

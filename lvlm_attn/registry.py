@@ -105,6 +105,8 @@ def attend(
     if not edits:
         return run()
     call, asked = calls[-1], Asked.of(edits)
+    if asked.is_nothing(edits):
+        return run()
     tensors = (query, key, value, attention_mask, kwargs)
     fused = attend_fused(run, call, edits, asked, *tensors, backend=backend)
     if fused is not None and fused.is_done:

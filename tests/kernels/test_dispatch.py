@@ -240,3 +240,26 @@ def test_the_choice_of_one_wrap_says_nothing_in_another():
     with pytest.warns(RuntimeWarning):
         second.fall_back("a reason")
     assert unavailable(CPU) is None
+
+
+def test_a_mask_that_is_over_when_decoding_does_not_count_as_torch():
+    model = tiny_model("llava")
+    inputs = tiny_inputs("llava", model, [(1, 2, 4), (0, 3, 9)])
+    found = {}
+    for kernels in ("torch", "triton"):
+        with la.wrap(model, la.MMA(), kernels=kernels) as lvlm, torch.no_grad():
+            found[kernels] = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert lvlm.report().kernels == "triton"
+    assert torch.equal(found["triton"], found["torch"])
+
+
+def test_layers_without_anything_to_do_are_counted_under_no_path():
+    class Late(Louder):
+        def reweigh(self, layer):
+            return super().reweigh(layer) if layer.is_prompt and layer == 1 else None
+
+    model = tiny_model("llava")
+    inputs = tiny_inputs("llava", model, [(1, 2, 4), (0, 3, 9)])
+    with la.wrap(model, Late(), kernels="triton") as lvlm, torch.no_grad():
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert lvlm.report().kernels == "triton"

@@ -13,6 +13,7 @@ import lvlm_attn as la
 from tests.oracle import oracle
 from tests.oracle_setup import DIM, TAU, VAR_RULE, VHR_RULE, generate, relative_error, sink_model, twin
 from tests.tiny import IMAGE, NAMES, PAD, tiny_inputs, tiny_rows
+from tests.versions import needs_pre_encoding
 
 BATCH = [(1,), (0,), (2,)]
 FEW = ["llava_next", "internvl", "qwen2_vl", "qwen3_vl"]
@@ -136,6 +137,7 @@ def test_prompt_lookup(name, edit):
 
 @edits
 @pytest.mark.parametrize("name", ["llava_next", "qwen3_vl"])
+@needs_pre_encoding
 def test_beams(name, edit):
     """Beams of a batch are the beams of single rows, and their scores add up along a plain wrapped forward."""
     model = sink_model(name)
@@ -183,6 +185,7 @@ class Force:
 
 @edits
 @pytest.mark.parametrize("name", ["internvl", "qwen2_vl"])
+@needs_pre_encoding
 def test_returned_sequences_of_one_prompt(name, edit):
     """Sampling several sequences with top-1 gives the greedy sequence each time."""
     model = sink_model(name)

@@ -13,6 +13,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 import lvlm_attn as la
 from tests.tiny import tiny_model
+from tests.versions import needs_own_image_processors
 
 WORDS = ["<pad>", "<s>", "</s>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
 WORDS += ["<|im_start|>", "user", "assistant", "what", "is", "there", "<unk>"]
@@ -49,6 +50,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return qwen_folder(tmp_path_factory.mktemp("qwen"))
 
 
+@needs_own_image_processors
 def test_a_family_whose_processor_reads_videos_loads_and_answers_without_torchvision(qwen: Path) -> None:
     model, processor = la.load(qwen, device="cpu")
     assert model.dtype == torch.float32

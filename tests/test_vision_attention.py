@@ -10,6 +10,7 @@ from lvlm_attn.vision_attention import encoder_attentions, received_weight
 from lvlm_attn.vision_maps import VisionRows, received
 from tests.hooks.towers import deep_model, token_weights
 from tests.tiny import IMAGE, NAMES, tiny_inputs, tiny_rows
+from tests.versions import needs_pre_encoding
 
 ROWS = (VisionRows(0, "class"), VisionRows(-2, "class"), VisionRows(0, "all"))
 BATCH = [(1,), (2,), (0,), (1, 1, 3)]
@@ -65,6 +66,7 @@ def test_against_eager_attention(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@needs_pre_encoding
 def test_rows_beams_and_features_given(name):
     """The same weights in a batch, alone, in `generate`, repeated for beams, and with features made before."""
     model = deep_model(name)

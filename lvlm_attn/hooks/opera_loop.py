@@ -227,6 +227,7 @@ def _step(
         do_sample=config.do_sample,
         beams_to_keep=width,
         num_beams=beams,
+        vocab_size=values.shape[-1],  # newer versions read it off the scores
         batch_size=batch,
     )
     stops = stopping(sequences[:, :, : state.length + 1].flatten(0, 1), all_scores).view(batch, width)

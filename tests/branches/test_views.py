@@ -9,6 +9,7 @@ import lvlm_attn as la
 from tests.branches.steps import double, error, full_logits, generated, model_of, with_words, without_images
 from tests.oracle_setup import DIM, TAU, sink_model
 from tests.tiny import NAMES, PAD, tiny_inputs, tiny_rows
+from tests.versions import needs_pre_encoding
 
 BATCH = [(1,), (2,), (0,)]
 WORDS = [31, 45, 12, 77, 60]
@@ -141,7 +142,10 @@ def internvl_flipped(row):
     [
         {},
         {"do_sample": True, "temperature": 1.3, "top_k": 20},
-        {"do_sample": True, "num_return_sequences": 2, "repetition_penalty": 1.4},
+        pytest.param(
+            {"do_sample": True, "num_return_sequences": 2, "repetition_penalty": 1.4},
+            marks=needs_pre_encoding,
+        ),
         {"use_cache": False},
         {"cache_implementation": "static"},
         {"no_repeat_ngram_size": 2, "min_new_tokens": 3, "eos_token_id": list(range(10, 40))},

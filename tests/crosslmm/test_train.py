@@ -17,6 +17,7 @@ from lvlm_attn.toy.loops import step_rng
 from lvlm_attn.toy.pool import build_pool
 from lvlm_attn.toy.vision_stages import cache_features
 from tests.oracle_setup import relative_error
+from tests.versions import needs_pre_encoding
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(toy, tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@needs_pre_encoding
 def test_a_shortened_prompt_gives_what_the_wrapped_model_gives(toy):
     """Losses and gradients are those of the model inside a wrap, where hidden patches stay in the sequence."""
     model, processor, pool, cached = toy

@@ -11,6 +11,7 @@ from lvlm_attn.hooks.cmai import CMAI, lowest
 from tests.hooks.full_attention import dense, extended
 from tests.oracle_setup import generate, relative_error, sink_model, twin
 from tests.tiny import IMAGE, tiny_inputs, tiny_rows
+from tests.versions import needs_pre_encoding
 
 FAMILIES = ["llava", "llava_next", "qwen2_5_vl"]
 families = pytest.mark.parametrize("name", FAMILIES)
@@ -170,6 +171,7 @@ def test_rows_of_a_batch(name):
                 assert relative_error(got[index][is_token], model(**row).logits[0].double()) < 2e-5
 
 
+@needs_pre_encoding
 def test_other_ways_of_generating():
     model = sink_model("llava")
     inputs = tiny_inputs("llava", model, BATCH)

@@ -18,6 +18,7 @@ from tests.hooks.masked import (
 )
 from tests.oracle_setup import generate, relative_error
 from tests.tiny import tiny_inputs, tiny_rows
+from tests.versions import needs_pre_encoding
 
 few = pytest.mark.parametrize("name", FEW)
 
@@ -96,6 +97,7 @@ def test_a_sample_after_another_and_an_exception(name):
 
 
 @few
+@needs_pre_encoding
 def test_a_prompt_in_chunks_gives_the_same(name):
     """Where transformers itself does; a cut inside an image is refused by families that need it whole."""
     model = model_of(name)

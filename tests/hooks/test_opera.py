@@ -11,9 +11,13 @@ from lvlm_attn.hooks.opera import OPERA, common_column, grown, penalties
 from tests.hooks.full_attention import dense, extended, image_positions
 from tests.oracle_setup import relative_error, sink_model, twin
 from tests.tiny import FIRST_WORD, VOCAB, tiny_inputs, tiny_rows
+from tests.versions import needs_pre_encoding
 
 FAMILIES = ["llava", "llava_next", "qwen2_5_vl"]
 families = pytest.mark.parametrize("name", FAMILIES)
+families_in_batches = pytest.mark.parametrize(
+    "name", ["llava", pytest.param("llava_next", marks=needs_pre_encoding), "qwen2_5_vl"]
+)
 BATCH = [(1,), (2,)]
 BEAMS = {"num_beams": 3, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
 
@@ -81,7 +85,7 @@ def test_against_a_search_by_hand(name):
         assert abs(score - value) < 1e-3 * max(1, abs(value))
 
 
-@families
+@families_in_batches
 @pytest.mark.parametrize(
     "method",
     [OPERA(candidates=1, alpha=0, r=10**6), OPERA(candidates=VOCAB, alpha=0, r=None)],
@@ -121,7 +125,7 @@ def test_neutral_keeps_every_bit(name):
     assert torch.equal(bare.sequences_scores, got.sequences_scores)
 
 
-@families
+@families_in_batches
 def test_rows_of_a_batch(name):
     model = sink_model(name)
     inputs, rows = tiny_inputs(name, model, BATCH), tiny_rows(name, model, BATCH)
@@ -209,7 +213,7 @@ def test_places_gone_back_to_never_fall_and_are_bounded():
     assert all(falls.count(column) <= 2 for column in falls)
 
 
-@families
+@families_in_batches
 def test_state_and_errors_leave_nothing_behind(name):
     model = sink_model(name)
     first, second = tiny_rows(name, model, BATCH)

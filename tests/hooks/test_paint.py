@@ -12,6 +12,7 @@ from tests.hooks.full_attention import dense, extended, image_positions
 from tests.hooks.towers import deep_model, token_weights
 from tests.oracle_setup import generate, relative_error
 from tests.tiny import IMAGE, tiny_inputs, tiny_rows
+from tests.versions import needs_pre_encoding
 
 FAMILIES = ["llava", "llava_next", "qwen2_5_vl"]
 families = pytest.mark.parametrize("name", FAMILIES)
@@ -235,6 +236,7 @@ def test_rows_of_a_batch(name):
 
 
 @families
+@needs_pre_encoding
 def test_beams_and_returned_sequences_have_the_sets_of_their_prompt(name):
     model = deep_model(name)
     inputs, rows = tiny_inputs(name, model, BATCH), tiny_rows(name, model, BATCH)

@@ -14,6 +14,7 @@ from tests.hooks.test_visual_self import alone, with_prefix
 from tests.oracle import _queries, redistributed, sinks_of
 from tests.oracle_setup import DIM, TAU, VAR_RULE, generate, relative_error, sink_model, twin
 from tests.tiny import IMAGE, tiny_inputs, tiny_model, tiny_rows
+from tests.versions import needs_pre_encoding
 
 METHODS = {
     "mma": lambda: la.MMA(),
@@ -257,6 +258,7 @@ def test_gradients_flow(method):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("mma")])
 @pytest.mark.parametrize("size", [7, 31])
+@needs_pre_encoding
 def test_chunked_prefill(method, size):
     """Restrictions look back only, so it does not matter how the prompt is cut, inside an image or behind it."""
     model = model_of("llava")

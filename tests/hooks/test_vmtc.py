@@ -12,6 +12,7 @@ from tests.hooks.test_paint import runs
 from tests.hooks.towers import deep_model, token_weights
 from tests.oracle_setup import generate, relative_error
 from tests.tiny import tiny_inputs, tiny_rows
+from tests.versions import needs_pre_encoding
 
 FAMILIES = ["llava", "llava_next", "qwen2_5_vl"]
 families = pytest.mark.parametrize("name", FAMILIES)
@@ -124,6 +125,7 @@ def test_keeping_all_patches_is_the_identity(name):
 
 
 @families
+@needs_pre_encoding
 def test_rows_of_a_batch_and_beams(name):
     model = deep_model(name)
     inputs, rows = tiny_inputs(name, model, BATCH), tiny_rows(name, model, BATCH)

@@ -41,6 +41,39 @@ class Edit(NamedTuple):
     item: Intervention
 
 
+class Attention(NamedTuple):
+    """One attention call as the model makes it.
+
+    Attributes:
+        query: `(batch, heads, queries, head_dim)`.
+        key: `(batch, kv_heads, keys, head_dim)`.
+        value: `(batch, kv_heads, keys, head_dim)`.
+        mask: what the backend's mask function made.
+        geometry: where the queries and keys stand.
+        scaling: factor on the scores.
+        softcap: bound of the scores by tanh, for models that have one.
+        kwargs: all that the model passed to the backend beside the tensors.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Any
+    geometry: Geometry
+    scaling: float
+    softcap: float | None
+    kwargs: Mapping[str, Any]
+
+    @staticmethod
+    def of(
+        call: Call, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: Mapping[str, Any]
+    ) -> Attention:
+        """The attention of the innermost call, which knows the geometry."""
+        geometry = call.geometry(key.shape[2], kwargs.get("sliding_window"))
+        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        return Attention(query, key, value, mask, geometry, scaling, kwargs.get("softcap"), kwargs)
+
+
 class Asked(NamedTuple):
     """What interventions ask of one attention call; every site is called once.
 
@@ -49,43 +82,52 @@ class Asked(NamedTuple):
         extras: keys from elsewhere that share the softmax.
         gated: keys from elsewhere beside it.
         specs: for each edit how weights change, or None.
-        reads: for each edit `(batch, queries)` rows whose weights it wants to see, or None.
-        readouts: for each edit what else it wants to read off the weights, or None.
+        reads: `(batch, queries)` rows whose weights an edit wants to see.
+        readouts: what else an edit wants to read off the weights.
+        is_free: whether an edit changes the whole matrix of weights.
     """
 
     visible: list[Visibility]
     extras: list[ExtraKeys]
     gated: list[ExtraKeys]
     specs: list[Reweighing | None]
-    reads: list[Tensor | None]
-    readouts: list[Readout | None]
+    reads: list[tuple[Edit, Tensor]]
+    readouts: list[tuple[Edit, Readout]]
+    is_free: bool
 
     @staticmethod
     def of(edits: Sequence[Edit]) -> Asked:
         """Calls the sites of all edits, in order."""
         seen = [item.visibility(layer) for layer, item in edits if item.overrides("visibility")]
         beside = [item.extra_keys(layer) for layer, item in edits if item.overrides("extra_keys")]
-        read = [item.readout(layer) if item.overrides("readout") else None for layer, item in edits]
+        looks = [(edit, edit.item.readout(edit.layer)) for edit in edits if edit.item.overrides("readout")]
         return Asked(
             visible=[item for item in seen if item is not None],
             extras=[item for item in beside if item is not None and item.gate is None],
             gated=[item for item in beside if item is not None and item.gate is not None],
             specs=[item.reweigh(layer) for layer, item in edits],
-            reads=[None if isinstance(wanted, Readout) else wanted for wanted in read],
-            readouts=[wanted if isinstance(wanted, Readout) else None for wanted in read],
+            reads=[
+                (edit, rows) for edit, rows in looks if rows is not None and not isinstance(rows, Readout)
+            ],
+            readouts=[(edit, wanted) for edit, wanted in looks if isinstance(wanted, Readout)],
+            is_free=any(item.overrides("edit_weights") for _, item in edits),
         )
 
-    def is_nothing(self, edits: Sequence[Edit]) -> bool:
-        """Whether this call is plain attention."""
-        if self.visible or self.extras or self.gated:
-            return False
-        wanted = (*self.specs, *self.reads, *self.readouts)
-        return all(item is None for item in wanted) and not edits_freely(edits)
+    @property
+    def amplifications(self) -> list[Amplification]:
+        """What is done to scores."""
+        return [spec for spec in self.specs if isinstance(spec, Amplification)]
 
+    @property
+    def redistributions(self) -> list[Redistribution]:
+        """What is moved between keys."""
+        return [spec for spec in self.specs if isinstance(spec, Redistribution)]
 
-def edits_freely(edits: Sequence[Edit]) -> bool:
-    """Whether an intervention edits the whole matrix of weights."""
-    return any(item.overrides("edit_weights") for _, item in edits)
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the call stays plain attention."""
+        lists = (self.visible, self.extras, self.gated, self.reads, self.readouts)
+        return not any(lists) and not self.is_free and all(spec is None for spec in self.specs)
 
 
 def apply_edits(
@@ -94,11 +136,7 @@ def apply_edits(
     call: Call,
     edits: list[Edit],
     asked: Asked,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Any,
-    kwargs: Mapping[str, Any],
+    given: Attention,
     *,
     is_visible: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
@@ -107,14 +145,10 @@ def apply_edits(
     Args:
         output: `(batch, queries, heads, head_dim)`, what the backend made.
         full: the backend's weights `(batch, heads, queries, keys)`, or None.
-        call: the innermost call, for the geometry.
+        call: the innermost call.
         edits: all interventions at this layer, in order.
         asked: what they ask.
-        query: `(batch, heads, queries, head_dim)`.
-        key: `(batch, kv_heads, keys, head_dim)`.
-        value: `(batch, kv_heads, keys, head_dim)`.
-        mask: what the backend's mask function made.
-        kwargs: what else the model passed to the backend.
+        given: the attention call.
         is_visible: whether the output has the visibilities already.
 
     Returns:
@@ -123,10 +157,9 @@ def apply_edits(
     Raises:
         LvlmAttnError: if a free edit returns another shape, or would hold too large a matrix.
     """
-    geometry = call.geometry(key.shape[2], kwargs.get("sliding_window"))
-    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    softcap = kwargs.get("softcap")
-    visible, extras, gated, specs, reads, readouts = asked
+    query, key, value, mask, geometry, scaling, softcap, _ = given
+    visible, extras, gated, specs, reads, readouts, is_free = asked
+    amplifications, moves = asked.amplifications, asked.redistributions
     if (visible or extras) and not is_visible:
         output = write_visible(
             output,
@@ -149,27 +182,23 @@ def apply_edits(
         scaling=scaling,
         geometry=geometry,
         visibility=visible,
-        amplification=[spec for spec in specs if isinstance(spec, Amplification)],
+        amplification=amplifications,
         mask=mask,
         softcap=softcap,
     )
-    moves = [spec for spec in specs if isinstance(spec, Redistribution)]
-    is_structured = not (extras or moves[1:] or edits_freely(edits))
-    if is_structured:
-        for (layer, item), wanted in zip(edits, readouts):
-            if wanted is not None:
-                item.measure(layer, measure(wanted, redistribution=moves[0] if moves else None))
+    if not (extras or moves[1:] or is_free):
+        for (layer, item), wanted in readouts:
+            item.measure(layer, measure(wanted, redistribution=moves[0] if moves else None))
         readouts = []
-    looked = [*reads, *(wanted.is_read.to(query.device) for wanted in readouts if wanted is not None)]
-    rows = _rows(call, edits, specs, looked, query, key, shown, geometry)
+    looked = [is_read for _, is_read in reads]
+    looked += [wanted.is_read.to(query.device) for _, wanted in readouts]
+    rows = _rows(call, edits, asked, looked, query, key, shown, geometry)
     if rows is None:
-        for (layer, item), wanted in zip(edits, readouts):
-            if wanted is not None:
-                item.measure(layer, measure(wanted))
+        for (layer, item), wanted in readouts:
+            item.measure(layer, measure(wanted))
         for extra in gated:
             output = add_gated(output, query, extra, geometry, scaling, softcap)
         return output, full
-    amplifications = [spec for spec in specs if isinstance(spec, Amplification)]
 
     def amplify(scores: Tensor) -> Tensor:
         own, beside = scores[..., : geometry.keys], scores[..., geometry.keys :]
@@ -202,7 +231,7 @@ def apply_edits(
             is_row = is_row & spec.is_touched.gather(1, rows.index)[:, None]
             _count(layer.stats, int(layer), is_row, moved, spec.is_touched)
             # Rows that stay are not written back, so with a single edit their weights need not be kept.
-            is_lone = len(edits) == 1 and not shown and not any(item is not None for item in looked)
+            is_lone = len(edits) == 1 and not shown and not looked
             weights = new if is_lone else torch.where(is_row[..., None], new, weights)
             is_changed = is_changed | is_row
         if item.overrides("edit_weights"):
@@ -214,14 +243,12 @@ def apply_edits(
                 )
             if edited is not weights:
                 weights, is_changed = edited, torch.ones_like(is_changed)
-    for (layer, item), is_read in zip(edits, reads):
-        if is_read is not None:
-            item.read(layer, weights, rows.index, is_read.gather(1, rows.index) & rows.is_touched)
-    for (layer, item), wanted in zip(edits, readouts):
-        if wanted is not None:
-            total = measure(Readout(wanted.is_read)).log_sum_exp
-            item.measure(layer, read_weights(weights, rows, total, wanted, geometry))
-    if any(spec is not None for spec in specs) or edits_freely(edits):
+    for (layer, item), is_read in reads:
+        item.read(layer, weights, rows.index, is_read.gather(1, rows.index) & rows.is_touched)
+    for (layer, item), wanted in readouts:
+        total = measure(Readout(wanted.is_read)).log_sum_exp
+        item.measure(layer, read_weights(weights, rows, total, wanted, geometry))
+    if any(spec is not None for spec in specs) or is_free:
         total = torch.cat((weights, beside), -1) if extras else weights
         output = write_rows(output, row_outputs(total, values), rows, is_changed)
     if full is not None:
@@ -236,19 +263,18 @@ def apply_edits(
 def _rows(
     call: Call,
     edits: list[Edit],
-    specs: list[Reweighing | None],
-    reads: list[Tensor | None],
+    asked: Asked,
+    looked: list[Tensor],
     query: Tensor,
     key: Tensor,
     shown: Sequence[Visibility | ExtraKeys],
     geometry: Geometry,
 ) -> Rows | None:
-    """The rows whose weights are needed; `shown` are changes of what is read, for weights the user sees."""
-    if edits_freely(edits):
+    """The rows whose weights are needed: changed ones, rows looked at, and those `shown` in weights the user sees."""
+    if asked.is_free:
         _refuse_above_limit(query, key, call.edit_limit, int(edits[0].layer))
         return Rows.of(torch.ones_like(query[:, 0, :, 0], dtype=torch.bool))
-    touched = [spec.is_touched for spec in specs if spec is not None]
-    touched += [is_read for is_read in reads if is_read is not None]
+    touched = [spec.is_touched for spec in asked.specs if spec is not None] + looked
     found = (item.touched(geometry) for item in shown)
     touched += [is_touched.to(query.device) for is_touched in found if is_touched is not None]
     if not touched:

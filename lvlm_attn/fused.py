@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lvlm_attn.call import Call
-from lvlm_attn.edits import Asked, Edit
+from lvlm_attn.edits import Asked, Attention, Edit
 from lvlm_attn.kernels.dispatch import unsupported_call, unsupported_spec
-from lvlm_attn.kernels.spec import Amplification, Redistribution
+from lvlm_attn.kernels.spec import Redistribution
 
 
 class Fused(NamedTuple):
@@ -31,11 +31,7 @@ def attend_fused(
     call: Call,
     edits: list[Edit],
     asked: Asked,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Any,
-    kwargs: Mapping[str, Any],
+    given: Attention,
     *,
     backend: str,
 ) -> Fused | None:
@@ -46,23 +42,17 @@ def attend_fused(
         call: the innermost call.
         edits: all interventions at this layer, in order.
         asked: what they ask.
-        query: `(batch, heads, queries, head_dim)`.
-        key: `(batch, kv_heads, keys, head_dim)`.
-        value: `(batch, kv_heads, keys, head_dim)`.
-        mask: what the backend's mask function made.
-        kwargs: what else the model passed to the backend.
+        given: the attention call.
         backend: name of the user's backend.
 
     Returns:
         What was made, or None if it is all left to the backend and the torch path.
     """
     dispatch = call.kernels
+    query, key, value, mask, geometry, scaling, _, kwargs = given
     if not dispatch.may_use(query):
         return None
-    amplifications = [spec for spec in asked.specs if isinstance(spec, Amplification)]
-    redistributions = [spec for spec in asked.specs if isinstance(spec, Redistribution)]
-    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    geometry = call.geometry(key.shape[2], kwargs.get("sliding_window"))
+    amplifications, redistributions = asked.amplifications, asked.redistributions
     reason = _unsupported_edits(edits, asked, backend)
     reason = reason or unsupported_call(query, key, value, scaling, kwargs)
     if reason is None and (call.has_own_mask or _is_unexpected(mask, geometry)):
@@ -74,7 +64,7 @@ def attend_fused(
     from lvlm_attn.kernels.triton_path import AttentionCall
 
     # Rows whose weights someone holds are the torch path's, which has the weights; the visibilities stay here.
-    is_read = any(rows is not None for rows in asked.reads)
+    is_read = bool(asked.reads)
     ours = AttentionCall.of(
         query,
         key,
@@ -86,7 +76,7 @@ def attend_fused(
         redistribution=None if is_read or not redistributions else redistributions[0],
         memo=call.masks,
     )
-    readouts = [] if is_read else [wanted for wanted in asked.readouts if wanted is not None]
+    readouts = [] if is_read else asked.readouts
     if not ours.visibility and not ours.has_edits and not readouts:
         # What may be read is over, or the rows are torch's.
         return None if is_read else Fused(run_backend()[0], True)
@@ -99,10 +89,8 @@ def attend_fused(
     if ours.has_edits and not ours.is_short:
         touched = [spec.is_touched for spec in asked.specs if spec is not None]
         output = ours.edited_rows(output, call.rows_of(_any_of(call, touched)), counts)
-    if readouts:
-        for (layer, item), wanted in zip(edits, asked.readouts):
-            if wanted is not None:
-                item.measure(layer, ours.read(wanted))
+    for (layer, item), wanted in readouts:
+        item.measure(layer, ours.read(wanted))
     return Fused(output, not is_read)
 
 

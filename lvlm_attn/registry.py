@@ -18,7 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lvlm_attn.call import ACTIVE, TextPass, active_calls
-from lvlm_attn.edits import Asked, Edit, apply_edits
+from lvlm_attn.edits import Asked, Attention, Edit, apply_edits
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.fused import attend_fused
 from lvlm_attn.kernels.visible_path import attend_few
@@ -105,32 +105,30 @@ def attend(
     if not edits:
         return run()
     call, asked = calls[-1], Asked.of(edits)
-    if asked.is_nothing(edits):
+    if asked.is_nothing:
         return run()
-    tensors = (query, key, value, attention_mask, kwargs)
-    fused = attend_fused(run, call, edits, asked, *tensors, backend=backend)
+    given = Attention.of(call, query, key, value, attention_mask, kwargs)
+    fused = attend_fused(run, call, edits, asked, given, backend=backend)
     if fused is not None and fused.is_done:
         return fused.output, None
     call.kernels.count("torch")
-    if fused is not None:
-        return apply_edits(fused.output, None, call, edits, asked, *tensors, is_visible=True)
-    few = None
-    if asked.visible and not asked.extras and backend != "eager":
-        few = attend_few(
+    visible = None if fused is None else fused.output
+    if visible is None and asked.visible and not asked.extras and backend != "eager":
+        visible = attend_few(
             query,
             key,
             value,
             visibilities=asked.visible,
-            geometry=call.geometry(key.shape[2], kwargs.get("sliding_window")),
+            geometry=given.geometry,
             mask=attention_mask,
-            scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
-            softcap=kwargs.get("softcap"),
+            scaling=given.scaling,
+            softcap=given.softcap,
             memo=call.masks,
         )
-    if few is not None:
-        return apply_edits(few, None, call, edits, asked, *tensors, is_visible=True)
+    if visible is not None:
+        return apply_edits(visible, None, call, edits, asked, given, is_visible=True)
     output, weights = run()
-    return apply_edits(output, weights, call, edits, asked, *tensors)
+    return apply_edits(output, weights, call, edits, asked, given)
 
 
 def backend_function(backend: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:

@@ -8,13 +8,11 @@ import torch
 import lvlm_attn as la
 from lvlm_attn.intervention import Intervention
 from lvlm_attn.kernels.readouts import Readout
-from lvlm_attn.kernels.spec import Amplification, Redistribution
-from lvlm_attn.kernels.visibility import ALL, Visibility
-from lvlm_attn.layout import Kind
+from lvlm_attn.kernels.spec import Redistribution
+from tests.samples import VAR, Louder, Mutual
 from tests.tiny import tiny_inputs, tiny_model
 
 BATCH = [(1, 2, 4), (0, 3, 9)]
-VAR = {"rho": 0.1, "mass_floor": 0.05, "tau": 2.0}
 
 
 def rows_of(layer):
@@ -54,22 +52,6 @@ class Measures(Intervention):
 
     def measure(self, layer, reading):
         self.seen.append((int(layer), reading))
-
-
-class Mutual(Intervention):
-    """Patches read each other and the text behind them."""
-
-    def visibility(self, layer):
-        group = (layer.layout.kind == Kind.PATCH).long()
-        return Visibility(group, ((ALL, ALL), (ALL, ALL)), ((0, 0), (ALL, ALL)), strength=0.5)
-
-
-class Louder(Intervention):
-    """Text looks at patches with higher scores."""
-
-    def reweigh(self, layer):
-        gain = 0.3 * (layer.layout.kind == Kind.PATCH)
-        return Amplification(layer.call.text_queries(gain.device), gain=gain.float())
 
 
 class Moves(Intervention):

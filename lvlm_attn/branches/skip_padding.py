@@ -8,12 +8,11 @@ alone, and padding comes out as zeros. Attention still sees the whole batch, pad
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 LEAST_PADDING = 0.1
 """With a smaller share of padding, moving values costs more than it saves."""
@@ -35,15 +34,11 @@ def skipped_padding(modules: Iterable[nn.Module], mask: Tensor | None) -> Iterat
         >>> bool((output[0, :2] == 0).all()), torch.allclose(output[0, 2:], layer(rows)[0, 2:])
         (True, True)
     """
-    if mask is None or mask.dim() != 2:
+    is_token = None if mask is None or mask.dim() != 2 else mask.bool()
+    if is_token is None or int(is_token.sum()) > (1 - LEAST_PADDING) * is_token.numel():
         yield
         return
-    is_token = mask.flatten().bool()
-    places = is_token.nonzero()[:, 0]
-    shape = tuple(mask.shape)
-    if len(places) > (1 - LEAST_PADDING) * len(is_token):
-        yield
-        return
+    shape, places = is_token.shape, is_token.flatten().nonzero()[:, 0]
     on_device = {places.device: places}
 
     def places_at(device: torch.device) -> Tensor:
@@ -51,11 +46,11 @@ def skipped_padding(modules: Iterable[nn.Module], mask: Tensor | None) -> Iterat
             on_device[device] = places.to(device)
         return on_device[device]
 
-    def hook(layer: nn.Module) -> list[RemovableHandle]:
+    def hook(layer: nn.Module, stack: ExitStack) -> None:
         packed: list[bool] = []
 
         def pack(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            packed[:] = [bool(args) and isinstance(args[0], Tensor) and tuple(args[0].shape[:-1]) == shape]
+            packed[:] = [bool(args) and isinstance(args[0], Tensor) and args[0].shape[:-1] == shape]
             if not packed[0]:
                 return None
             rows = args[0].flatten(0, 1)
@@ -64,22 +59,15 @@ def skipped_padding(modules: Iterable[nn.Module], mask: Tensor | None) -> Iterat
         def unpack(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if not packed.pop():
                 return None
-            full = output.new_zeros(len(is_token), output.shape[-1])
+            full = output.new_zeros(shape.numel(), output.shape[-1])
             return full.index_copy_(0, places_at(output.device), output).view(*shape, -1)
 
         # In this order the hooks of others are given the whole batch and the whole output.
-        return [
-            layer.register_forward_pre_hook(pack),
-            layer.register_forward_hook(unpack, prepend=True),
-        ]
+        stack.enter_context(layer.register_forward_pre_hook(pack))
+        stack.enter_context(layer.register_forward_hook(unpack, prepend=True))
 
-    handles: list[RemovableHandle] = []
-    try:
-        for module in modules:
-            for layer in module.modules():
-                if type(layer) is nn.Linear:
-                    handles += hook(layer)
+    with ExitStack() as stack:
+        for layer in (layer for module in modules for layer in module.modules()):
+            if type(layer) is nn.Linear:
+                hook(layer, stack)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -8,7 +8,7 @@ does not (`python -m benchmarks.branches`). So while views ride in a batch, smal
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -72,17 +72,13 @@ def weight_first_layers(model: nn.Module) -> Iterator[None]:
         while entered:
             entered.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
-    handles = []
-    try:
+    with ExitStack() as stack:
+        stack.callback(leave, model, (), None)
         for module in model.modules():
             if type(module) is nn.Linear and module.weight.device.type == "cpu":
-                handles.append(module.register_forward_pre_hook(enter))
-                handles.append(module.register_forward_hook(leave, always_call=True))
+                stack.enter_context(module.register_forward_pre_hook(enter))
+                stack.enter_context(module.register_forward_hook(leave, always_call=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        leave(model, (), None)
 
 
 def weight_first(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from lvlm_attn.kernels import triton_readout
-from lvlm_attn.kernels.packing import PackedVisibility, pack_edits, pack_visibility
+from lvlm_attn.kernels.packing import PackedEdits, PackedVisibility, pack_edits, pack_visibility
 from lvlm_attn.kernels.readouts import Reading, Readout
 from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution
 from lvlm_attn.kernels.torch_path import Rows
@@ -116,7 +116,6 @@ class AttentionCall:
                 packed=self._packed,
                 lists=self._lists,
             )
-        edits = pack_edits(self.amplification, self.redistribution, self.geometry, self.query.device)
         return decode(
             self.query,
             self.key,
@@ -124,7 +123,7 @@ class AttentionCall:
             scaling=self.scaling,
             geometry=self.geometry,
             packed=self._packed,
-            edits=edits,
+            edits=self._packed_edits,
             flags=self._flags() if self.has_edits else None,
             counts=counts,
         ).output
@@ -153,7 +152,7 @@ class AttentionCall:
             scaling=self.scaling,
             geometry=self.geometry,
             packed=self._packed,
-            edits=pack_edits(self.amplification, self.redistribution, self.geometry, self.query.device),
+            edits=self._packed_edits,
             index=index,
             flags=flags,
             counts=counts,
@@ -169,9 +168,13 @@ class AttentionCall:
             scaling=self.scaling,
             geometry=self.geometry,
             packed=self._packed,
-            edits=pack_edits(self.amplification, self.redistribution, self.geometry, self.query.device),
+            edits=self._packed_edits,
             flags=self._flags() if self.has_edits else None,
         )
+
+    @cached_property
+    def _packed_edits(self) -> PackedEdits:
+        return pack_edits(self.amplification, self.redistribution, self.geometry, self.query.device)
 
     @property
     def _packed(self) -> PackedVisibility:

@@ -12,32 +12,11 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.intervention import Intervention
 from lvlm_attn.kernels import dispatch
 from lvlm_attn.kernels.dispatch import Dispatch, picked, requested, unavailable, unsupported_call
-from lvlm_attn.kernels.spec import Amplification
-from lvlm_attn.kernels.visibility import ALL, Visibility
-from lvlm_attn.layout import Kind
+from tests.samples import VAR, Louder, Mutual
 from tests.tiny import tiny_inputs, tiny_model
 
-VAR = {"rho": 0.1, "mass_floor": 0.05, "tau": 2.0}
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter stands in for a GPU")
-
-
-class Mutual(Intervention):
-    """Patches read each other and the text behind them, weaker."""
-
-    strength = 0.5
-
-    def visibility(self, layer):
-        group = (layer.layout.kind == Kind.PATCH).long()
-        return Visibility(group, ((ALL, ALL), (ALL, ALL)), ((0, 0), (ALL, ALL)), strength=self.strength)
-
-
-class Louder(Intervention):
-    """Text looks at patches with higher scores."""
-
-    def reweigh(self, layer):
-        gain = 0.3 * (layer.layout.kind == Kind.PATCH)
-        return Amplification(layer.call.text_queries(CPU), gain=gain.float())
 
 
 class Reader(Intervention):

@@ -135,7 +135,7 @@ def part_of(item: Redistribution, at: slice) -> Redistribution:
 
 def attention_call(given: list[torch.Tensor], geometry: Geometry, memo: dict[Any, Any], **spec: Any) -> Any:
     """The call as the registry makes it; `memo` stands for the layers that came before."""
-    from lvlm_attn.kernels.triton_path import AttentionCall
+    from lvlm_attn.kernels.triton.path import AttentionCall
 
     scaling = given[0].shape[-1] ** -0.5
     return AttentionCall.of(*given, scaling=scaling, geometry=geometry, memo=memo, **spec)

@@ -56,9 +56,9 @@ def main() -> None:
     options = parser.parse_args()
 
     import lvlm_attn as la
-    from lvlm_attn.evals.report import markdown, show
+    from lvlm_attn.evals.core.report import markdown, show
     from lvlm_attn.evals.study import study
-    from lvlm_attn.evals.toy_data import toy_chair, toy_pope
+    from lvlm_attn.toy.benchmarks import toy_chair, toy_pope
 
     chosen = {
         name: text

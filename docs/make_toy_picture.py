@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import lvlm_attn as la
 from lvlm_attn import toy
-from lvlm_attn.evals.chair_vocab import read_caption
+from lvlm_attn.evals.chair.vocab import read_caption
 
 SIDE, GAP, SCENES, LINES = 288, 16, 4, 6
 DESCRIBE = "Please describe this image in detail."

@@ -18,63 +18,72 @@ from typing import TYPE_CHECKING, Any
 from lvlm_attn._version import __version__
 
 if TYPE_CHECKING:
-    from lvlm_attn.diagnostics import Divergence, find_sinks, vhd
-    from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-    from lvlm_attn.hooks import methods, register
-    from lvlm_attn.hooks.agla import AGLA
-    from lvlm_attn.hooks.carve import CARVE
-    from lvlm_attn.hooks.carve_attention import CARVEAttention
-    from lvlm_attn.hooks.cmai import CMAI
-    from lvlm_attn.hooks.crosslmm import CrossLMM
-    from lvlm_attn.hooks.delayed import Delayed
-    from lvlm_attn.hooks.dola import DoLa
-    from lvlm_attn.hooks.frozen_visual import FrozenVisual
-    from lvlm_attn.hooks.hollow import Hollow
-    from lvlm_attn.hooks.icd import ICD
-    from lvlm_attn.hooks.mma import MMA
-    from lvlm_attn.hooks.neighborhood import Neighborhood
-    from lvlm_attn.hooks.opera import OPERA
-    from lvlm_attn.hooks.pai import PAI
-    from lvlm_attn.hooks.paint import PAINT
-    from lvlm_attn.hooks.power import Power
-    from lvlm_attn.hooks.var import VAR
-    from lvlm_attn.hooks.vcd import VCD
-    from lvlm_attn.hooks.vhr import VHR
-    from lvlm_attn.hooks.visual_self import VisualSelf
-    from lvlm_attn.hooks.vmtc import VMTC
-    from lvlm_attn.intervention import Intervention, Layer
-    from lvlm_attn.layout import Kind, PromptLayout
-    from lvlm_attn.loading import load
-    from lvlm_attn.models import Family, models, register_family
-    from lvlm_attn.parsing import parse
-    from lvlm_attn.sinks import SinkDims
-    from lvlm_attn.wrapping import Wrapped, wrap
+    from lvlm_attn.errors import LvlmAttnError as LvlmAttnError
+    from lvlm_attn.errors import UnsupportedError as UnsupportedError
+    from lvlm_attn.families import Family as Family
+    from lvlm_attn.families import models as models
+    from lvlm_attn.families import register_family as register_family
+    from lvlm_attn.hooks.agla import AGLA as AGLA
+    from lvlm_attn.hooks.carve import CARVE as CARVE
+    from lvlm_attn.hooks.carve_attention import CARVEAttention as CARVEAttention
+    from lvlm_attn.hooks.catalogue import methods as methods
+    from lvlm_attn.hooks.catalogue import register as register
+    from lvlm_attn.hooks.cmai import CMAI as CMAI
+    from lvlm_attn.hooks.crosslmm.method import CrossLMM as CrossLMM
+    from lvlm_attn.hooks.delayed import Delayed as Delayed
+    from lvlm_attn.hooks.dola import DoLa as DoLa
+    from lvlm_attn.hooks.frozen_visual import FrozenVisual as FrozenVisual
+    from lvlm_attn.hooks.hollow import Hollow as Hollow
+    from lvlm_attn.hooks.icd import ICD as ICD
+    from lvlm_attn.hooks.mma.method import MMA as MMA
+    from lvlm_attn.hooks.neighborhood import Neighborhood as Neighborhood
+    from lvlm_attn.hooks.opera.method import OPERA as OPERA
+    from lvlm_attn.hooks.pai import PAI as PAI
+    from lvlm_attn.hooks.paint import PAINT as PAINT
+    from lvlm_attn.hooks.parsing import parse as parse
+    from lvlm_attn.hooks.power import Power as Power
+    from lvlm_attn.hooks.var import VAR as VAR
+    from lvlm_attn.hooks.vcd import VCD as VCD
+    from lvlm_attn.hooks.vhr import VHR as VHR
+    from lvlm_attn.hooks.visual_self import VisualSelf as VisualSelf
+    from lvlm_attn.hooks.vmtc import VMTC as VMTC
+    from lvlm_attn.interventions.base import Intervention as Intervention
+    from lvlm_attn.interventions.base import Layer as Layer
+    from lvlm_attn.layout.prompt import Kind as Kind
+    from lvlm_attn.layout.prompt import PromptLayout as PromptLayout
+    from lvlm_attn.loading import load as load
+    from lvlm_attn.measures.diagnostics import Divergence as Divergence
+    from lvlm_attn.measures.diagnostics import find_sinks as find_sinks
+    from lvlm_attn.measures.diagnostics import vhd as vhd
+    from lvlm_attn.measures.sinks import SinkDims as SinkDims
+    from lvlm_attn.wrapping import Wrapped as Wrapped
+    from lvlm_attn.wrapping import wrap as wrap
 
 _HOMES = {
     "AGLA": "hooks.agla",
     "CARVE": "hooks.carve",
     "CARVEAttention": "hooks.carve_attention",
     "CMAI": "hooks.cmai",
-    "CrossLMM": "hooks.crosslmm",
+    "CrossLMM": "hooks.crosslmm.method",
     "Delayed": "hooks.delayed",
-    "Divergence": "diagnostics",
+    "Divergence": "measures.diagnostics",
     "DoLa": "hooks.dola",
-    "Family": "models",
+    "Family": "families",
     "FrozenVisual": "hooks.frozen_visual",
     "Hollow": "hooks.hollow",
     "ICD": "hooks.icd",
-    "Intervention": "intervention",
-    "Kind": "layout",
-    "Layer": "intervention",
+    "Intervention": "interventions.base",
+    "Kind": "layout.prompt",
+    "Layer": "interventions.base",
     "LvlmAttnError": "errors",
-    "MMA": "hooks.mma",
+    "MMA": "hooks.mma.method",
     "Neighborhood": "hooks.neighborhood",
-    "OPERA": "hooks.opera",
+    "OPERA": "hooks.opera.method",
     "PAI": "hooks.pai",
     "PAINT": "hooks.paint",
     "Power": "hooks.power",
-    "PromptLayout": "layout",
-    "SinkDims": "sinks",
+    "PromptLayout": "layout.prompt",
+    "SinkDims": "measures.sinks",
     "UnsupportedError": "errors",
     "VAR": "hooks.var",
     "VCD": "hooks.vcd",
@@ -82,67 +91,26 @@ _HOMES = {
     "VMTC": "hooks.vmtc",
     "VisualSelf": "hooks.visual_self",
     "Wrapped": "wrapping",
-    "find_sinks": "diagnostics",
+    "find_sinks": "measures.diagnostics",
     "load": "loading",
-    "methods": "hooks",
-    "models": "models",
-    "parse": "parsing",
-    "register": "hooks",
-    "register_family": "models",
-    "vhd": "diagnostics",
+    "methods": "hooks.catalogue",
+    "models": "families",
+    "parse": "hooks.parsing",
+    "register": "hooks.catalogue",
+    "register_family": "families",
+    "vhd": "measures.diagnostics",
     "wrap": "wrapping",
 }
+"""Where each public name is defined; the one table of them, which the imports above repeat for type checkers."""
 
-__all__ = [
-    "AGLA",
-    "CARVE",
-    "CMAI",
-    "ICD",
-    "MMA",
-    "OPERA",
-    "PAI",
-    "PAINT",
-    "VAR",
-    "VCD",
-    "VHR",
-    "VMTC",
-    "CARVEAttention",
-    "CrossLMM",
-    "Delayed",
-    "Divergence",
-    "DoLa",
-    "Family",
-    "FrozenVisual",
-    "Hollow",
-    "Intervention",
-    "Kind",
-    "Layer",
-    "LvlmAttnError",
-    "Neighborhood",
-    "Power",
-    "PromptLayout",
-    "SinkDims",
-    "UnsupportedError",
-    "VisualSelf",
-    "Wrapped",
-    "__version__",
-    "find_sinks",
-    "load",
-    "methods",
-    "models",
-    "parse",
-    "register",
-    "register_family",
-    "vhd",
-    "wrap",
-]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'lvlm_attn' has no attribute {name!r}")
     # Names in transformers' registries are there from the first use on, not from the first wrap.
-    import_module("lvlm_attn.registry")
+    import_module("lvlm_attn.runtime.registry")
     return getattr(import_module(f"lvlm_attn.{_HOMES[name]}"), name)
 
 

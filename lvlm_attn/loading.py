@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.models import family_of
+from lvlm_attn.families import family_of
 
 _DTYPES = {
     "float32": torch.float32,
@@ -54,7 +54,7 @@ def load(
         return toy.load(str(place), wanted if isinstance(wanted, torch.dtype) else None)
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from lvlm_attn.processors import load_processor
+    from lvlm_attn.families.processors import load_processor
 
     chosen = torch_dtype(dtype if dtype is not None else "float32" if place.type == "cpu" else "auto")
     hub = {key: options[key] for key in ("revision", "token", "trust_remote_code") if key in options}

@@ -9,18 +9,18 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from lvlm_attn.branches.engine import generate
-from lvlm_attn.branches.options import split_options
+from lvlm_attn.decoding.engine import generate
+from lvlm_attn.decoding.options import split_options
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.intervention import Intervention, Target
+from lvlm_attn.families import family_of, parts_of
+from lvlm_attn.interventions.base import Intervention, Target
+from lvlm_attn.interventions.report import Report
 from lvlm_attn.kernels.dispatch import requested
-from lvlm_attn.models import family_of, parts_of
-from lvlm_attn.probing import probe
-from lvlm_attn.prompting import decode_answers
-from lvlm_attn.registry import own_backend, registered_name
-from lvlm_attn.report import Report
-from lvlm_attn.requests import Request
-from lvlm_attn.session import Session
+from lvlm_attn.prompts.chat import decode_answers
+from lvlm_attn.prompts.request import Request
+from lvlm_attn.runtime.probe import probe
+from lvlm_attn.runtime.registry import own_backend, registered_name
+from lvlm_attn.runtime.session import Session
 
 
 class Wrapped:

@@ -1,9 +1,9 @@
 """Interventions that several tests use, each with one structured effect."""
 
-from lvlm_attn.intervention import Intervention
+from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.kernels.spec import Amplification
 from lvlm_attn.kernels.visibility import ALL, Visibility
-from lvlm_attn.layout import Kind
+from lvlm_attn.layout.prompt import Kind
 
 VAR = {"rho": 0.1, "mass_floor": 0.05, "tau": 2.0}
 """Thresholds at which VAR acts on random weights."""

@@ -9,7 +9,7 @@ import torch
 
 import lvlm_attn as la
 from lvlm_attn import toy
-from lvlm_attn.prompting import encode_prompts
+from lvlm_attn.prompts.chat import encode_prompts
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

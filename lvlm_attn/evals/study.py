@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.evals.chair import Chair
-from lvlm_attn.evals.compare import compare_chair, compare_pope
-from lvlm_attn.evals.evaluate import Evaluation, evaluate
-from lvlm_attn.evals.pope import Pope
-from lvlm_attn.evals.report import (
+from lvlm_attn.evals.chair.benchmark import Chair
+from lvlm_attn.evals.core.compare import compare_chair, compare_pope
+from lvlm_attn.evals.core.evaluate import Evaluation, evaluate
+from lvlm_attn.evals.core.report import (
     Table,
     chair_table,
     comparison_table,
@@ -22,8 +21,9 @@ from lvlm_attn.evals.report import (
     percent,
     pope_table,
 )
-from lvlm_attn.evals.stats import holm
-from lvlm_attn.parsing import parse
+from lvlm_attn.evals.core.stats import holm
+from lvlm_attn.evals.pope.benchmark import Pope
+from lvlm_attn.hooks.parsing import parse
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def study(
     Raises:
         LvlmAttnError: no methods, or one that cannot be read or run.
     """
-    from lvlm_attn.evals.answerer import Decoding
+    from lvlm_attn.evals.core.answerer import Decoding
 
     if not methods:
         raise LvlmAttnError("A study needs at least one method; name some, as in {'baseline': 'none'}.")

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from torch import Tensor
 
-from lvlm_attn.branches.contrast import cut
+from lvlm_attn.decoding.contrast import cut
 from lvlm_attn.errors import LvlmAttnError, closest
-from lvlm_attn.hooks.checks import need_choice, need_flag, need_number
-from lvlm_attn.images.contrast import pictures_of
-from lvlm_attn.images.crops import blacken, kept_share, relevance_mask, smoothed
-from lvlm_attn.images.maps import Map, Mask
-from lvlm_attn.images.reading import scaled_layers
-from lvlm_attn.intervention import Intervention, Target
-from lvlm_attn.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.interventions.base import Intervention, Target
+from lvlm_attn.interventions.checks import need_choice, need_flag, need_number
+from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.maps.contrast import pictures_of
+from lvlm_attn.maps.crops import blacken, kept_share, relevance_mask, smoothed
+from lvlm_attn.maps.maps import Map, Mask
+from lvlm_attn.maps.reading import scaled_layers
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from lvlm_attn.requests import Request
+    from lvlm_attn.prompts.request import Request
 
 Matcher = Callable[["Image", str], tuple[Any, float]]
 _KINDS = ("blip", "self")
@@ -131,7 +131,7 @@ class AGLA(Intervention):
             and self.matcher != "self"
             and not (self.control or self.is_neutral())
         ):
-            from lvlm_attn.matchers.blip import WEIGHTS, BlipMatcher
+            from lvlm_attn.maps.matchers.blip import WEIGHTS, BlipMatcher
 
             device = next(target.model.parameters()).device
             found = BlipMatcher.load(WEIGHTS if self.matcher == "blip" else self.matcher, device)
@@ -157,7 +157,7 @@ class AGLA(Intervention):
 
     def _matches(self, request: Request) -> list[list[tuple[Any, float]]]:
         if self.matcher == "self":
-            from lvlm_attn.matchers.self_matcher import self_match
+            from lvlm_attn.maps.matchers.self_matcher import self_match
 
             return list(self_match(request, self.layers))  # type: ignore[arg-type]
         matcher = self._loaded if isinstance(self.matcher, str) else self.matcher

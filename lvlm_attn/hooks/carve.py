@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.hooks.checks import need_choice, need_flag, need_number, need_whole
-from lvlm_attn.images.contrast import GENERAL, ContrastMap, Mode, contrast_maps, pictures_of
-from lvlm_attn.images.crops import refine
-from lvlm_attn.images.geometry import crops_centre
-from lvlm_attn.images.maps import Map, Mask
-from lvlm_attn.images.reading import scaled_layers
-from lvlm_attn.images.regions import Box, RegionRule, best_regions, threshold
-from lvlm_attn.intervention import Intervention, Target
-from lvlm_attn.layers import Layers, canonical_layers, select_layers
-from lvlm_attn.prompting import format_prompt
+from lvlm_attn.interventions.base import Intervention, Target
+from lvlm_attn.interventions.checks import need_choice, need_flag, need_number, need_whole
+from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.maps.contrast import GENERAL, ContrastMap, Mode, contrast_maps, pictures_of
+from lvlm_attn.maps.crops import refine
+from lvlm_attn.maps.geometry import crops_centre
+from lvlm_attn.maps.maps import Map, Mask
+from lvlm_attn.maps.reading import scaled_layers
+from lvlm_attn.maps.regions import Box, RegionRule, best_regions, threshold
+from lvlm_attn.prompts.chat import format_prompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from lvlm_attn.requests import Request
+    from lvlm_attn.prompts.request import Request
 
 SUFFIX = "Answer the question using a single word or phrase."
 
@@ -171,7 +171,7 @@ class CARVE(Intervention):
         Args:
             images: the images.
             maps: their contrast maps.
-            pad_to_square: see `lvlm_attn.images.crops.refine`.
+            pad_to_square: see `lvlm_attn.maps.crops.refine`.
         """
         values = [item.map for item in maps]
         raw = threshold(values, self.p, [item.is_seen for item in maps])

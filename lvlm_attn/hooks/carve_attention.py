@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.hooks.checks import need_choice, need_number, need_whole
-from lvlm_attn.images.contrast import GENERAL, ContrastMap, Mode, contrast_maps
-from lvlm_attn.images.maps import Map
-from lvlm_attn.images.reading import scaled_layers
-from lvlm_attn.intervention import Intervention, Layer, Target
+from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.interventions.checks import need_choice, need_number, need_whole
+from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
 from lvlm_attn.kernels.spec import Amplification
-from lvlm_attn.layers import Layers, canonical_layers, select_layers
-from lvlm_attn.layout import PromptLayout
+from lvlm_attn.layout.prompt import PromptLayout
+from lvlm_attn.maps.contrast import GENERAL, ContrastMap, Mode, contrast_maps
+from lvlm_attn.maps.maps import Map
+from lvlm_attn.maps.reading import scaled_layers
 
 if TYPE_CHECKING:
-    from lvlm_attn.requests import Request
+    from lvlm_attn.prompts.request import Request
 
 _LEAST = 1e-6  # smallest contrast relative to the largest, so that its logarithm is finite
 

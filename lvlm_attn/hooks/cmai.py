@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.hooks.checks import need_flag, need_number, need_whole
-from lvlm_attn.intervention import Intervention, Layer, Target
+from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.interventions.checks import need_flag, need_number, need_whole
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
 

@@ -14,9 +14,16 @@ from typing import Any, ClassVar
 import torch
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.intervention import Intervention, Layer, Target
+from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.interventions.modality import (
+    Made,
+    count_before,
+    counted,
+    is_image,
+    once_per_call,
+    whole_number,
+)
 from lvlm_attn.kernels.visibility import ALL, Visibility
-from lvlm_attn.modality import Made, count_before, counted, is_image, once_per_call, whole_number
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.hooks.checks import need_choice, need_flag, need_number
-from lvlm_attn.intervention import Intervention, Layer, Target
-from lvlm_attn.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.interventions.checks import need_choice, need_flag, need_number
+from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
 
 if TYPE_CHECKING:
-    from lvlm_attn.call import Call
+    from lvlm_attn.interventions.call import Call
 
 CHUNK = 64
 """Positions whose logits of all candidate layers are held at a time."""

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lvlm_attn.intervention import Intervention, Layer, Target
-from lvlm_attn.layers import Layers, canonical_layers, select_layers
-from lvlm_attn.modality import counted, is_image
+from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.interventions.modality import counted, is_image
 
 LLAVA_7B = (31, 29, 30, 28, 0, 26, 27, 25, 24, 22, 23, 21, 2, 3, 20, 18, 17, 12, 19)
 """Layers of LLaVA-1.5-7B (32 layers), the least effective first."""

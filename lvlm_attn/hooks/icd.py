@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from lvlm_attn.branches.contrast import choices, contrast, cut
+from lvlm_attn.decoding.contrast import choices, contrast, cut
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.hooks.checks import need_number
-from lvlm_attn.intervention import Intervention
+from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.checks import need_number
 
 if TYPE_CHECKING:
-    from lvlm_attn.requests import Request
+    from lvlm_attn.prompts.request import Request
 
 CONFUSED = "You are a confused objects detector to provide a fuzzy overview or impression of the image."
 """The disturbing instruction of the paper."""

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.intervention import Intervention, Layer, Target
+from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.interventions.modality import Made, counted, once_per_call, whole_number
 from lvlm_attn.kernels.visibility import ALL, Visibility
-from lvlm_attn.layers import Layers, canonical_layers, select_layers
-from lvlm_attn.layout import PromptLayout
-from lvlm_attn.modality import Made, counted, once_per_call, whole_number
+from lvlm_attn.layout.prompt import PromptLayout
 
 
 @dataclass(frozen=True)

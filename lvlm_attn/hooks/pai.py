@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from lvlm_attn.branches.contrast import choices, cut, guide
-from lvlm_attn.hooks.checks import need_number
-from lvlm_attn.intervention import Intervention, Layer, Target
+from lvlm_attn.decoding.contrast import choices, cut, guide
+from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.interventions.checks import need_number
+from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
 from lvlm_attn.kernels.spec import Amplification
-from lvlm_attn.layers import Layers, canonical_layers, select_layers
 
 if TYPE_CHECKING:
-    from lvlm_attn.requests import Request
+    from lvlm_attn.prompts.request import Request
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.hooks.checks import need_choice, need_number
-from lvlm_attn.intervention import Intervention, Layer, Target
+from lvlm_attn.families.encoder_patches import VisionRows, received
+from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.interventions.checks import need_choice, need_number
+from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
 from lvlm_attn.kernels.spec import Amplification
-from lvlm_attn.layers import Layers, canonical_layers, select_layers
-from lvlm_attn.vision_maps import VisionRows, received
 
 if TYPE_CHECKING:
-    from lvlm_attn.layout import PromptLayout
+    from lvlm_attn.layout.prompt import PromptLayout
 
 LOCAL = VisionRows(0, "class")
 SUMMARY = VisionRows(-2, "class")

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError, closest
-from lvlm_attn.intervention import Intervention, Layer, Target
+from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
 from lvlm_attn.kernels.spec import KeyClass, Redistribution, class_indicator
-from lvlm_attn.layers import Layers, canonical_layers, select_layers
-from lvlm_attn.sinks import find_sink_dims, known_sink_dims, sink_score
+from lvlm_attn.measures.sinks import find_sink_dims, known_sink_dims, sink_score
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"removed_fraction": 0.6},

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from lvlm_attn.branches.contrast import choices, contrast, cut
+from lvlm_attn.decoding.contrast import choices, contrast, cut
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.hooks.checks import need_number, need_whole
-from lvlm_attn.intervention import Intervention
+from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.checks import need_number, need_whole
 
 if TYPE_CHECKING:
-    from lvlm_attn.requests import Request
+    from lvlm_attn.prompts.request import Request
 
 STEPS = 1000
 """Steps of the diffusion schedule."""

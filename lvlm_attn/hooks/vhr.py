@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from lvlm_attn.divergence import head_divergence, last_heads, select_heads, suppress_outliers
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.intervention import Intervention, Layer, Target
-from lvlm_attn.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.measures.divergence import head_divergence, last_heads, select_heads, suppress_outliers
 
 if TYPE_CHECKING:
-    from lvlm_attn.call import Call
+    from lvlm_attn.interventions.call import Call
 
 
 @dataclass(frozen=True)

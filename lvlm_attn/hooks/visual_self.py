@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import torch
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.intervention import Intervention, Layer, Target
+from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.interventions.modality import Made, count_before, counted, is_image, once_per_call
 from lvlm_attn.kernels.visibility import ALL, Visibility
-from lvlm_attn.layers import Layers, canonical_layers, select_layers
-from lvlm_attn.modality import Made, count_before, counted, is_image, once_per_call
 
 MODES = ("self", "self_prefix")
 

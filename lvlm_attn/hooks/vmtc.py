@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.hooks.checks import need_whole
+from lvlm_attn.families.encoder_patches import VisionRows, received
 from lvlm_attn.hooks.paint import new_images
-from lvlm_attn.intervention import Intervention, Layer, Target
+from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.interventions.checks import need_whole
 from lvlm_attn.kernels.visibility import ALL, Visibility
-from lvlm_attn.vision_maps import VisionRows, received
 
 if TYPE_CHECKING:
-    from lvlm_attn.call import Call
+    from lvlm_attn.interventions.call import Call
 
 IMPORTANCE = VisionRows(-2, "class")
 FULL = 576

@@ -120,7 +120,7 @@ def requested(argument: str = "auto") -> str:
 def unavailable(device: torch.device) -> str | None:
     """Says why the kernels cannot run on a device at all, or None if they can."""
     try:
-        from lvlm_attn.kernels.triton_common import is_interpreted
+        from lvlm_attn.kernels.triton.common import is_interpreted
     except ImportError:
         return "Triton is not installed"
     if device.type != "cuda":

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import lvlm_attn as la
 from lvlm_attn.hooks.agla import AGLA, assemble_logits
-from lvlm_attn.requests import Request
+from lvlm_attn.prompts.request import Request
 from lvlm_attn.wrapping import target_of
-from tests.images.test_reading import fail, state
+from tests.maps.test_reading import fail, state
 from tests.tiny import IMAGE, tiny_model
 from tests.tiny_processors import NAMES, PICTURES, QUESTIONS, picture, tiny_processor
 
@@ -351,6 +351,6 @@ def test_blip_in_a_wrap(folder_of_blip):
 
 @pytest.fixture
 def folder_of_blip(tmp_path):
-    from tests.matchers.test_blip import save_blip
+    from tests.maps.matchers.test_blip import save_blip
 
     return save_blip(tmp_path)

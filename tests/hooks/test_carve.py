@@ -11,12 +11,12 @@ from scipy import ndimage
 
 import lvlm_attn as la
 from lvlm_attn.hooks.carve import CARVE
-from lvlm_attn.images.contrast import GENERAL
-from lvlm_attn.images.geometry import levels_of
-from lvlm_attn.requests import Request
+from lvlm_attn.maps.contrast import GENERAL
+from lvlm_attn.maps.geometry import levels_of
+from lvlm_attn.prompts.request import Request
 from lvlm_attn.wrapping import target_of
 from tests.attention_oracle import last_rows, shapes_of, split_blocks
-from tests.images.test_reading import fail, state
+from tests.maps.test_reading import fail, state
 from tests.oracle_setup import generate
 from tests.tiny import tiny_model
 from tests.tiny_processors import NAMES, PICTURES, QUESTIONS, tiny_processor

@@ -6,12 +6,12 @@ import torch
 
 import lvlm_attn as la
 from lvlm_attn.hooks.carve_attention import CARVEAttention, log_contrast
-from lvlm_attn.requests import Request
+from lvlm_attn.prompts.request import Request
 from lvlm_attn.wrapping import target_of
 from tests.attention_oracle import last_rows
 from tests.hooks.test_carve import OPTIONS, model_of, run
-from tests.images.contrast_inputs import general_inputs
-from tests.images.test_reading import fail, state
+from tests.maps.contrast_inputs import general_inputs
+from tests.maps.test_reading import fail, state
 from tests.tiny import IMAGE
 from tests.tiny_processors import NAMES, PICTURES, QUESTIONS, tiny_processor
 

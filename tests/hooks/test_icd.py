@@ -6,9 +6,9 @@ from PIL import Image
 
 import lvlm_attn as la
 from lvlm_attn.hooks.icd import CONFUSED
-from lvlm_attn.requests import Request
+from lvlm_attn.prompts.request import Request
 from lvlm_attn.wrapping import target_of
-from tests.branches.steps import cut, double, error, full_logits, generated, model_of, with_words
+from tests.decoding.steps import cut, double, error, full_logits, generated, model_of, with_words
 from tests.tiny import BOS, IMAGE, NAMES, tiny_inputs, tiny_model, tiny_rows
 
 BATCH = [(1,), (2,), (0,)]

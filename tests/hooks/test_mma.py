@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lvlm_attn as la
-from lvlm_attn.hooks.mma_groups import Spans, groups_of
+from lvlm_attn.hooks.mma.groups import Spans, groups_of
 from tests.hooks.masked import (
     BATCH,
     FEW,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lvlm_attn as la
-from lvlm_attn.hooks.opera import OPERA, common_column, grown, penalties
+from lvlm_attn.hooks.opera.method import OPERA, common_column, grown, penalties
 from tests.hooks.full_attention import dense, extended, image_positions
 from tests.oracle_setup import relative_error, sink_model, twin
 from tests.tiny import FIRST_WORD, VOCAB, tiny_inputs, tiny_rows
@@ -189,7 +189,7 @@ def test_beams_have_to_agree():
 
 
 def test_places_gone_back_to_never_fall_and_are_bounded():
-    from lvlm_attn.hooks import opera_loop
+    from lvlm_attn.hooks.opera import loop as opera_loop
 
     seen = []
     original = opera_loop.common_column

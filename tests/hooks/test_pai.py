@@ -7,7 +7,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import lvlm_attn as la
-from tests.branches.steps import cut, double, error, full_logits, generated, model_of, without_images
+from tests.decoding.steps import cut, double, error, full_logits, generated, model_of, without_images
 from tests.tiny import IMAGE, NAMES, tiny_inputs, tiny_model, tiny_rows
 
 BATCH = [(1,), (2,), (0,)]

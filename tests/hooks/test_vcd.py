@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import lvlm_attn as la
-from lvlm_attn.evals.answerer import Decoding, ModelAnswerer
+from lvlm_attn.evals.core.answerer import Decoding, ModelAnswerer
 from lvlm_attn.hooks.vcd import kept_signal, noisy
-from tests.branches.steps import cut, double, error, full_logits, generated, model_of
+from tests.decoding.steps import cut, double, error, full_logits, generated, model_of
 from tests.tiny import NAMES, tiny_inputs, tiny_model, tiny_rows
 
 BATCH = [(1,), (2,), (0,)]

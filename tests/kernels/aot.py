@@ -21,12 +21,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lvlm_attn.kernels import triton_decode, triton_path, triton_prefill, triton_readout, triton_rows
 from lvlm_attn.kernels.packing import pack_edits, pack_visibility
 from lvlm_attn.kernels.readouts import Readout
 from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution
-from lvlm_attn.kernels.triton_path import AttentionCall
-from lvlm_attn.kernels.triton_tiles import SHARED_MEMORY
+from lvlm_attn.kernels.triton import decode as triton_decode
+from lvlm_attn.kernels.triton import path as triton_path
+from lvlm_attn.kernels.triton import prefill as triton_prefill
+from lvlm_attn.kernels.triton import readout as triton_readout
+from lvlm_attn.kernels.triton import rows as triton_rows
+from lvlm_attn.kernels.triton.path import AttentionCall
+from lvlm_attn.kernels.triton.tiles import SHARED_MEMORY
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
 TARGETS = {

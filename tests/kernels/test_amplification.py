@@ -5,10 +5,10 @@ import torch
 
 import lvlm_attn as la
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.intervention import Intervention
+from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.kernels.reference import attention
 from lvlm_attn.kernels.spec import Amplification, Geometry
-from lvlm_attn.layout import Kind
+from lvlm_attn.layout.prompt import Kind
 from tests.kernels import loops
 from tests.tiny import tiny_inputs, tiny_model
 

@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 
 import lvlm_attn as la
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.intervention import Intervention
+from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.kernels import dispatch
 from lvlm_attn.kernels.dispatch import Dispatch, picked, requested, unavailable, unsupported_call
 from tests.samples import VAR, Louder, Mutual

@@ -12,8 +12,8 @@ pytest.importorskip("triton")
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.kernels.packing import PackedVisibility, pack_edits
 from lvlm_attn.kernels.spec import Geometry, Redistribution, class_indicator
-from lvlm_attn.kernels.triton_decode import Decoded, choose_splits, decode, decode_tile
-from lvlm_attn.kernels.triton_tiles import Tile
+from lvlm_attn.kernels.triton.decode import Decoded, choose_splits, decode, decode_tile
+from lvlm_attn.kernels.triton.tiles import Tile
 from tests.kernels.drawn import Drawn, calls, is_close_call, relative
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,11 +13,11 @@ from lvlm_attn.kernels.packing import pack_visibility, unsupported_edits, unsupp
 from lvlm_attn.kernels.reference import attention
 from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution, class_indicator
 from lvlm_attn.kernels.torch_path import Rows
-from lvlm_attn.kernels.triton_blocks import list_blocks
-from lvlm_attn.kernels.triton_path import AttentionCall
-from lvlm_attn.kernels.triton_prefill import attend_all
-from lvlm_attn.kernels.triton_rows import attend_rows
-from lvlm_attn.kernels.triton_tiles import Tile
+from lvlm_attn.kernels.triton.blocks import list_blocks
+from lvlm_attn.kernels.triton.path import AttentionCall
+from lvlm_attn.kernels.triton.prefill import attend_all
+from lvlm_attn.kernels.triton.rows import attend_rows
+from lvlm_attn.kernels.triton.tiles import Tile
 from lvlm_attn.kernels.visibility import ALL, Visibility, readable_keys
 from tests.kernels.drawn import Drawn, calls, is_close_call, relative
 

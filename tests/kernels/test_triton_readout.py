@@ -12,8 +12,8 @@ from lvlm_attn.kernels import readouts as torch_readouts
 from lvlm_attn.kernels.packing import PackedVisibility
 from lvlm_attn.kernels.readouts import Reading, Readout
 from lvlm_attn.kernels.spec import Geometry
-from lvlm_attn.kernels.triton_readout import read
-from lvlm_attn.kernels.triton_tiles import Tile
+from lvlm_attn.kernels.triton.readout import read
+from lvlm_attn.kernels.triton.tiles import Tile
 from tests.kernels.drawn import calls, readouts, relative
 from tests.kernels.test_readouts import check
 from tests.kernels.test_triton_decode import DEVICE, ordinary

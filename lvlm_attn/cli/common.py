@@ -1,0 +1,174 @@
+"""What several commands share: options, loading a model, running a benchmark, printing a result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lvlm_attn.errors import LvlmAttnError, closest
+
+if TYPE_CHECKING:
+    from lvlm_attn.evals.core.benchmark import Benchmark
+    from lvlm_attn.evals.core.evaluate import Evaluation
+    from lvlm_attn.interventions.base import Intervention
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+Model = Annotated[str, typer.Option("--model", help="`toy`, a hub id, or a folder.")]
+Intervene = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--intervene", help="A method, e.g. `var:rho=0.5`; repeat it, or join with `+`.", show_default=False
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help="`auto`, `cpu`, `cuda`, `cuda:1`, ...")]
+Dtype = Annotated[str, typer.Option("--dtype", help="`auto`, `float32`, `bfloat16` or `float16`.")]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Only the first so many.", show_default=False)
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts per forward pass.")]
+Decode = Annotated[str, typer.Option("--decode", help="`greedy`, or `sample` from the whole distribution.")]
+Temperature = Annotated[float, typer.Option("--temperature", help="For `--decode sample`.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seeds sampling; each sample has a seed of its own.")]
+Suffix = Annotated[
+    str, typer.Option("--suffix", help="Text put after every question; `\\n` is a line break.")
+]
+MaxNewTokens = Annotated[
+    int | None, typer.Option("--max-new-tokens", min=1, help="Length limit of an answer.", show_default=False)
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", help="Run folder; named after the settings if not given.", show_default=False),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object, fractions of 1, and nothing else.")
+]
+Split = Annotated[str, typer.Option("--split", help="Toy data: `dev` to tune on, `test` to report.")]
+
+
+class Stopped(LvlmAttnError):
+    """Ctrl-C; the message tells what is kept."""
+
+
+def read_interventions(texts: Sequence[str] | None) -> tuple[Intervention, ...]:
+    """Parses every ``--intervene``."""
+    from lvlm_attn.hooks.parsing import parse
+
+    return tuple(item for text in texts or () for item in parse(text))
+
+
+def load_model(name: str, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
+    """Loads a model and its processor onto a device.
+
+    Raises:
+        LvlmAttnError: unknown dtype or device, or the model cannot be loaded.
+    """
+    if dtype not in DTYPES:
+        raise LvlmAttnError(f"no dtype {dtype!r}.{closest(dtype, DTYPES)} Choose one of {', '.join(DTYPES)}.")
+    import torch
+
+    if device != "auto":
+        try:
+            place = torch.device(device)
+            torch.empty(1, device=place)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise LvlmAttnError(f"device {device!r} cannot be used ({reason}); try --device cpu.") from error
+    quiet_transformers()
+    from lvlm_attn.loading import load
+
+    return load(name, device=None if device == "auto" else device, dtype=None if dtype == "auto" else dtype)
+
+
+def quiet_transformers() -> None:
+    """Keeps progress bars of loading off logs and pipes."""
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+
+
+def run_benchmark(
+    benchmark: Benchmark,
+    model_name: str,
+    loaded: tuple[Any, Any],
+    interventions: Sequence[Intervention],
+    *,
+    decode: str = "greedy",
+    temperature: float = 1.0,
+    suffix: str = "",
+    max_new_tokens: int | None = None,
+    out: Path | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> Evaluation:
+    """Evaluates with a progress bar on a terminal; Ctrl-C becomes :class:`Stopped`."""
+    from lvlm_attn.evals.core.answerer import Decoding
+    from lvlm_attn.evals.core.evaluate import evaluate
+    from lvlm_attn.evals.core.runner import RunInterrupted
+
+    decoding = Decoding(
+        decode, max_new_tokens or benchmark.max_new_tokens, temperature, suffix.replace("\\n", "\n")
+    )
+    try:
+        return evaluate(
+            benchmark,
+            model_name,
+            *loaded,
+            interventions,
+            decoding,
+            out,
+            batch_size,
+            seed,
+            show_progress=sys.stderr.isatty(),
+        )
+    except RunInterrupted as error:
+        raise Stopped(str(error)) from None
+
+
+def check_out(out: Path | None) -> None:
+    """Proves before a model is loaded that results can be written."""
+    from lvlm_attn.evals.core.evaluate import RUNS
+    from lvlm_attn.evals.core.run_folder import check_writable
+
+    check_writable(out or RUNS)
+
+
+def check_decoding(decode: str, temperature: float) -> None:
+    """Checks decoding options before a model is loaded."""
+    from lvlm_attn.evals.core.answerer import Decoding
+
+    Decoding(decode, 1, temperature)
+
+
+def print_json(value: object) -> None:
+    """The one object on standard output."""
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def tell(text: str) -> None:
+    """A remark on standard error, so that standard output stays the result."""
+    typer.echo(text, err=True)
+
+
+def finish(done: Evaluation, table: Any, as_json: bool) -> None:
+    """Prints a finished evaluation; failed samples are named and make the exit code 1."""
+    if as_json:
+        print_json({**done.metrics, "run_folder": str(done.folder)})
+    else:
+        from lvlm_attn.evals.core.report import show
+
+        show(table)
+        typer.echo(f"Written to {done.folder}")
+    failed = [line for line in done.lines if line.get("error")]
+    if failed:
+        tell(
+            f"error: {len(failed)} of {len(done.lines)} samples failed and were left out of the scores; first: "
+            f"{failed[0]['error']} Mend them and run the same command again to add them."
+        )
+        raise typer.Exit(1)

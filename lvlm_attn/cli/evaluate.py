@@ -1,0 +1,234 @@
+"""`lvlm-attn eval pope` and `eval chair`: generate answers and score them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from lvlm_attn.cli.common import (
+    BatchSize,
+    Decode,
+    Device,
+    Dtype,
+    Intervene,
+    Json,
+    Limit,
+    MaxNewTokens,
+    Model,
+    Out,
+    Seed,
+    Split,
+    Suffix,
+    Temperature,
+    check_decoding,
+    check_out,
+    finish,
+    load_model,
+    read_interventions,
+    run_benchmark,
+    tell,
+)
+from lvlm_attn.errors import LvlmAttnError, closest
+
+if TYPE_CHECKING:
+    from lvlm_attn.evals.chair.benchmark import Chair
+    from lvlm_attn.evals.core.benchmark import Benchmark
+    from lvlm_attn.evals.pope.benchmark import Pope
+
+app = typer.Typer(no_args_is_help=True, help="Measure hallucination: generate answers and score them.")
+
+DataSet = Annotated[str | None, typer.Option("--data", help="`toy`: the bundled scenes.", show_default=False)]
+Scenes = Annotated[int, typer.Option("--scenes", min=1, help="Toy data: how many scenes.")]
+Images = Annotated[
+    Path | None, typer.Option("--images", help="Folder that holds the pictures.", show_default=False)
+]
+
+
+@app.command("pope")
+def pope(
+    model: Model,
+    questions: Annotated[
+        list[Path] | None,
+        typer.Option("--questions", help="POPE question file; repeat for several.", show_default=False),
+    ] = None,
+    more_questions: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
+    images: Images = None,
+    data: DataSet = None,
+    split: Split = "test",
+    scenes: Scenes = 100,
+    intervene: Intervene = None,
+    parser: Annotated[
+        str, typer.Option("--parser", help="strict, official, opera, vcd, lmms or vlmeval.")
+    ] = "strict",
+    fix_typo: Annotated[
+        bool, typer.Option("--fix-typo", help="Ask 'image' where the file says 'imange'.")
+    ] = False,
+    limit: Limit = None,
+    batch_size: BatchSize = 8,
+    decode: Decode = "greedy",
+    temperature: Temperature = 1.0,
+    seed: Seed = 0,
+    suffix: Suffix = "",
+    max_new_tokens: MaxNewTokens = None,
+    out: Out = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Ask POPE's yes/no questions about objects and score the answers.
+
+    Example: lvlm-attn eval pope --model toy --data toy --intervene var:rho=0.5
+    """
+    files = [*(questions or []), *(more_questions or [])]
+    benchmark: Pope
+    if use_toy(data, {"--questions": files, "--images": images}):
+        from lvlm_attn.toy.benchmarks import toy_pope
+
+        benchmark = toy_pope(split, scenes, parser, limit)
+    else:
+        if not files or images is None:
+            raise LvlmAttnError("POPE needs --questions FILE and --images FOLDER, or --data toy.")
+        from lvlm_attn.evals.pope.benchmark import Pope
+
+        benchmark = Pope.from_files(files, images, parser, limit, fix_typo)
+        for remark in benchmark.remarks:
+            tell(f"note: {remark}")
+    generation = Generation(decode, temperature, suffix, max_new_tokens, batch_size, seed, out, device, dtype)
+    from lvlm_attn.evals.core.report import pope_table
+
+    title = f"POPE, {model}, {decode}, parser {parser} (%)"
+    measure(benchmark, model, intervene, generation, pope_table, title, as_json)
+
+
+@app.command("chair")
+def chair(
+    model: Model,
+    ids: Annotated[
+        Path | None,
+        typer.Option(
+            "--ids",
+            help="Names or ids of the pictures; all of --ground-truth without it.",
+            show_default=False,
+        ),
+    ] = None,
+    images: Images = None,
+    ground_truth: Annotated[
+        Path | None,
+        typer.Option("--ground-truth", help="JSON lines {image_id, objects}.", show_default=False),
+    ] = None,
+    data: DataSet = None,
+    split: Split = "test",
+    scenes: Scenes = 100,
+    intervene: Intervene = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="What to ask.", show_default=False)] = None,
+    mode: Annotated[str, typer.Option("--mode", help="strict, pattern or wordnet.")] = "strict",
+    drop_incomplete_sentence: Annotated[
+        bool, typer.Option("--drop-incomplete-sentence", help="Cut captions after their last full stop.")
+    ] = False,
+    limit: Limit = None,
+    batch_size: BatchSize = 8,
+    decode: Decode = "greedy",
+    temperature: Temperature = 1.0,
+    seed: Seed = 0,
+    suffix: Suffix = "",
+    max_new_tokens: MaxNewTokens = None,
+    out: Out = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Describe pictures and count objects that are not in them.
+
+    Example: lvlm-attn eval chair --model toy --data toy --intervene vhr
+    """
+    from lvlm_attn.evals.chair.benchmark import PROMPT
+
+    benchmark: Chair
+    asked = prompt or PROMPT
+    if use_toy(data, {"--ids": ids, "--images": images, "--ground-truth": ground_truth}):
+        from lvlm_attn.toy.benchmarks import toy_chair
+
+        benchmark = toy_chair(split, scenes, mode, drop_incomplete_sentence, asked, limit)
+    else:
+        if images is None or ground_truth is None:
+            raise LvlmAttnError("CHAIR needs --ground-truth FILE and --images FOLDER, or --data toy.")
+        from lvlm_attn.evals.chair.benchmark import Chair
+
+        benchmark = Chair.from_files(ground_truth, images, ids, mode, drop_incomplete_sentence, asked, limit)
+    generation = Generation(decode, temperature, suffix, max_new_tokens, batch_size, seed, out, device, dtype)
+    from lvlm_attn.evals.core.report import chair_table
+
+    measure(
+        benchmark,
+        model,
+        intervene,
+        generation,
+        chair_table,
+        f"CHAIR, {model}, {decode}, mode {mode} (%)",
+        as_json,
+    )
+
+
+class Generation(NamedTuple):
+    """How answers are generated and where they go, as given on the command line."""
+
+    decode: str
+    temperature: float
+    suffix: str
+    max_new_tokens: int | None
+    batch_size: int
+    seed: int
+    out: Path | None
+    device: str
+    dtype: str
+
+
+def measure(
+    benchmark: Benchmark,
+    model: str,
+    intervene: list[str] | None,
+    generation: Generation,
+    table: Callable[[dict[str, dict[str, Any]], str], Any],
+    title: str,
+    as_json: bool,
+) -> None:
+    """Checks what can be checked without the model, generates, scores and prints."""
+    interventions = read_interventions(intervene)
+    check_decoding(generation.decode, generation.temperature)
+    check_out(generation.out)
+    done = run_benchmark(
+        benchmark,
+        model,
+        load_model(model, generation.device, generation.dtype),
+        interventions,
+        decode=generation.decode,
+        temperature=generation.temperature,
+        suffix=generation.suffix,
+        max_new_tokens=generation.max_new_tokens,
+        out=generation.out,
+        batch_size=generation.batch_size,
+        seed=generation.seed,
+    )
+    name = "+".join(map(str, interventions)) or "baseline"
+    finish(done, table({name: done.metrics}, title), as_json)
+
+
+def use_toy(data: str | None, files: dict[str, object]) -> bool:
+    """Whether the bundled data is asked for.
+
+    Raises:
+        LvlmAttnError: unknown data, or bundled data together with files.
+    """
+    if data is None:
+        return False
+    if data != "toy":
+        raise LvlmAttnError(f"no bundled data {data!r}.{closest(data, ['toy'])} Only --data toy is bundled.")
+    given = [name for name, value in files.items() if value]
+    if given:
+        raise LvlmAttnError(
+            f"--data toy brings its own pictures and questions; leave out {' and '.join(given)}."
+        )
+    return True

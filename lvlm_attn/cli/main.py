@@ -1,0 +1,80 @@
+"""The command line `lvlm-attn`; its commands live in :mod:`lvlm_attn.cli`, one file per matter.
+
+Torch and transformers are imported when a command needs them, so that ``--help`` and ``--version`` answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from lvlm_attn._version import __version__
+from lvlm_attn.cli import demo, doctor, evaluate, generate, info, pope, score
+from lvlm_attn.cli.common import Stopped
+from lvlm_attn.errors import LvlmAttnError
+
+app = typer.Typer(
+    name="lvlm-attn",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Change how a vision-language model pays attention while it generates, and measure what that does.",
+)
+app.command("demo")(demo.demo)
+app.command("generate")(generate.generate)
+app.add_typer(evaluate.app, name="eval")
+evaluate.app.add_typer(score.app, name="score")
+app.add_typer(pope.app, name="pope")
+app.command("methods")(info.methods)
+app.command("models")(info.models)
+app.command("sinks")(info.sinks)
+app.command("doctor")(doctor.doctor)
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        typer.echo(f"lvlm-attn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Change how a vision-language model pays attention while it generates, and measure what that does."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; an error of the user's becomes one sentence and exit code 2.
+
+    Args:
+        arguments: what follows the program's name; None takes it from the process.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        app(args=[item for item in given if item != "--debug"], prog_name="lvlm-attn")
+    except Stopped as stopped:
+        print(f"\n{stopped}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (LvlmAttnError, OSError) as error:
+        if debug:
+            raise
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; check the path and its permissions."
+    return str(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""`lvlm.generate`: what interventions ask of the model, in one batch where there are several views."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.decoding.contrast import count_choices
+from lvlm_attn.decoding.features import FeatureBank, can_share
+from lvlm_attn.decoding.folding import Folded, decode_folded
+from lvlm_attn.decoding.options import (
+    own_stop_strings,
+    refuse_config,
+    refuse_inputs,
+    refuse_options,
+    split_model_options,
+)
+from lvlm_attn.decoding.roomy_cache import give_room
+from lvlm_attn.decoding.small_batches import weight_first_layers
+from lvlm_attn.errors import LvlmAttnError, UnsupportedError
+from lvlm_attn.prompts.pixels import join_pictures
+from lvlm_attn.prompts.rows import stack_rows, tokens_of
+
+if TYPE_CHECKING:
+    from lvlm_attn.interventions.base import Intervention
+    from lvlm_attn.prompts.request import Request
+    from lvlm_attn.runtime.session import Session
+
+
+class Branch(NamedTuple):
+    """An intervention that joins logits, and the views it gave."""
+
+    item: Intervention
+    views: tuple[Request, ...]
+    stats: dict[Any, Any]
+
+
+def generate(session: Session, request: Request, options: Mapping[str, Any]) -> tuple[Any, Request]:
+    """Generates for a request inside a wrap.
+
+    Args:
+        session: the wrap.
+        request: what the user asks.
+        options: what else `model.generate` was given.
+
+    Returns:
+        What `model.generate` returns, and the request as it was asked in the end.
+
+    Raises:
+        LvlmAttnError: if a view has another number of rows than its request.
+        UnsupportedError: if an option or two interventions do not go together.
+    """
+    model = cast("Any", session.target.model)
+    items = session.interventions
+    with session.during("silent"):
+        for item in items:
+            if item.overrides("rewrite"):
+                request = item.rewrite(request)
+        found = (_branch(session, place, request) for place in range(len(items)))
+        branches = [branch for branch in found if branch is not None]
+        loop = _loop(items, request, branches)
+    with session.during("serving"):
+        if branches:
+            return _generate_joined(model, request, branches, options), request
+        if loop is not None:
+            options = own_stop_strings(dict(options), model.generation_config)
+            return model.generate(**request.inputs, **options, custom_generate=loop), request
+        return model.generate(**request.inputs, **options), request
+
+
+def _branch(session: Session, place: int, request: Request) -> Branch | None:
+    item = session.interventions[place]
+    views = tuple(item.views(request)) if item.overrides("views") else ()
+    for view in views:
+        if view.batch != request.batch:
+            raise LvlmAttnError(
+                f"{item.title} gave a view of {view.batch} rows for a request of {request.batch}; a view needs one "
+                f"row for each."
+            )
+    fuses_alone = item.overrides("fuse") and not item.overrides("views")
+    if not views and not fuses_alone:
+        return None
+    return Branch(item, views, session.stats.setdefault(place, {}))
+
+
+def _loop(
+    items: Sequence[Intervention], request: Request, branches: Sequence[Branch]
+) -> Callable[..., Any] | None:
+    found = [(item, item.loop(request)) for item in items if item.overrides("loop")]
+    found = [(item, loop) for item, loop in found if loop is not None]
+    if not found:
+        return None
+    others = [item.title for item, _ in found[1:]] + [branch.item.title for branch in branches]
+    if others:
+        raise UnsupportedError(
+            f"{found[0][0].title} decodes in a loop of its own, which {' and '.join(others)} cannot take part in; "
+            f"use one of them."
+        )
+    return found[0][1]
+
+
+def _generate_joined(
+    model: Any, request: Request, branches: Sequence[Branch], options: Mapping[str, Any]
+) -> Any:
+    """Two calls of `generate`: the outer prepares the loop for the rows asked for, the inner the model for all rows."""
+    titles = " and ".join(branch.item.title for branch in branches)
+    views = [view for branch in branches for view in branch.views]
+    for one in (request, *views):
+        refuse_inputs(one.inputs, titles)
+    refuse_options(options, titles)
+    own, handed_on = split_model_options(own_stop_strings(dict(options), model.generation_config))
+    joined = _joined([request, *views], handed_on)
+    streamer = own.get("streamer")
+
+    def outer(owner: Any, input_ids: Tensor, **prepared: Any) -> Any:
+        config = prepared["generation_config"]
+        refuse_config(config, titles)
+        loop = {
+            key: prepared[key]
+            for key in ("logits_processor", "stopping_criteria", "generation_config", "use_cache")
+        }
+
+        def inner(owner: Any, all_ids: Tensor, **prepared: Any) -> Any:
+            for key in ("logits_processor", "stopping_criteria", "generation_config"):
+                del prepared[key]
+            give_room(prepared.get("past_key_values"), count)
+            layers = request.target.parts.layers
+            folded = Folded(owner, all_ids, prepared, input_ids, _fusion(branches, request), layers)
+            return decode_folded(folded, input_ids, **loop, streamer=streamer)
+
+        count = config.max_length - input_ids.shape[1]
+        with weight_first_layers(owner):
+            return owner.generate(
+                **joined, **handed_on, generation_config=_inner_config(config, count), custom_generate=inner
+            )
+
+    deltas = getattr(request.target.parts.base, "rope_deltas", None)
+    tokens = {"input_ids": request.inputs["input_ids"], "attention_mask": request.mask}
+    try:
+        return model.generate(**tokens, **own, custom_generate=outer)
+    finally:
+        # Qwen-VL keeps the offsets of the last prompt on the module; those of the joined rows fit no other call.
+        if hasattr(request.target.parts.base, "rope_deltas"):
+            cast("Any", request.target.parts.base).rope_deltas = deltas
+
+
+def _fusion(
+    branches: Sequence[Branch], request: Request
+) -> Callable[[Tensor, Sequence[Tensor], int], Tensor]:
+    """Joins the logits of all views; rows without an image keep theirs where the intervention needs one."""
+    has_image = request.layout.has_image
+    is_mixed = not bool(has_image.all())
+
+    def fuse(main: Tensor, views: Sequence[Tensor], step: int) -> Tensor:
+        rest = list(views)
+        for item, own, stats in branches:
+            mine, rest = rest[: len(own)], rest[len(own) :]
+            fused = item.fuse(main, mine, step)
+            if fused.shape != main.shape:
+                raise LvlmAttnError(
+                    f"{item.title}.fuse returned shape {tuple(fused.shape)}; it must keep {tuple(main.shape)}, which "
+                    f"is (batch, vocabulary)."
+                )
+            if is_mixed and item.needs_image:
+                keeps = ~has_image.to(main.device).repeat_interleave(len(main) // len(has_image))
+                fused = torch.where(keeps[:, None], main, fused)
+            count_choices(stats, main, fused)
+            main = fused
+        return main
+
+    return fuse
+
+
+def _joined(requests: Sequence[Request], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model takes for all rows: those of the first request, then those of each view."""
+    target, first = requests[0].target, requests[0]
+    pieces = [{**tokens_of(one.inputs), "attention_mask": one.mask} for one in requests]
+    inputs: dict[str, Any] = dict(stack_rows(pieces, first.pad_id))
+    rows = [row for one in requests for row in one.pictures]
+    pixels = join_pictures(rows, counts=any("batch_num_images" in one.inputs for one in requests))
+    if pixels and can_share(target):
+        bank = FeatureBank(target, options)
+        for one in requests:
+            bank.add(one.pictures, one.inputs)
+        flat = [picture for row in rows for picture in row]
+        del pixels["pixel_values"]
+        inputs["mm_encoder_outputs"] = {"image": bank.outputs(flat)}
+    return inputs | pixels
+
+
+def _inner_config(config: Any, count: int) -> Any:
+    """The configuration of the rows asked for, with `count` new tokens and nothing that reads token ids."""
+    inner = copy.deepcopy(config)
+    inner.max_new_tokens, inner.max_length = count, None
+    inner.min_length, inner.min_new_tokens = 0, None
+    inner.stop_strings, inner.token_healing = None, False
+    pad = getattr(config, "_pad_token_tensor", None)
+    if inner.pad_token_id is None and pad is not None:
+        inner.pad_token_id = int(pad)
+    return inner

@@ -1,0 +1,122 @@
+"""Encoding every image once: rows and views that show the same picture share its features.
+
+transformers takes features in place of pixels (`mm_encoder_outputs`) since 5.23; where it does not, pixels are
+joined and encoded for every row.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.prompts.pixels import Picture, join_pictures
+
+if TYPE_CHECKING:
+    from lvlm_attn.interventions.base import Target
+
+
+def can_share(target: Target) -> bool:
+    """Whether the model takes encoded images in place of pixels."""
+    supports = getattr(target.model, "_supports_mm_encoder_outputs", None)
+    return bool(callable(supports) and supports()) and hasattr(target.parts.base, "get_image_features")
+
+
+def encode(target: Target, inputs: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
+    """What the model's own image encoder makes of `pixel_values`, as `generate` would have it.
+
+    Args:
+        target: the model.
+        inputs: `pixel_values` and the sizes beside it.
+        options: further arguments of `get_image_features`, where it takes them (`vision_feature_layer`, ...).
+    """
+    function = cast("Any", target.parts.base).get_image_features
+    names = inspect.signature(function).parameters
+    given = {**(options or {}), **inputs}
+    with torch.no_grad():
+        return function(**{key: given[key] for key in names if key in given}, return_dict=True)
+
+
+class FeatureBank:
+    """The features of the pictures seen so far; lives as long as one `lvlm.generate`.
+
+    Args:
+        target: the model.
+        options: see `encode`.
+    """
+
+    def __init__(self, target: Target, options: Mapping[str, Any] | None = None) -> None:
+        self._target, self._options = target, dict(options or {})
+        self._known: list[tuple[Picture, Any, int]] = []
+        self._outputs: list[_Encoded] = []
+
+    def add(self, rows: Sequence[Sequence[Picture]], inputs: Mapping[str, Tensor]) -> None:
+        """Encodes the pictures of a request that are not known yet.
+
+        Args:
+            rows: the pictures of each row.
+            inputs: the request's own inputs, used as they are where all its pictures are new and distinct.
+        """
+        new: list[Picture] = []
+        flat = [picture for row in rows for picture in row]
+        for picture in flat:
+            if self._find(picture) is None and not any(picture.same_as(other) for other in new):
+                new.append(picture)
+        if not new:
+            return
+        if len(new) == len(flat):
+            given: Mapping[str, Tensor] = inputs
+        else:
+            new, given = _regrouped(new, counts="batch_num_images" in inputs)
+        encoded = _Encoded(encode(self._target, given, self._options), new)
+        self._outputs.append(encoded)
+        self._known += [(picture, encoded, place) for place, picture in enumerate(new)]
+
+    def outputs(self, pictures: Sequence[Picture]) -> Any:
+        """Features of the pictures in order, in the form in which the model's forward takes them."""
+        found = [cast("tuple[_Encoded, int]", self._find(picture)) for picture in pictures]
+        first = self._outputs[0].output
+        fields: dict[str, Any] = {}
+        pooled = [piece for encoded, place in found for piece in encoded.pooled(place)]
+        is_tensor = isinstance(first.pooler_output, Tensor)
+        fields["pooler_output"] = torch.stack(pooled) if is_tensor else pooled
+        deep = getattr(first, "deepstack_features", None)
+        if deep is not None:
+            fields["deepstack_features"] = [
+                [encoded.output.deepstack_features[level][place] for encoded, place in found]
+                for level in range(len(deep))
+            ]
+        return type(first)(**fields)
+
+    def _find(self, picture: Picture) -> tuple[_Encoded, int] | None:
+        for known, encoded, place in self._known:
+            if picture.same_as(known):
+                return encoded, place
+        return None
+
+
+class _Encoded:
+    """One call of the encoder, and how its features are shared out among the pictures."""
+
+    def __init__(self, output: Any, pictures: Sequence[Picture]) -> None:
+        self.output = output
+        entries = len(output.pooler_output)
+        # InternVL has an entry per tile, all others one per picture.
+        per_picture = [1 if entries == len(pictures) else len(picture.pixels) for picture in pictures]
+        self._starts = [sum(per_picture[:place]) for place in range(len(pictures) + 1)]
+
+    def pooled(self, place: int) -> list[Tensor]:
+        return list(self.output.pooler_output[self._starts[place] : self._starts[place + 1]])
+
+
+def _regrouped(pictures: Sequence[Picture], *, counts: bool) -> tuple[list[Picture], dict[str, Tensor]]:
+    """Pictures that are alone in their prompt first, then all others as if they shared one prompt."""
+    alone = [picture for picture in pictures if picture.is_alone]
+    together = [picture for picture in pictures if not picture.is_alone]
+    if len(together) == 1:
+        together *= 2  # a single one would count as alone
+    rows = [[picture] for picture in alone] + ([together] if together else [])
+    return [*alone, *together], join_pictures(rows, counts=counts)

@@ -1,0 +1,1 @@
+"""What all benchmarks share: the runner, run folders, parsers, statistics, reports."""

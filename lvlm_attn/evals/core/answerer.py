@@ -1,0 +1,177 @@
+"""A vision-language model, with or without interventions, as an answerer for the runner."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from lvlm_attn.errors import LvlmAttnError, closest
+from lvlm_attn.evals.core.first_token import FirstToken, yes_no_ids
+from lvlm_attn.evals.core.runner import Answer
+from lvlm_attn.evals.core.sampling import SeededSampler
+from lvlm_attn.prompts.chat import format_prompt
+from lvlm_attn.prompts.request import Request
+from lvlm_attn.wrapping import Wrapped, target_of, wrap
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from lvlm_attn.interventions.base import Intervention
+
+DECODINGS = ("greedy", "sample")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are generated.
+
+    Attributes:
+        decode: ``greedy``, or ``sample`` from the whole distribution at ``temperature``.
+        max_new_tokens: length limit of an answer.
+        temperature: for ``sample``; 1 is the model's own distribution.
+        suffix: text put after every question, blank or line break included.
+
+    Raises:
+        LvlmAttnError: unknown decoding, or a limit or temperature that is not positive.
+    """
+
+    decode: str = "greedy"
+    max_new_tokens: int = 16
+    temperature: float = 1.0
+    suffix: str = ""
+
+    def __post_init__(self) -> None:
+        if self.decode not in DECODINGS:
+            raise LvlmAttnError(
+                f"no decoding {self.decode!r}.{closest(self.decode, DECODINGS)} Choose greedy or sample."
+            )
+        if self.max_new_tokens < 1:
+            raise LvlmAttnError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
+        if not self.temperature > 0:
+            raise LvlmAttnError(f"temperature is {self.temperature}; it must be above 0.")
+
+
+class ModelAnswerer:
+    """Answers prompts with a model; use it as a context manager, which holds the interventions in place.
+
+    Args:
+        model: the model.
+        processor: its processor.
+        interventions: what to put on the model; empty for the bare model.
+        decoding: how to generate.
+        asks_yes_no: keep the probabilities of yes and no at the first answer token.
+
+    Example:
+        >>> with ModelAnswerer(model, processor, la.parse("var")) as answerer:  # doctest: +SKIP
+        ...     answerer.answer([image], ["Is there a dog in the image?"], seeds=[0])[0].raw_text
+        'Yes'
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        interventions: Sequence[Intervention] = (),
+        decoding: Decoding | None = None,
+        asks_yes_no: bool = False,
+    ) -> None:
+        self.model, self.processor = model, processor
+        self.decoding = decoding or Decoding()
+        self._interventions = tuple(interventions)
+        self._stack = ExitStack()
+        self.wrapped: Wrapped | None = None
+        self._tokenizer = getattr(processor, "tokenizer", processor)
+        self._yes_no = yes_no_ids(self._tokenizer) if asks_yes_no else None
+        config = copy.deepcopy(model.generation_config)
+        beams = max((item.beams for item in self._interventions), default=1)
+        if beams > 1 and self.decoding.decode == "sample":
+            raise LvlmAttnError("a method that searches with beams does not sample; use greedy decoding.")
+        config.do_sample, config.num_beams, config.num_return_sequences = False, beams, 1
+        config.temperature, config.top_p, config.top_k = 1.0, 1.0, 50
+        config.max_length, config.max_new_tokens = None, self.decoding.max_new_tokens
+        ends = config.eos_token_id
+        if ends is None:
+            ends = self._tokenizer.eos_token_id
+        self._ends = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        if config.pad_token_id is None:
+            config.pad_token_id = self._tokenizer.pad_token_id
+        if config.pad_token_id is None and self._ends:
+            config.pad_token_id = min(self._ends)
+        self._config = config
+
+    def __enter__(self) -> ModelAnswerer:
+        """Puts the interventions on the model."""
+        if self._interventions:
+            self.wrapped = self._stack.enter_context(
+                wrap(self.model, *self._interventions, processor=self.processor)
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Restores the model."""
+        self._stack.close()
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the answers besides the model's weights, for the run's settings."""
+        return {
+            "decode": self.decoding.decode,
+            "temperature": self.decoding.temperature if self.decoding.decode == "sample" else None,
+            "max_new_tokens": self.decoding.max_new_tokens,
+            **({"num_beams": self._config.num_beams} if self._config.num_beams > 1 else {}),
+            "repetition_penalty": self._config.repetition_penalty,
+            "suffix": self.decoding.suffix,
+            "prompt_template": format_prompt(self.processor, "{question}"),
+        }
+
+    def answer(self, images: Sequence[Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
+        """Answers a left-padded batch; sampling depends on each row's seed alone, not on its batch."""
+        limits = [item.rows_at_once() for item in self._interventions]
+        count = min([limit for limit in limits if limit is not None], default=len(prompts))
+        parts = [slice(start, start + count) for start in range(0, len(prompts), max(count, 1))]
+        return [answer for part in parts for answer in self._answer(images[part], prompts[part], seeds[part])]
+
+    @torch.inference_mode()
+    def _answer(self, images: Sequence[Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
+        processors: list[Any] = []
+        first = None
+        if self._yes_no is not None:
+            first = FirstToken(self._yes_no)
+            processors.append(first)
+        if self.decoding.decode == "sample":
+            processors.append(SeededSampler(seeds, self.decoding.temperature))
+        options = {"generation_config": self._config, "logits_processor": processors}
+        target = self.wrapped.target if self.wrapped is not None else target_of(self.model, self.processor)
+        request = Request.of_prompts(
+            target, list(images), [prompt + self.decoding.suffix for prompt in prompts]
+        )
+        texts = cast("list[str]", request.texts)
+        if self.wrapped is not None:
+            output, request = self.wrapped.ask(request, **options)
+        else:
+            output = self.model.generate(**request.inputs, **options)
+        inputs = request.inputs
+        length = inputs["input_ids"].shape[1]
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        answers = []
+        for row, ids in enumerate(output[:, length:].tolist()):
+            end = next((place for place, token in enumerate(ids) if token in self._ends), None)
+            kept = ids if end is None else ids[:end]
+            answers.append(
+                Answer(
+                    raw_text=self._tokenizer.decode(kept, skip_special_tokens=True),
+                    prompt=texts[row],
+                    n_prompt_tokens=int(lengths[row]),
+                    n_new_tokens=len(kept) + (end is not None),
+                    finish_reason="length" if end is None else "eos",
+                    first_token=first.of_row(row * self._config.num_beams) if first is not None else None,
+                )
+            )
+        return answers

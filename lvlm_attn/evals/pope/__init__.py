@@ -1,0 +1,1 @@
+"""POPE: polling-based object probing evaluation."""

@@ -1,0 +1,112 @@
+"""The model families the package knows, one file each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from lvlm_attn.errors import LvlmAttnError, UnsupportedError, closest
+from lvlm_attn.families import (
+    internvl,
+    llava,
+    llava_next,
+    llava_onevision,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
+    vipllava,
+)
+from lvlm_attn.families.family import (
+    Evidence,
+    Family,
+    Parts,
+    find_parts,
+    image_token_id,
+    named_arguments,
+    prompt_layout,
+)
+
+__all__ = [
+    "Evidence",
+    "Family",
+    "Parts",
+    "family_of",
+    "image_token_id",
+    "models",
+    "named_arguments",
+    "parts_of",
+    "prompt_layout",
+    "register_family",
+]
+
+_FAMILIES: dict[str, Family] = {
+    module.FAMILY.name: module.FAMILY
+    for module in (
+        llava,
+        llava_next,
+        llava_onevision,
+        vipllava,
+        internvl,
+        qwen2_vl,
+        qwen2_5_vl,
+        qwen3_vl,
+    )
+}
+
+
+def models() -> dict[str, Family]:
+    """The known families by `config.model_type`.
+
+    Example:
+        >>> models()["llava"].title
+        'LLaVA'
+    """
+    return dict(_FAMILIES)
+
+
+def family_of(model: nn.Module | Any) -> Family:
+    """The family of a model, by its `config.model_type`.
+
+    Args:
+        model: a transformers model, or its configuration.
+
+    Raises:
+        UnsupportedError: if the type is not known; the message says which are and how to add one.
+    """
+    config = getattr(model, "config", model)
+    name = getattr(config, "model_type", None)
+    if isinstance(name, str) and name in _FAMILIES:
+        return _FAMILIES[name]
+    raise UnsupportedError(
+        f"Model type {name!r} ({type(model).__name__}) is not supported.{closest(str(name), _FAMILIES)} "
+        f"Supported are {', '.join(sorted(_FAMILIES))}; CONTRIBUTING.md says how to add a family."
+    )
+
+
+def parts_of(model: nn.Module) -> Parts:
+    """The language model, layers, attentions, output projections and image encoder of a model.
+
+    Args:
+        model: a `...ForConditionalGeneration` model or its inner `...Model`.
+
+    Raises:
+        UnsupportedError: if the model's type is not known.
+        LvlmAttnError: if a part is not where the family keeps it.
+    """
+    return find_parts(model, family_of(model))
+
+
+def register_family(family: Family) -> None:
+    """Adds a family, so that models of its type can be wrapped.
+
+    Raises:
+        LvlmAttnError: if the name is taken.
+
+    Example:
+        >>> import dataclasses
+        >>> register_family(dataclasses.replace(models()["llava"], name="my_llava"))  # doctest: +SKIP
+    """
+    if family.name in _FAMILIES:
+        raise LvlmAttnError(f"Model family {family.name!r} is registered already; give yours another name.")
+    _FAMILIES[family.name] = family

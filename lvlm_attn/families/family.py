@@ -1,0 +1,305 @@
+"""What the package has to know of a model family: where its parts are and how its images become tokens."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from lvlm_attn.errors import LvlmAttnError, UnsupportedError
+from lvlm_attn.layout.grids import ImageGrid
+from lvlm_attn.layout.prompt import PromptLayout
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known about the images of one prompt when the language model is about to read it.
+
+    `generate` encodes the images before the prefill and hides their sizes, a plain forward does not; grids
+    are read from whichever of the two there is.
+
+    Attributes:
+        config: the model's configuration.
+        input_ids: `(batch, length)` token ids.
+        call: the keyword arguments of the base model's forward (or the processor's outputs, before a
+            forward).
+        position_ids: as the language model got them: `(batch, length)`, or `(3 or 4, batch, length)` with
+            rotary positions for time, height and width in the last three; None if it got none.
+        newline: `(hidden,)` the embedding that ends a row of patches, in families that have one.
+        inputs_embeds: `(batch, length, hidden)` embeddings with the image features in place; read only if
+            `call` holds no images.
+        after: the layout of what the cache already holds, if anything.
+    """
+
+    config: Any
+    input_ids: Tensor
+    call: Mapping[str, Any] = field(default_factory=dict)
+    position_ids: Tensor | None = None
+    newline: Tensor | None = None
+    inputs_embeds: Tensor | None = None
+    after: PromptLayout | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models that share a `config.model_type`.
+
+    Paths are attribute names joined by dots: `language_model` and `vision` start at the base model, `layers`
+    at the language model, `attention` at a layer and `output_projection` at its attention.
+
+    Attributes:
+        name: `config.model_type`.
+        title: the name its authors gave it.
+        grids: gives the grids of the images that begin in the evidence's ids, in flat order.
+        remarks: what a user should know.
+        examples: hub ids of models of the family.
+        base: attribute of the `...ForConditionalGeneration` model that holds the base model.
+        language_model: path of the text decoder.
+        layers: path of its list of layers.
+        attention: path of a layer's attention.
+        output_projection: path of the projection after the heads.
+        vision: path of the image encoder.
+        newline: path of the row-ending embedding, or an empty string.
+        grid_is_fixed: whether every image of a model takes the same grid, so that a prefill cut into chunks
+            can be followed into the middle of an image.
+    """
+
+    name: str
+    title: str
+    grids: Callable[[Evidence], list[ImageGrid]]
+    remarks: str = ""
+    examples: tuple[str, ...] = ()
+    base: str = "model"
+    language_model: str = "language_model"
+    layers: str = "layers"
+    attention: str = "self_attn"
+    output_projection: str = "o_proj"
+    vision: str = "vision_tower"
+    newline: str = ""
+    grid_is_fixed: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The modules of one model that interventions attach to."""
+
+    base: nn.Module
+    language_model: nn.Module
+    layers: list[nn.Module]
+    attentions: list[nn.Module]
+    output_projections: list[nn.Module]
+    vision: nn.Module
+    text_config: Any
+    newline: Tensor | None = None
+
+
+def find_parts(model: nn.Module, family: Family) -> Parts:
+    """Finds the parts of a `...ForConditionalGeneration` model or of its inner base model.
+
+    Adapters (`peft`) and compiled models are looked through.
+
+    Raises:
+        LvlmAttnError: if a path of the family does not exist in the model, naming it.
+    """
+    model = _unwrap(model)
+    inner = getattr(model, family.base, None)
+    base = inner if isinstance(inner, nn.Module) and _has(inner, family.language_model) else model
+    language_model = _module(base, family.language_model, family)
+    layers = list(cast("nn.ModuleList", _module(language_model, family.layers, family)))
+    attentions = [_module(layer, family.attention, family) for layer in layers]
+    newline = _get(base, family.newline) if family.newline else None
+    return Parts(
+        base=base,
+        language_model=language_model,
+        layers=layers,
+        attentions=attentions,
+        output_projections=[_module(attention, family.output_projection, family) for attention in attentions],
+        vision=_module(base, family.vision, family),
+        text_config=cast("Any", base).config.get_text_config(decoder=True),
+        newline=newline if isinstance(newline, Tensor) else None,
+    )
+
+
+def image_token_id(config: Any) -> int:
+    """The id that stands at every image position of a prompt.
+
+    Raises:
+        LvlmAttnError: if the configuration names none.
+    """
+    found = getattr(config, "image_token_id", None)
+    if not isinstance(found, int):
+        raise LvlmAttnError(
+            f"The configuration of model type {getattr(config, 'model_type', '?')!r} has "
+            f"image_token_id={found!r}; "
+            "set it to the id of the tokenizer's image token."
+        )
+    return found
+
+
+def prompt_layout(family: Family, evidence: Evidence, attention_mask: Tensor | None = None) -> PromptLayout:
+    """Lays out a prompt, or the next piece of one, of a model of `family`.
+
+    Args:
+        family: the model's family.
+        evidence: token ids and what is known of their images; `evidence.after` is what came before them.
+        attention_mask: `(batch, length)` padding mask; a longer one counts from its end.
+
+    Returns:
+        The layout of `evidence.after` and `evidence.input_ids` together.
+
+    Raises:
+        UnsupportedError: if the prompt holds a video, or is cut inside an image in a family whose grids are
+            not fixed.
+        LvlmAttnError: if images and image tokens do not match, or image tokens come without images.
+    """
+    _check_ids(evidence)
+    _refuse_videos(evidence)
+    token = image_token_id(evidence.config)
+    _refuse_empty_places(evidence, token)
+    if evidence.after is not None and not family.grid_is_fixed:
+        _refuse_cut_images(family, evidence, token)
+    grids = family.grids(evidence) if bool((evidence.input_ids == token).any()) else []
+    return PromptLayout.build(
+        evidence.input_ids,
+        token,
+        grids,
+        attention_mask,
+        after=evidence.after,
+        may_end_inside_image=family.grid_is_fixed and is_sliced(evidence, token),
+    )
+
+
+def image_features(evidence: Evidence) -> list[Tensor] | None:
+    """The features of each image or tile as `generate` encoded them before the prefill, else None.
+
+    Each is `(tokens, hidden)`. A prefill cut into chunks gives one entry for all image tokens of the chunk.
+    """
+    encoded = evidence.call.get("mm_encoder_outputs")
+    output = encoded.get("image") if encoded else None
+    if output is None:
+        return None
+    features = output.pooler_output if hasattr(output, "pooler_output") else output
+    return list(features)
+
+
+def is_sliced(evidence: Evidence, token: int) -> bool:
+    """Whether the features are a chunk's: one entry, exactly as long as its image tokens."""
+    features = image_features(evidence)
+    if features is None or len(features) != 1:
+        return False
+    return len(features[0]) == int((evidence.input_ids == token).sum())
+
+
+def image_runs(input_ids: Tensor, token: int) -> list[tuple[int, int, int]]:
+    """Runs of neighbouring image tokens as `(row, start, stop)`, in flat order."""
+    is_image = nn.functional.pad((input_ids == token).int(), (1, 1))
+    change = is_image.diff(dim=1)
+    starts = cast("list[list[int]]", (change == 1).nonzero().tolist())
+    stops = cast("list[list[int]]", (change == -1).nonzero().tolist())
+    return [(row, start, stop) for (row, start), (_, stop) in zip(starts, stops)]
+
+
+def side(value: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of a configuration value that is one number or a pair."""
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+
+
+def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a call of `module` by name; some models hand `input_ids` on by position.
+
+    Args:
+        module: the module that is called.
+        args: its positional arguments, as a forward pre-hook gets them.
+        kwargs: its keyword arguments.
+    """
+    if not args:
+        return dict(kwargs)
+    return dict(zip(_argument_names(type(module).forward), args)) | dict(kwargs)
+
+
+@lru_cache(maxsize=64)
+def _argument_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]
+
+
+def _check_ids(evidence: Evidence) -> None:
+    if not isinstance(evidence.input_ids, Tensor):
+        raise UnsupportedError(
+            "The model was called without input_ids, so nothing tells where its images stand; pass the ids "
+            "instead of inputs_embeds."
+        )
+
+
+def _refuse_empty_places(evidence: Evidence, token: int) -> None:
+    """Refuses image tokens without images, which a model reads as so many copies of one meaningless word."""
+    if evidence.call.get("pixel_values") is not None or image_features(evidence) is not None:
+        return
+    is_image = evidence.input_ids == token
+    if evidence.inputs_embeds is None or not bool(is_image.any()):
+        return
+    placed = evidence.inputs_embeds[:, : is_image.shape[1]][is_image.to(evidence.inputs_embeds.device)]
+    if bool((placed == placed[:1]).all()):
+        raise LvlmAttnError(
+            f"The prompt holds {len(placed)} image tokens, but no image features stand there; pass "
+            "pixel_values and all else the processor returns, and prefill_chunk_size=None."
+        )
+
+
+def _refuse_videos(evidence: Evidence) -> None:
+    video = getattr(evidence.config, "video_token_id", None)
+    encoded = evidence.call.get("mm_encoder_outputs") or {}
+    given = evidence.call.get("pixel_values_videos") is not None or encoded.get("video") is not None
+    if given or (isinstance(video, int) and bool((evidence.input_ids == video).any())):
+        raise UnsupportedError(
+            f"The prompt holds a video, which is not supported for model type "
+            f"{evidence.config.model_type!r}; "
+            "pass single frames as images."
+        )
+
+
+def _refuse_cut_images(family: Family, evidence: Evidence, token: int) -> None:
+    after = cast("PromptLayout", evidence.after)
+    if after.length == 0 or evidence.input_ids.shape[1] == 0:
+        return
+    starts_inside = (evidence.input_ids[:, 0] == token) & (after.is_patch[:, -1] | after.is_filler[:, -1]).to(
+        evidence.input_ids.device
+    )
+    if bool(starts_inside.any()):
+        raise UnsupportedError(
+            f"The chunked prefill cuts an image of row {int(starts_inside.nonzero()[0, 0])}, and the grids "
+            f"of "
+            f"{family.title} cannot be told from a part of an image; pass prefill_chunk_size=None."
+        )
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    compiled = getattr(model, "_orig_mod", None)
+    if isinstance(compiled, nn.Module):
+        return _unwrap(compiled)
+    adapted = getattr(model, "get_base_model", None)
+    return _unwrap(cast("nn.Module", adapted())) if callable(adapted) else model
+
+
+def _get(module: nn.Module, path: str) -> object:
+    found: object = module
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    return isinstance(_get(module, path), nn.Module)
+
+
+def _module(module: nn.Module, path: str, family: Family) -> nn.Module:
+    found = _get(module, path)
+    if not isinstance(found, nn.Module):
+        raise LvlmAttnError(
+            f"{type(module).__name__} has no module {path!r}, where {family.title} ({family.name}) keeps it; "
+            f"correct the path in the family's entry or pass a model of type {family.name!r}."
+        )
+    return found

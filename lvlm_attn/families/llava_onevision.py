@@ -1,0 +1,40 @@
+"""LLaVA-OneVision: any resolution, scaled down to nine tiles' patches (https://arxiv.org/abs/2408.03326).
+
+An image alone in its row has a base block and tiles as in LLaVA-NeXT; of several images in a row, each has
+its base block and one newline.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.families.anyres import find_grids
+from lvlm_attn.families.family import Evidence, Family
+from lvlm_attn.layout.grids import ImageGrid
+
+
+def grids(evidence: Evidence) -> list[ImageGrid]:
+    """Base and tiles of an image alone in its row, base and one newline of every other."""
+    per_row = evidence.call.get("batch_num_images")
+    patched = None
+    if per_row is not None:
+        patched = [n == 1 for n in torch.as_tensor(per_row).tolist() for _ in range(n)]
+    return find_grids(evidence, _max_tiles(evidence.config.vision_aspect_ratio), patched)
+
+
+def _max_tiles(aspect_ratio: str) -> int:
+    name, _, number = aspect_ratio.rpartition("_")
+    if name != "anyres_max" or not number.isdigit():
+        raise LvlmAttnError(f"vision_aspect_ratio={aspect_ratio!r} is not known; use 'anyres_max_9'.")
+    return int(number)
+
+
+FAMILY = Family(
+    name="llava_onevision",
+    title="LLaVA-OneVision",
+    grids=grids,
+    remarks="Base block of 27 x 27, then up to nine tiles' worth of patches; newlines are fillers.",
+    examples=("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", "llava-hf/llava-onevision-qwen2-7b-ov-hf"),
+    newline="image_newline",
+)

@@ -1,0 +1,299 @@
+"""CrossLMM: few image tokens in the sequence, all patches within reach of cross-attention.
+
+Source: Yan et al., "CrossLMM: Decoupling Long Video Sequences from LMMs via Dual Cross-Attention Mechanisms"
+(arXiv 2505.17020), section 3. No code and no weights were released, so adapters are the user's own training
+(`lvlm_attn.toy.adapter.train` shows one); `CrossLMM.reuse` is an adaptation that needs none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.errors import LvlmAttnError, closest
+from lvlm_attn.hooks.crosslmm import dual
+from lvlm_attn.hooks.crosslmm.adapter import CrossLMMAdapter
+from lvlm_attn.hooks.crosslmm.pooling import POOLS
+from lvlm_attn.hooks.crosslmm.reach import BRANCHES, SCOPES
+from lvlm_attn.hooks.crosslmm.track import SOURCES
+from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.kernels.extra import ExtraKeys
+from lvlm_attn.kernels.visibility import Visibility
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lvlm_attn.interventions.call import Call
+
+RULES = ("R1", "R2")
+
+
+@dataclass(frozen=True)
+class CrossLMM(Intervention):
+    """Pools the patches of every image to a small grid, and lets tokens read the un-pooled patches beside it.
+
+    The middle patch of a grid cell takes the mean of the cell's embeddings; the other patches keep their places in
+    the sequence, so positions and caches stay as they were, but no token reads them. How much time that saves is up
+    to the attention kernel: the hidden rows are still computed, though each reads only itself. Images are pooled one
+    by one, and so are the blocks (small picture, tiles) of one image; newlines between tiles stay as they are.
+
+    Text (T2V) and pooled tokens (V2V) then read the un-pooled patches, through trained adapters or through the
+    layers' own weights:
+
+    - `CrossLMM(weights="adapter.safetensors")` or `CrossLMM(adapter=...)`, as in the paper: every K-th layer hosts
+      a gated cross-attention of each kind behind its self-attention. Grid, layers and the rest come from the file.
+    - `CrossLMM.reuse(...)`, training-free and not in the paper.
+
+    Args:
+        weights: a safetensors file (see `lvlm_attn.hooks.crosslmm.weights`), or `"toy"` for the bundled model's.
+        adapter: a `lvlm_attn.hooks.crosslmm.adapter.CrossLMMAdapter`, for training.
+        grid: cells from top to bottom and from left to right, one number for both.
+        rule: `"R2"`, one softmax over the layer's own keys and the patches' keys, as the model was trained for;
+            `"R1"`, a softmax over the patches alone, added `lam` times.
+        source: where the patches' keys and values come from: `"S2"`, a full pass over the prompt with all patches
+            (exact, saves nothing in prefill); `"S1"`, patches that go through the layers and read only themselves;
+            `"S0"`, the embeddings at every layer.
+        w: for `R2`, the weight of the patches against that of the pooled tokens, in [0, 1]: logarithms of w and
+            of 1 - w are added to the scores of the two. With 0 there are pooled tokens alone. With 1, `S2` and all
+            layers, text reads exactly what it reads without pooling.
+        lam: for `R1`, the factor on what is read; 0 is the pooled model.
+        layers: where patches are read; None for all.
+        pool: `"avg_cells"`, the mean of each cell, or `"bilinear"`.
+        branches: `"both"`, `"t2v"` (text alone reads patches) or `"v2v"` (pooled tokens alone).
+        v2v_scope: `"global"`, pooled tokens read their own image and earlier ones; `"frame"`, their own alone.
+        causal_images: false lets text and pooled tokens read images that stand behind them, too.
+
+    Raises:
+        LvlmAttnError: if a parameter is out of its range, or given beside `weights` or `adapter`, which fix it.
+
+    Example:
+        >>> str(CrossLMM.reuse(grid=(4, 4), w=0.5))
+        'crosslmm:grid=[4,4],w=0.5'
+    """
+
+    name: ClassVar[str] = "crosslmm"
+    needs_image: ClassVar[bool] = True
+
+    weights: str | None = None
+    adapter: CrossLMMAdapter | None = field(default=None, compare=False, repr=False)
+    grid: tuple[int, int] = (3, 3)
+    rule: str = "R2"
+    source: str = "S2"
+    w: float = 1.0
+    lam: float = 0.3
+    layers: Layers = None
+    pool: str = "avg_cells"
+    branches: str = "both"
+    v2v_scope: str = "global"
+    causal_images: bool = True
+
+    @staticmethod
+    def reuse(
+        grid: tuple[int, int] | int = (3, 3),
+        rule: str = "R2",
+        source: str = "S2",
+        w: float = 1.0,
+        lam: float = 0.3,
+        layers: Layers = None,
+        **options: Any,
+    ) -> CrossLMM:
+        """The training-free form, in which the layers' own projections read the un-pooled patches.
+
+        Args:
+            grid: see `CrossLMM`, as are all others.
+            rule: `"R1"` or `"R2"`.
+            source: `"S0"`, `"S1"` or `"S2"`.
+            w: for `R2`.
+            lam: for `R1`.
+            layers: where patches are read.
+            **options: `pool`, `branches`, `v2v_scope`, `causal_images`.
+
+        Example:
+            >>> CrossLMM.reuse(rule="R1", source="S1", lam=0.2) == CrossLMM(rule="R1", source="S1", lam=0.2)
+            True
+        """
+        return CrossLMM(
+            grid=cast("tuple[int, int]", grid),
+            rule=rule,
+            source=source,
+            w=w,
+            lam=lam,
+            layers=layers,
+            **options,
+        )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", _pair(self.grid))
+        object.__setattr__(self, "layers", canonical_layers(self.layers))
+        for name, known in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise LvlmAttnError(
+                    f"CrossLMM: {name}={value!r} is not known.{closest(str(value), known)} It is one of "
+                    f"{', '.join(known)}."
+                )
+        if not isinstance(self.causal_images, bool):
+            raise LvlmAttnError(f"CrossLMM: causal_images={self.causal_images!r} must be true or false.")
+        for name, high in (("w", 1.0), ("lam", math.inf)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
+                most = " and at most 1" if high == 1 else ""
+                raise LvlmAttnError(f"CrossLMM: {name}={value!r} must be a number of at least 0{most}.")
+            object.__setattr__(self, name, float(value))
+        if not math.isfinite(self.lam):
+            raise LvlmAttnError(f"CrossLMM: lam={self.lam!r} must be finite.")
+        self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        changed = [
+            item.name
+            for item in dataclasses.fields(self)
+            if item.compare and item.name != "weights" and getattr(self, item.name) != item.default
+        ]
+        if self.weights is not None and self.adapter is not None:
+            raise LvlmAttnError("CrossLMM: weights and adapter are both given; give one of them.")
+        if self.weights is not None and not isinstance(self.weights, str):
+            raise LvlmAttnError(f"CrossLMM: weights={self.weights!r} must be a path, as text.")
+        if self.adapter is not None and not isinstance(self.adapter, CrossLMMAdapter):
+            raise LvlmAttnError(
+                f"CrossLMM: adapter={self.adapter!r} is no "
+                f"lvlm_attn.hooks.crosslmm.adapter.CrossLMMAdapter; give the path of a file as weights."
+            )
+        if (self.weights is not None or self.adapter is not None) and changed:
+            raise LvlmAttnError(
+                f"CrossLMM: {changed[0]} belongs to CrossLMM.reuse; an adapter brings its own, so leave it out."
+            )
+        idle = {"R1": "w", "R2": "lam"}[self.rule]
+        if idle in changed:
+            other = "lam" if idle == "w" else "w"
+            raise LvlmAttnError(f"CrossLMM: {idle} has no meaning with rule={self.rule!r}; give {other}.")
+
+    def fit(self, target: Target) -> CrossLMM:
+        """Reads the adapter, if there is one, and checks it against the model."""
+        if self.weights is None and self.adapter is None:
+            layers = select_layers(self.layers, target.layers, self.title)
+            fitted = dataclasses.replace(self, layers=layers if self.layers is not None else None)
+            plan = dual.Plan(
+                target=target,
+                adapter=None,
+                hosted=layers if (self.lam if self.rule == "R1" else self.w) > 0 else (),
+                grid=self.grid,
+                pool=self.pool,
+                branches=self.branches,
+                v2v_scope=self.v2v_scope,
+                causal_images=self.causal_images,
+                t2v_rows="all_text",
+                source=self.source,
+            )
+        else:
+            fitted = dataclasses.replace(self)
+            plan = dual.adapter_plan(target, self.weights, self.adapter)
+        object.__setattr__(fitted, "_plan", plan)
+        return fitted
+
+    @property
+    def plan(self) -> dual.Plan:
+        """What `fit` made of the parameters and a model."""
+        found = self.__dict__.get("_plan")
+        if found is None:
+            raise LvlmAttnError("CrossLMM: this object is not on a model; pass it to lvlm_attn.wrap.")
+        return cast("dual.Plan", found)
+
+    def layers_at(self, site: str, target: Target) -> Sequence[int]:
+        """Pooled-away patches are hidden at every layer; patches are read at the hosting ones."""
+        if site == "visibility":
+            return range(target.layers)
+        if site not in ("extra_keys", "modules"):
+            return ()
+        is_used = (site == "modules") == (self.plan.adapter is not None)
+        return self.plan.hosted if is_used else ()
+
+    def refuse(self, situation: str) -> str | None:
+        """A prompt that is read in pieces cannot be pooled."""
+        if situation == "chunked_prefill":
+            return (
+                "CrossLMM pools whole images, so the prompt must be read in one pass; pass "
+                "prefill_chunk_size=None."
+            )
+        return None
+
+    def edit_embeds(self, call: Call, embeds: Tensor) -> Tensor | None:
+        """Keeps the patches of a prompt and puts pooled ones in their place."""
+        return dual.pool_call(self.plan, call, embeds, call.memory_of(self), call.stats_of(self))
+
+    def visibility(self, layer: Layer) -> Visibility | None:
+        """Hides the patches that pooling leaves out."""
+        return dual.hidden_patches(layer.memory, layer.call, self.plan)
+
+    def extra_keys(self, layer: Layer) -> ExtraKeys | None:
+        """Gives the patches' keys and values to text and to pooled tokens."""
+        patches = layer.memory.get("patches")
+        if patches is None or int(layer) not in patches.keys_values:
+            return None
+        key, value = patches.keys_values[int(layer)]
+        runs = dual.runs_of(self.plan, layer.call, layer.memory)
+        if self.rule == "R1":
+            return ExtraKeys(key, value, patches.position, runs.first, runs.stop, gate=self.lam)
+        is_pooled = dual.pooled_of(layer.memory, layer.call, self.plan)
+        less = math.log1p(-self.w) if self.w < 1 else -math.inf
+        own_bias = torch.zeros(is_pooled.shape, device=is_pooled.device).masked_fill(is_pooled, less)
+        return ExtraKeys(
+            key, value, patches.position, runs.first, runs.stop, bias=math.log(self.w), own_bias=own_bias
+        )
+
+    def modules(self, layer: Layer) -> Callable[[Tensor], Tensor | None] | None:
+        """Runs the two branches of an adapter behind the attention of a hosting layer."""
+        if layer.memory.get("patches") is None:
+            return None
+        return dual.branches_at(self.plan, layer)
+
+    def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
+        """Per hosting layer: patches and pooled tokens per sample with an image, and the gates of an adapter."""
+        if "read" not in stats:
+            return []
+        samples, patches, tokens = stats["read"].tolist()
+        counts = {"patches": patches / max(samples, 1), "pooled_tokens": tokens / max(samples, 1)}
+        adapter = self.plan.adapter
+        if not self.plan.hosted:
+            return [{"layer": "none", **counts}]
+        return [
+            {
+                "layer": layer,
+                **counts,
+                **{f"gate_{name}": gate for name, gate in (adapter.gates(layer) if adapter else {}).items()},
+            }
+            for layer in self.plan.hosted
+        ]
+
+    def __str__(self) -> str:
+        """The canonical string; an adapter that is no file has none that `parse` reads."""
+        return "crosslmm:adapter=<in memory>" if self.adapter is not None else super().__str__()
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "rule": RULES,
+    "source": SOURCES,
+    "pool": POOLS,
+    "branches": BRANCHES,
+    "v2v_scope": SCOPES,
+}
+
+
+def _pair(grid: Any) -> tuple[int, int]:
+    sides = (grid, grid) if isinstance(grid, int) else grid
+    is_pair = isinstance(sides, (tuple, list)) and len(sides) == 2
+    if not is_pair or not all(
+        isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides
+    ):
+        raise LvlmAttnError(
+            f"CrossLMM: grid={grid!r} must be two numbers of at least 1, cells from top to bottom and from left to "
+            f"right."
+        )
+    return (int(sides[0]), int(sides[1]))

@@ -1,0 +1,119 @@
+"""Which un-pooled patches a position may read.
+
+The patches of a sample are numbered in the order of the sequence, so what a position may read is a run of them: a
+first one and the one after the last. Padding of samples with fewer patches lies behind every run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.kernels.torch_path import Rows
+from lvlm_attn.layout.prompt import Kind, PromptLayout
+
+SCOPES = ("global", "frame")
+TEXT_ROWS = ("all_text", "post_image", "response")
+BRANCHES = ("both", "v2v", "t2v")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """For every query of a call, the run of patches it may read; empty where `stop <= first`.
+
+    Attributes:
+        first: `(batch, queries)`, number of the first patch.
+        stop: `(batch, queries)`, number of the one after the last.
+    """
+
+    first: Tensor
+    stop: Tensor
+
+    def only(self, is_reader: Tensor) -> Runs:
+        """The same runs, empty but at the given queries."""
+        return Runs(self.first, torch.where(is_reader, self.stop, 0))
+
+    @property
+    def is_reader(self) -> Tensor:
+        """`(batch, queries)`, True where there is something to read."""
+        return self.stop > self.first
+
+
+def patch_rows(layout: PromptLayout) -> Rows | None:
+    """Where the patches of every sample stand, packed; None without any."""
+    return Rows.of(layout.is_patch) if bool(layout.has_image.any()) else None
+
+
+def text_runs(
+    layout: PromptLayout, start: int, queries: int, rows: str = "all_text", causal_images: bool = True
+) -> Runs:
+    """What text reads: every patch before it, or with `causal_images` false every patch of the sample.
+
+    Args:
+        layout: of all positions up to the last query.
+        start: position of the first query.
+        queries: how many queries.
+        rows: `"all_text"`, text, fillers and generated tokens; `"post_image"`, those of them that have a patch
+            before them; `"response"`, the last prompt token and the generated ones.
+        causal_images: whether text reads no image that stands behind it.
+
+    Example:
+        >>> grid = ImageGrid((Block(1, 2, "base"),))
+        >>> layout = PromptLayout.build(torch.tensor([[5, 9, 9, 6]]), 9, [grid])
+        >>> text_runs(layout, 0, 4).stop.tolist()
+        [[0, 0, 0, 2]]
+    """
+    span = slice(start, start + queries)
+    counted = layout.is_patch.cumsum(1)
+    before = counted[:, span]
+    is_reader = (layout.is_text | layout.is_filler)[:, span]
+    if rows == "post_image":
+        is_reader = is_reader & (before > 0)
+    elif rows == "response":
+        positions = torch.arange(start, start + queries, device=layout.device)
+        is_reader = layout.is_generated[:, span] | (positions == layout.last[:, None])
+    stop = before if causal_images else counted[:, -1:].expand_as(before)
+    return Runs(torch.zeros_like(before), stop).only(is_reader)
+
+
+def pooled_runs(
+    layout: PromptLayout,
+    is_pooled: Tensor,
+    start: int,
+    queries: int,
+    scope: str = "global",
+    causal_images: bool = True,
+) -> Runs:
+    """What pooled tokens read: patches of their own image, and of other ones with scope `"global"`.
+
+    Args:
+        layout: of all positions up to the last query.
+        is_pooled: `(batch, length)`, where pooled tokens stand.
+        start: position of the first query.
+        queries: how many queries.
+        scope: `"global"` or `"frame"`.
+        causal_images: whether a token of an image reads no later image.
+    """
+    span = slice(start, start + queries)
+    image = layout.image.clamp(min=0)
+    images = max((len(row) for row in layout.grids), default=0)
+    # Patches of each image, then the number of patches up to each image's end.
+    counts = torch.zeros(layout.batch, images + 1, dtype=torch.long, device=layout.device)
+    counts.scatter_add_(1, image + 1, layout.is_patch.long()) if images else None
+    ends = counts.cumsum(1)
+    own = image[:, span]
+    first, stop = ends.gather(1, own), ends.gather(1, (own + 1).clamp(max=images))
+    if scope == "global":
+        first = torch.zeros_like(first)
+        stop = stop if causal_images else ends[:, -1:].expand_as(stop)
+    return Runs(first, stop).only(is_pooled[:, span] & (layout.kind[:, span] == Kind.PATCH))
+
+
+def join(one: Runs, other: Runs) -> Runs:
+    """Runs of two kinds of queries, of which no query is both."""
+    return Runs(
+        torch.where(other.is_reader, other.first, one.first),
+        torch.where(other.is_reader, other.stop, one.stop),
+    )

@@ -1,0 +1,1 @@
+"""Modality-mutual attention: the method, and its token groups."""

@@ -1,0 +1,1 @@
+"""OPERA: the method, its decoding loop, and what it reads."""

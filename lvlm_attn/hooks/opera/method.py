@@ -1,0 +1,211 @@
+"""OPERA: beam search that distrusts words read off a summary token, and goes back when beams keep doing so.
+
+Source: Huang et al., "OPERA: Alleviating Hallucination in Multi-Modal Large Language Models via Over-Trust Penalty and
+Retrospection-Allocation", CVPR 2024 (arXiv 2311.17911), sections 3.2 and 3.3, and its released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.interventions.checks import need_number, need_whole
+
+if TYPE_CHECKING:
+    from lvlm_attn.prompts.request import Request
+
+EARLY = 10
+"""Answers of up to so many tokens are judged by their attention on the image, and no column before is gone back to."""
+
+SCALE = 1e-7
+"""Factor on the column scores, as in the released code."""
+
+
+@dataclass(frozen=True)
+class OPERA(Intervention):
+    """Over-trust penalty and retrospection-allocation, in `lvlm.generate(..., num_beams=5)`.
+
+    In the last layer, the attention of the answer's tokens on each other (the largest over heads, rows summing to 1)
+    is multiplied by `sigma` and multiplied down every column: a token that all later ones attend to has a large
+    column score. Each beam's best `candidates` words are looked ahead at, and the largest column score with the word
+    in place, times `alpha`, is taken from its logit. With up to 10 tokens there is no pattern yet, and the attention
+    on the image is a bonus instead. If in every beam the largest column is the same at least `r` times, the search
+    goes back to that column and chooses other words behind it, at most `beta` times for a column.
+
+    The candidates of all beams are read in one forward, side by side at one position, whose results the chosen ones
+    keep; so a step costs one forward. Going back crops the cache to the prompt and reads the kept answer again. Any
+    attention backend that takes a dense mask will do (`eager`, `sdpa`).
+
+    With `candidates=1` nothing is looked ahead at. A penalty would be the same for every word of a beam, so beam
+    search and going back remain, which is the authors' fast setting with `r=25`.
+
+    Args:
+        candidates: words of each beam that are judged, N_can in the paper.
+        sigma: factor on the attention among the answer's tokens.
+        alpha: factor on the penalty.
+        r: how often a column must be the largest in every beam; None never goes back. The released code asks for
+            more than `r` times.
+        beta: how often a column may be gone back to.
+
+    Raises:
+        LvlmAttnError: if a parameter is out of its range.
+
+    Example:
+        >>> str(OPERA(candidates=1, r=25))
+        'opera:candidates=1,r=25'
+    """
+
+    name: ClassVar[str] = "opera"
+    needs_image: ClassVar[bool] = True
+    beams: ClassVar[int] = 5
+
+    candidates: int = 5
+    sigma: float = 50.0
+    alpha: float = 1.0
+    r: int | None = 15
+    beta: int = 5
+
+    def __post_init__(self) -> None:
+        need_whole(self, "candidates", 1)
+        need_number(self, "sigma", above=0)
+        need_number(self, "alpha", least=0)
+        if self.r is not None:
+            need_whole(self, "r", 1)
+        need_whole(self, "beta", 1)
+
+    def is_neutral(self) -> bool:
+        """Whether plain beam search is left."""
+        return self.candidates == 1 and self.r is None
+
+    def fit(self, target: Target) -> OPERA:
+        """Nothing depends on the model."""
+        return self
+
+    def layers_at(self, site: str, target: Target) -> Sequence[int]:
+        """The last layer."""
+        return (target.layers - 1,)
+
+    def rows_at_once(self) -> int | None:
+        """One, where the search may go back."""
+        return None if self.r is None else 1
+
+    def loop(self, request: Request) -> Callable[..., Any]:
+        """The beam search."""
+        from lvlm_attn.hooks.opera.loop import search
+
+        is_image = (request.layout.image >= 0).to(request.inputs["input_ids"].device)
+
+        def loop(model: Any, input_ids: Tensor, **options: Any) -> Any:
+            return search(model, input_ids, rule=self, is_image=is_image, **options)
+
+        return loop
+
+    def readout(self, layer: Layer) -> Tensor | None:
+        """Asks for the rows of the answer's tokens while a search listens."""
+        tape = TAPE.get()
+        if tape is None or layer.is_prompt:
+            return None
+        return torch.ones(
+            layer.layout.batch, layer.call.queries, dtype=torch.bool, device=layer.layout.device
+        )
+
+    def read(self, layer: Layer, weights: Tensor, index: Tensor, is_read: Tensor) -> None:
+        """Keeps the rows, the largest over heads, made to sum to 1."""
+        tape = TAPE.get()
+        if tape is not None:
+            largest = weights.amax(1).double()
+            tape.rows = largest / largest.sum(-1, keepdim=True)
+            tape.stats = layer.stats
+
+    def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
+        """Answers, tokens chosen and how often the search went back."""
+        return [dict(stats["search"])] if "search" in stats else []
+
+
+@dataclass
+class Tape:
+    """The attention rows of the last forward, `(rows, queries, keys)` in fp64."""
+
+    rows: Tensor | None = None
+    stats: dict[Any, Any] = field(default_factory=dict)
+
+
+TAPE: ContextVar[Tape | None] = ContextVar("lvlm_attn_opera", default=None)
+"""Where the running search listens."""
+
+
+def grown(columns: Tensor, weights: Tensor, sigma: float) -> Tensor:
+    """Column scores of an answer when a row is added.
+
+    Args:
+        columns: `(..., n)` logarithms of the scores so far.
+        weights: `(..., n + 1)` weights of the new row on the answer's tokens, itself last.
+        sigma: factor on the weights.
+
+    Returns:
+        `(..., n + 1)` logarithms: `1e-7` times the product of `sigma * weight` over the rows from the diagonal on.
+
+    Example:
+        >>> grown(torch.zeros(1, 0), torch.ones(1, 1), sigma=1e7).exp().round().tolist()
+        [[1.0]]
+    """
+    scaled = (sigma * weights).log()
+    own = scaled[..., -1:] + torch.tensor(SCALE, dtype=scaled.dtype).log().item()
+    return torch.cat((columns + scaled[..., :-1], own), -1)
+
+
+def penalties(columns: Tensor, image_mass: Tensor) -> Tensor:
+    """What is taken from the logit of a word: its largest column score, or in short answers minus its image weight.
+
+    Args:
+        columns: `(..., n)` logarithms of column scores with the word in place.
+        image_mass: `(...)`, weight of the word's row on the image.
+    """
+    if columns.shape[-1] <= EARLY:
+        return -image_mass
+    return columns.amax(-1).exp().clamp(max=torch.finfo(torch.float32).max)
+
+
+def common_column(history: Tensor, r: int) -> int | None:
+    """The column that is the largest at least `r` times in every beam, if any; the most frequent of several.
+
+    Args:
+        history: `(beams, steps)`, index of the largest column at each step.
+        r: how often.
+
+    Example:
+        >>> common_column(torch.tensor([[3, 12, 12], [12, 12, 12]]), 2)
+        12
+    """
+    if history.shape[1] == 0:
+        return None
+    size = int(history.max()) + 1
+    counts = torch.stack([torch.bincount(row, minlength=size) for row in history]).amin(0)
+    counts[:EARLY] = 0
+    best = int(counts.argmax())
+    return best if int(counts[best]) >= r else None
+
+
+def refuse_setting(config: Any, beams: int, batch: int, rule: OPERA) -> None:
+    """Refuses ways of generating that the search cannot follow.
+
+    Raises:
+        LvlmAttnError: naming the option and what to pass instead.
+    """
+    if beams < 2:
+        raise LvlmAttnError(f"OPERA searches with beams, and num_beams is {beams}; pass num_beams=5.")
+    if batch > 1 and rule.r is not None:
+        raise LvlmAttnError(
+            f"OPERA goes back in each answer at another place, and got {batch} prompts at once; pass one prompt at a "
+            f"time, or OPERA(r=None)."
+        )
+    for key in ("output_attentions", "output_hidden_states", "prefill_chunk_size", "low_memory"):
+        if getattr(config, key, None):
+            raise LvlmAttnError(f"OPERA decodes in a loop of its own, without {key}; leave it out.")

@@ -1,0 +1,1 @@
+"""What the author of an intervention needs: the base class, its call context, layers, checks."""

@@ -1,0 +1,238 @@
+"""The Triton path of one attention call: which kernels run, and what layers of a call share.
+
+- Few queries (decoding): one split pass computes every row with all its edits; the user's backend does not run.
+- Many queries and a visibility that acts: `prefill` computes every row, and the backend does not run.
+- Many queries otherwise: the backend computes every row, as fast as it can, and nothing is added to it but the
+  touched rows, which `rows` computes again. In the first case of a visibility they follow behind it too.
+
+Everything that depends on positions alone (packed groups, lists of blocks, packed rows) is made once per call and
+kept in its memo, since all layers of a call ask for the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.kernels.packing import PackedEdits, PackedVisibility, pack_edits, pack_visibility
+from lvlm_attn.kernels.readouts import Reading, Readout
+from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution
+from lvlm_attn.kernels.torch_path import Rows
+from lvlm_attn.kernels.triton import readout as triton_readout
+from lvlm_attn.kernels.triton.blocks import BlockLists, list_blocks
+from lvlm_attn.kernels.triton.decode import MAX_QUERIES, decode
+from lvlm_attn.kernels.triton.prefill import attend_all
+from lvlm_attn.kernels.triton.rows import AMPLIFIED, MOVED, attend_rows
+from lvlm_attn.kernels.triton.tiles import chip_of, prefill_tile
+from lvlm_attn.kernels.visibility import Visibility
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """Tensors and spec of an attention call.
+
+    Attributes:
+        query: `(batch, heads, queries, head_dim)`.
+        key: `(batch, kv_heads, keys, head_dim)`.
+        value: `(batch, kv_heads, keys, head_dim)`.
+        scaling: factor on the scores.
+        geometry: where the queries and keys stand.
+        visibility: what queries may read beyond or below causality.
+        amplification: change of the scores, or None.
+        redistribution: change of the weights, or None.
+        memo: what layers of a call share; entries keep alive what their keys name.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    geometry: Geometry
+    visibility: Sequence[Visibility]
+    amplification: Amplification | None
+    redistribution: Redistribution | None
+    memo: dict[Any, Any]
+
+    @staticmethod
+    def of(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        geometry: Geometry,
+        visibility: Sequence[Visibility] = (),
+        amplification: Amplification | None = None,
+        redistribution: Redistribution | None = None,
+        memo: dict[Any, Any] | None = None,
+    ) -> AttentionCall:
+        """The call, with tensors laid out as the kernels take them and visibilities that act on no query dropped.
+
+        Raises:
+            LvlmAttnError: if an amplification has factors for another number of heads.
+        """
+        acting = tuple(item for item in visibility if not _is_over(item, geometry))
+        query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
+        memo = {} if memo is None else memo
+        if amplification is not None:
+            amplification.per_head(query.shape[1])
+        return AttentionCall(
+            query, key, value, scaling, geometry, acting, amplification, redistribution, memo
+        )
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the decode kernel takes all of it."""
+        return self.geometry.queries <= MAX_QUERIES
+
+    @property
+    def has_edits(self) -> bool:
+        """Whether scores or weights change."""
+        return self.amplification is not None or self.redistribution is not None
+
+    def every_row(self, counts: Tensor | None = None) -> Tensor:
+        """Computes every row: with all edits in a short call, with the visibilities alone in a long one.
+
+        Args:
+            counts: see `edited_rows`; only a short call adds to it.
+
+        Returns:
+            `(batch, queries, heads, head_dim)`.
+        """
+        if not self.is_short:
+            return attend_all(
+                self.query,
+                self.key,
+                self.value,
+                scaling=self.scaling,
+                geometry=self.geometry,
+                packed=self._packed,
+                lists=self._lists,
+            )
+        return decode(
+            self.query,
+            self.key,
+            self.value,
+            scaling=self.scaling,
+            geometry=self.geometry,
+            packed=self._packed,
+            edits=self._packed_edits,
+            flags=self._flags() if self.has_edits else None,
+            counts=counts,
+        ).output
+
+    def edited_rows(self, output: Tensor, rows: Rows | None, counts: Tensor | None = None) -> Tensor:
+        """Computes the touched rows again with their edits.
+
+        Args:
+            output: `(batch, queries, heads, head_dim)`, every row without them; written in place.
+            rows: the rows that amplification or redistribution touch, None for none.
+            counts: `(3,)` float64, added up in place: rows whose weight was moved, rows where it could be, and
+                the weight moved.
+
+        Returns:
+            The output.
+        """
+        if rows is None:
+            return output
+        output = output if output.stride(-1) == 1 else output.contiguous()
+        index, flags = self._kept(("rows", *self._touched_ids), lambda: self._pack_rows(rows))
+        attend_rows(
+            output,
+            self.query,
+            self.key,
+            self.value,
+            scaling=self.scaling,
+            geometry=self.geometry,
+            packed=self._packed,
+            edits=self._packed_edits,
+            index=index,
+            flags=flags,
+            counts=counts,
+        )
+        return output
+
+    def read(self, wanted: Readout) -> Reading:
+        """Reads quantities off the weights, as the edits left them, without holding them."""
+        return triton_readout.read(
+            self.query,
+            self.key,
+            wanted,
+            scaling=self.scaling,
+            geometry=self.geometry,
+            packed=self._packed,
+            edits=self._packed_edits,
+            flags=self._flags() if self.has_edits else None,
+        )
+
+    @cached_property
+    def _packed_edits(self) -> PackedEdits:
+        return pack_edits(self.amplification, self.redistribution, self.geometry, self.query.device)
+
+    @property
+    def _packed(self) -> PackedVisibility:
+        make = partial(pack_visibility, self.visibility, self.geometry, self.query.device)
+        return self._kept(("packed", *self._place), make)
+
+    @property
+    def _lists(self) -> BlockLists:
+        batch, _, _, head_dim = self.query.shape
+        tile = prefill_tile(chip_of(self.query), head_dim, self.query.element_size())
+        m, n = tile.block_m, tile.block_n
+
+        def made() -> BlockLists:
+            return list_blocks(self._packed, self.geometry, batch, m, n, self.query.device)
+
+        return self._kept(("lists", m, n, *self._place), made)
+
+    @property
+    def _place(self) -> tuple[Hashable, ...]:
+        geometry = self.geometry
+        return (geometry.keys, geometry.window, self.query.device, *map(id, self.visibility))
+
+    @property
+    def _touched_ids(self) -> tuple[int, ...]:
+        return tuple(0 if item is None else id(item.is_touched) for item in self._edits)
+
+    @property
+    def _edits(self) -> tuple[Amplification | None, Redistribution | None]:
+        return self.amplification, self.redistribution
+
+    def _flags(self) -> Tensor:
+        """`(batch, queries)` int8."""
+
+        def made() -> Tensor:
+            total: Tensor | None = None
+            for item, bit in zip(self._edits, (AMPLIFIED, MOVED)):
+                if item is not None:
+                    part = item.is_touched.to(self.query.device, torch.int8) * bit
+                    total = part if total is None else total + part
+            assert total is not None
+            return total.contiguous()
+
+        return self._kept(("flags", self.query.device, *self._touched_ids), made)
+
+    def _pack_rows(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        # Rows that only fill up repeat untouched ones, so that their flags are 0.
+        index = rows.index.to(self.query.device)
+        return index.to(torch.int32).contiguous(), self._flags().gather(1, index).contiguous()
+
+    def _kept(self, key: tuple[Hashable, ...], make: Callable[[], Made]) -> Made:
+        held, made = self.memo.get(("triton", *key), (None, None))
+        if held is None:
+            touched = [item.is_touched for item in self._edits if item is not None]
+            held, made = (*self.visibility, *touched), make()
+            self.memo[("triton", *key)] = (held, made)
+        return cast("Made", made)
+
+
+def _is_over(item: Visibility, geometry: Geometry) -> bool:
+    """Whether all queries were generated after the positions a visibility speaks of, and read as they always do."""
+    return geometry.start >= item.group.shape[1] and item.is_plain(0)

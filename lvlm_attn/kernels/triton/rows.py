@@ -1,0 +1,162 @@
+"""The touched rows of a prefill, computed again with their edits and written over the output of plain attention.
+
+Redistribution needs the mass of every key class before it knows what to multiply weights with. One accumulator per
+class would not fit the registers, so there are two sweeps over the keys and one accumulator: the first sweep finds
+the maximum, the denominator and the class masses of every row and reads no values; the second multiplies each weight
+by the factor of its key's class. The rows are few and packed, whatever their places, with all query heads of a key
+head in one tile; the keys are split over several programs so that few rows still fill the device. Tiles in which no
+row changes (heads that do not look at the image) skip the second sweep, and rows that stay keep their bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from lvlm_attn.kernels.packing import PackedEdits, PackedVisibility
+from lvlm_attn.kernels.spec import Geometry
+from lvlm_attn.kernels.triton.common import on_device, precision
+from lvlm_attn.kernels.triton.scores import shared_arguments
+from lvlm_attn.kernels.triton.sweeps import add_parts, see_rows, write_rows
+from lvlm_attn.kernels.triton.tiles import Tile, chip_of, padded_head_dim, rows_tile
+
+AMPLIFIED, MOVED = 1, 2
+"""Bits of `flags`: the scores of a row are changed, the weight of a row may be moved."""
+MAX_SPLITS = 32
+
+
+class RowResults(NamedTuple):
+    """What was seen in the rows, before any weight was moved.
+
+    Attributes:
+        log_sum_exp: `(batch, heads, rows)` fp32, natural, of the edited scores; minus infinity in rows that read
+            nothing.
+        masses: `(batch, heads, rows, 4)` fp32, the weight on each `KeyClass`; all on the first without classes.
+        is_changed: `(batch, heads, rows)` int8, 1 in rows that were written.
+    """
+
+    log_sum_exp: Tensor
+    masses: Tensor
+    is_changed: Tensor
+
+
+def attend_rows(
+    output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float,
+    geometry: Geometry,
+    packed: PackedVisibility,
+    edits: PackedEdits,
+    index: Tensor,
+    flags: Tensor,
+    counts: Tensor | None = None,
+    splits: int | None = None,
+    tile: Tile | None = None,
+) -> RowResults:
+    """Computes some rows with their edits and writes those that change.
+
+    Args:
+        output: `(batch, queries, heads, head_dim)`; changed rows are overwritten, all else keeps its bits.
+        query: `(batch, heads, queries, head_dim)`, any strides whose last is 1.
+        key: `(batch, kv_heads, keys, head_dim)`; heads share keys in groups of heads / kv_heads.
+        value: `(batch, kv_heads, keys, head_dim)`.
+        scaling: factor on the scores, above 0.
+        geometry: where the queries and keys stand.
+        packed: what may be read, from `pack_visibility`.
+        edits: what is done, from `pack_edits`.
+        index: `(batch, rows)` int32, which query of the call each row is.
+        flags: `(batch, rows)` int8, `AMPLIFIED` and `MOVED`; 0 in rows that only fill up.
+        counts: `(3,)` float64, added up in place: rows whose weight was moved, rows where it could be, and the
+            weight moved; see `Redistribution`.
+        splits: how many programs share the keys of a row, instead of what fills the device.
+        tile: tile sizes instead of the chip's.
+
+    Returns:
+        What was seen in the rows.
+    """
+    batch, heads, _, head_dim = query.shape
+    kv_heads, rows = key.shape[1], index.shape[1]
+    group = heads // kv_heads
+    written = min(geometry.keys, geometry.length - geometry.first_key)
+    tile = tile or rows_tile(chip_of(query), head_dim, query.element_size(), rows * group)
+    tiles = triton.cdiv(rows * group, tile.block_m)
+    splits = splits or splits_for(query, tiles * batch * kv_heads, triton.cdiv(written, tile.block_n))
+    fresh: dict[str, Any] = {"dtype": torch.float32, "device": query.device}
+    seen = torch.empty(splits, 5, batch, heads, rows, **fresh)
+    parts = torch.empty(splits, batch, heads, rows, head_dim, **fresh) if splits > 1 else None
+    result = RowResults(
+        torch.empty(batch, heads, rows, **fresh),
+        torch.empty(batch, heads, rows, 4, **fresh),
+        torch.empty(batch, heads, rows, dtype=torch.int8, device=query.device),
+    )
+    shared: dict[str, Any] = shared_arguments(packed, edits, scaling, geometry)
+    shared |= {
+        "index": index,
+        "flags": flags,
+        "key_class": edits.key_class,
+        "rows": rows,
+        "chunk": triton.cdiv(triton.cdiv(max(written, 1), splits), tile.block_n) * tile.block_n,
+        "splits": splits,
+        "total": batch * heads * rows,
+        "kv_heads": kv_heads,
+        "group_size": group,
+        "HAS_CLASS": edits.key_class is not None,
+        "HEAD_DIM": head_dim,
+        "BLOCK_D": padded_head_dim(head_dim),
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "PRECISION": precision(query.dtype),
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+    grid = (splits, tiles, batch * kv_heads)
+    with on_device(query):
+        see_rows[grid](query, key, seen, *query.stride()[:3], *key.stride()[:3], **shared)
+        write_rows[grid](
+            query,
+            key,
+            value,
+            output,
+            seen,
+            parts,
+            *result,
+            counts,
+            *query.stride()[:3],
+            *key.stride()[:3],
+            *value.stride()[:3],
+            *output.stride()[:3],
+            edits.removed_fraction,
+            edits.rho,
+            edits.mass_floor,
+            **shared,
+        )
+        if parts is not None:
+            add_parts[(triton.cdiv(rows, 4), heads, batch)](
+                parts,
+                output,
+                result.is_changed,
+                index,
+                *output.stride()[:3],
+                rows,
+                splits,
+                batch * heads * rows,
+                HEAD_DIM=head_dim,
+                BLOCK_D=padded_head_dim(head_dim),
+                BLOCK_M=4,
+                num_warps=4,
+            )
+    return result
+
+
+def splits_for(query: Tensor, programs: int, blocks: int) -> int:
+    """How many programs share the keys of a row: enough to fill the device twice, none with less than 4 blocks."""
+    if not query.is_cuda:
+        return 1
+    processors = torch.cuda.get_device_properties(query.device).multi_processor_count
+    return max(min(-(-2 * processors // programs), blocks // 4, MAX_SPLITS), 1)

@@ -1,0 +1,1 @@
+"""What every position of a prompt is: image grids, and `PromptLayout`."""

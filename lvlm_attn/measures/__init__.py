@@ -1,0 +1,1 @@
+"""Measurements that change nothing: sink dimensions, head divergence, diagnostics."""

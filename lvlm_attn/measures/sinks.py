@@ -1,0 +1,170 @@
+"""Attention sinks: which dimensions of the residual stream mark them, and which tokens they are.
+
+Sources: Kang et al. (arXiv 2503.03321), section 3, for the sink score; Sun et al., "Massive Activations in Large
+Language Models" (arXiv 2402.17762), for why a few fixed dimensions are enough.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lvlm_attn.interventions.call import ACTIVE, TextPass
+
+if TYPE_CHECKING:
+    from lvlm_attn.interventions.base import Target
+
+_KNOWN: dict[tuple[str, int, int, int], tuple[int, ...]] = {
+    # (text model type, hidden size, layers, key-value heads): dimensions
+    ("llama", 4096, 32, 32): (1415, 2533),  # LLaMA-2-7B, Vicuna-7B: VAR's released code and paper
+    ("llama", 5120, 40, 40): (2100, 4743),  # LLaMA-2-13B, Vicuna-13B: VAR's released code
+    ("qwen2_vl_text", 3584, 28, 4): (458, 2570),  # Qwen2-VL-7B: reported for VAR, two independent ports agree
+    ("qwen2_5_vl_text", 3584, 28, 4): (458, 2570),  # Qwen2.5-VL-7B: two independent ports agree
+}
+
+_PROMPTS = (
+    "The quick brown fox jumps over the lazy dog. It was a bright cold day.",
+    "USER: What is in the picture? ASSISTANT: There is a table, and a cup stands on it.",
+    "Please describe this image in detail.",
+    "Summer is warm, winter is cold, and most people like one of them better.",
+    "1, 2, 3, 4, 5, 6, 7, 8, 9, 10. Now count backwards, please.",
+    "Is there a person in the image? Answer the question using a single word or phrase.",
+    "In the beginning there was nothing at all, and then there was light.",
+    "A man walks down the street with his dog; a car passes by.",
+)
+
+
+@dataclass(frozen=True)
+class SinkDims:
+    """Dimensions of massive activations in a model.
+
+    Attributes:
+        dims: the dimensions, ascending.
+        scores: for each, the median over layers and prompts of |x_d| / RMS(x) at the first token.
+        is_confident: False if none stands out; `dims` are then merely the largest.
+        source: `"known"` for a table entry, `"measured"` otherwise.
+    """
+
+    dims: tuple[int, ...]
+    scores: tuple[float, ...]
+    is_confident: bool
+    source: str
+
+    def __str__(self) -> str:
+        listed = ", ".join(f"{dim} ({score:.1f})" for dim, score in zip(self.dims, self.scores))
+        if self.source == "known":
+            return f"sink dimensions {', '.join(map(str, self.dims))} (known for this base model)"
+        remark = "" if self.is_confident else "; none stands out, these are the largest"
+        return f"sink dimensions {listed}{remark}"
+
+
+def sink_score(hidden: Tensor, dims: Tensor) -> Tensor:
+    """How much a token looks like a sink: its largest activation in the given dimensions over its RMS.
+
+    Args:
+        hidden: `(batch, tokens, hidden)`, the residual stream that enters a layer.
+        dims: `(count,)` dimensions.
+
+    Returns:
+        `(batch, tokens)` in fp32 (fp64 stays), between 0 and the square root of the hidden size.
+    """
+    hidden = hidden.detach()
+    hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
+    rms = hidden.pow(2).mean(-1).add(1e-6).sqrt()
+    return hidden.index_select(-1, dims.to(hidden.device)).abs().amax(-1) / rms
+
+
+def known_sink_dims(config: Any) -> tuple[int, ...] | None:
+    """The sink dimensions that are known for the base model of a text configuration, or None."""
+    heads = getattr(config, "num_attention_heads", 0)
+    key = (
+        str(getattr(config, "model_type", "")),
+        int(getattr(config, "hidden_size", 0)),
+        int(getattr(config, "num_hidden_layers", 0)),
+        int(getattr(config, "num_key_value_heads", None) or heads),
+    )
+    return _KNOWN.get(key)
+
+
+def find_sink_dims(target: Target, *, most: int = 3) -> SinkDims:
+    """Measures the sink dimensions of a model on a few texts.
+
+    The first token of a text is a sink in every language model that has them, so the dimensions whose
+    activation there stands out, in nearly all middle layers and for all texts, are the ones. No images are
+    needed, since sinks are a property of the language model.
+
+    Args:
+        target: the model. With a processor its tokenizer reads the texts; without one, fixed token ids do.
+        most: at most this many dimensions.
+
+    Returns:
+        Never empty: if no dimension stands out, the two largest, marked as not confident.
+    """
+    scores = _first_token_scores(target)  # (layers * prompts, hidden)
+    median = scores.median(0).values
+    size = target.hidden_size
+    floor = 20.0 if size > 400 else 0.3 * math.sqrt(size)
+    order = median.argsort(descending=True)
+    chosen: list[int] = []
+    for dim in cast("list[int]", order[: most + 1].tolist()):
+        value = float(median[dim])
+        if value < floor or float((scores[:, dim] >= floor).double().mean()) < 0.8 or len(chosen) == most:
+            break
+        if chosen and float(median[chosen[-1]]) >= 3 * value:
+            break
+        chosen.append(dim)
+    is_confident = bool(chosen)
+    dims = tuple(sorted(chosen or cast("list[int]", order[:2].tolist())))
+    return SinkDims(dims, tuple(float(median[dim]) for dim in dims), is_confident, "measured")
+
+
+def _first_token_scores(target: Target) -> Tensor:
+    """`(middle layers * prompts, hidden)`: |x| / RMS(x) of the first token as it enters each middle layer."""
+    count = target.layers
+    first, last = min(max(2, math.ceil(0.15 * count)), count - 1), max(math.floor(0.85 * count), 1)
+    middle = range(first, max(last, first + 1))
+    found: list[Tensor] = []
+
+    def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = (args[0] if args else kwargs["hidden_states"])[0, 0].detach().double()
+        found.append((hidden.abs() / hidden.pow(2).mean().add(1e-6).sqrt()).cpu())
+
+    model = cast("Any", target.parts.language_model)
+    embed = model.get_input_embeddings()
+    token = ACTIVE.set((*ACTIVE.get(), TextPass()))
+    handles = []
+    try:
+        handles += [
+            target.parts.layers[layer].register_forward_pre_hook(read, with_kwargs=True, prepend=True)
+            for layer in middle
+        ]
+        with torch.no_grad():
+            for ids in _prompt_ids(target):
+                model(inputs_embeds=embed(ids.to(model.device)[None]), use_cache=False)
+    finally:
+        ACTIVE.reset(token)
+        for handle in handles:
+            handle.remove()
+    return torch.stack(found)
+
+
+def _prompt_ids(target: Target) -> Sequence[Tensor]:
+    tokenizer = getattr(target.processor, "tokenizer", target.processor)
+    if tokenizer is not None:
+        ids = [torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long) for text in _PROMPTS]
+        if all(len(item) for item in ids):
+            return ids
+    config = target.config
+    size = int(config.vocab_size)
+    begin = getattr(config, "bos_token_id", None)
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(min(10, size - 1), size, (16,), generator=generator) for _ in _PROMPTS]
+    for item in ids:
+        if isinstance(begin, int) and 0 <= begin < size:
+            item[0] = begin
+    return ids

@@ -1,0 +1,244 @@
+"""What one `lvlm.generate` asks of the model, so that methods can look at the image and ask again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.prompts.chat import encode_prompts, format_prompt, image_groups
+from lvlm_attn.prompts.pixels import IMAGE_KEYS, Picture, join_pictures, split_pictures
+from lvlm_attn.prompts.rows import insert_tokens, keep_tokens, tokens_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from lvlm_attn.interventions.base import Target
+    from lvlm_attn.layout.prompt import PromptLayout
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Some prompts with their images, as words and pictures where they were given so, and as tensors.
+
+    Attributes:
+        target: the model.
+        inputs: what `model.generate` takes, padded on the left: `input_ids`, `attention_mask`, pixels, sizes.
+        images: the images of each row, or None if only tensors were given.
+        texts: the full prompt of each row, chat template and image tokens included, or None.
+        questions: what the user asked in each row, without the template, or None.
+        details: what methods found out on the way (maps, masks, boxes), by the name of the method; shown as
+            `lvlm.details`.
+
+    Example:
+        >>> request = Request.of_prompts(target, [image], ["Is there a dog?"])  # doctest: +SKIP
+        >>> request.with_images([[darker]]).inputs["pixel_values"].shape == request.inputs["pixel_values"].shape
+        True
+    """
+
+    target: Target
+    inputs: dict[str, Tensor]
+    images: list[list[Image]] | None = None
+    texts: list[str] | None = None
+    questions: list[str] | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of_prompts(
+        target: Target, images: Sequence[Any] | None, prompts: Sequence[str] | str | None
+    ) -> Request:
+        """A request made of images and prompts; see `Wrapped.generate`.
+
+        Raises:
+            LvlmAttnError: without a processor, or if images and prompts do not go together.
+        """
+        if target.processor is None:
+            raise LvlmAttnError(
+                "lvlm.generate(images=..., prompts=...) needs the processor; pass wrap(..., processor=processor)."
+            )
+        questions = [prompts] if isinstance(prompts, str) else list(prompts or ())
+        groups = image_groups(images, questions)
+        texts = [format_prompt(target.processor, text, len(row)) for text, row in zip(questions, groups)]
+        return Request(target, encoded(target, groups, texts), groups, texts, questions)
+
+    @staticmethod
+    def of_tensors(target: Target, inputs: Mapping[str, Any]) -> Request:
+        """A request made of what `model.generate` takes; the images themselves are not known."""
+        if "input_ids" not in inputs:
+            raise LvlmAttnError("lvlm.generate needs input_ids, or images= and prompts=.")
+        return Request(target, dict(inputs))
+
+    @property
+    def batch(self) -> int:
+        """Number of rows."""
+        return self.inputs["input_ids"].shape[0]
+
+    @cached_property
+    def layout(self) -> PromptLayout:
+        """What every position of the prompts is."""
+        from lvlm_attn.families import Evidence, prompt_layout
+
+        parts = self.target.parts
+        evidence = Evidence(
+            config=cast("Any", parts.base).config,
+            input_ids=self.inputs["input_ids"],
+            call=self.inputs,
+            newline=parts.newline,
+        )
+        return prompt_layout(self.target.family, evidence, self.inputs.get("attention_mask"))
+
+    @property
+    def pad_id(self) -> int:
+        """The id that stands at padding; never that of an image."""
+        from lvlm_attn.families.family import image_token_id
+
+        config = getattr(self.target.model, "generation_config", None)
+        found = getattr(config, "pad_token_id", None)
+        image = image_token_id(cast("Any", self.target.parts.base).config)
+        return found if isinstance(found, int) and found != image else int(image == 0)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """`(batch, length)`, 1 at tokens and 0 at padding, told from the padding id where no mask is given."""
+        ids, given = self.inputs["input_ids"], self.inputs.get("attention_mask")
+        if given is not None:
+            return given
+        config = cast("Any", self.target.model).generation_config
+        pad, ends = config.pad_token_id, config.eos_token_id
+        if pad is None or pad in (ends if isinstance(ends, list) else [ends]):
+            return torch.ones_like(ids)
+        return (ids != int(pad)).to(ids.dtype)
+
+    @cached_property
+    def pictures(self) -> list[list[Picture]]:
+        """The pixels of each image of each row."""
+        return split_pictures(self.inputs, self.layout)
+
+    def need_images(self, title: str) -> list[list[Image]]:
+        """The images of each row.
+
+        Raises:
+            LvlmAttnError: naming the method `title`, if only tensors are known.
+        """
+        if self.images is None:
+            raise LvlmAttnError(
+                f"{title} has to see the image itself, which tensors do not hold; call "
+                f"lvlm.generate(images=[...], prompts=[...])."
+            )
+        return self.images
+
+    def with_images(
+        self, images: Sequence[Sequence[Image]], *, texts: Sequence[str] | None = None
+    ) -> Request:
+        """The same prompts about other images; `texts` replaces the full prompts where their number changes."""
+        if self.texts is None and texts is None:
+            raise LvlmAttnError("This request holds tensors only; its images cannot be exchanged.")
+        groups = [list(row) for row in images]
+        full = list(texts if texts is not None else cast("list[str]", self.texts))
+        return dataclasses.replace(self, inputs=encoded(self.target, groups, full), images=groups, texts=full)
+
+    def with_texts(self, texts: Sequence[str]) -> Request:
+        """Other full prompts (template and image tokens included) about the same images."""
+        return self.with_images(self.need_images("A method"), texts=texts)
+
+    def with_pixels(self, edit: Callable[[Tensor, int], Tensor]) -> Request:
+        """The same prompts with other pixels.
+
+        Args:
+            edit: maps the pixels of one image, `(tiles, channels, height, width)` or in Qwen-VL `(patches, values)`,
+                and its index within its prompt to new pixels of the same shape.
+
+        Raises:
+            LvlmAttnError: if a shape changes.
+
+        Example:
+            >>> request.with_pixels(lambda pixels, index: -pixels)  # doctest: +SKIP
+        """
+        rows = []
+        for row in self.pictures:
+            edited = [edit(picture.pixels, index) for index, picture in enumerate(row)]
+            for picture, pixels in zip(row, edited):
+                if pixels.shape != picture.pixels.shape:
+                    raise LvlmAttnError(
+                        f"An edit of pixels returned shape {tuple(pixels.shape)}; it must keep "
+                        f"{tuple(picture.pixels.shape)}."
+                    )
+            rows.append([dataclasses.replace(old, pixels=new) for old, new in zip(row, edited)])
+        return dataclasses.replace(self, inputs=self.inputs | join_pictures(rows), images=None)
+
+    def without_images(self) -> Request:
+        """The same prompts with every image token taken out, as `lvlm_attn.runtime.text_pass` does; markers stay."""
+        tokens = tokens_of(self.inputs) | {"attention_mask": self.mask}
+        if "mm_token_type_ids" in tokens:
+            tokens["mm_token_type_ids"] = torch.zeros_like(tokens["mm_token_type_ids"])
+        kept = keep_tokens(tokens, self.layout.is_text, self.pad_id)
+        rest = {key: value for key, value in self.inputs.items() if key not in (*tokens, *IMAGE_KEYS)}
+        return dataclasses.replace(self, inputs=kept | rest, images=None, texts=None)
+
+    def with_instruction(self, text: str, title: str) -> Request:
+        """The same prompts with an instruction at their beginning.
+
+        Prompts made from questions get it as their system message, where the chat template shows one; all others
+        get its tokens behind the first token if that is the tokenizer's beginning of sequence, else in front of
+        their first image.
+
+        Raises:
+            LvlmAttnError: naming the method `title`, if there is no processor to read the text.
+        """
+        if self.target.processor is None:
+            raise LvlmAttnError(
+                f"{title} has to put words into the prompt; pass wrap(..., processor=processor)."
+            )
+        texts = self._with_system(text)
+        if texts is not None:
+            return self.with_texts(texts)
+        tokenizer = getattr(self.target.processor, "tokenizer", self.target.processor)
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        tokens = tokens_of(self.inputs) | {"attention_mask": self.mask}
+        places = [self._beginning(row, tokenizer.bos_token_id) for row in range(self.batch)]
+        return dataclasses.replace(self, inputs=self.inputs | insert_tokens(tokens, ids, places), texts=None)
+
+    def _with_system(self, text: str) -> list[str] | None:
+        """Full prompts with a system message, or None if not all were made from questions by a template."""
+        if self.questions is None or self.texts is None or self.images is None:
+            return None
+        made = [
+            format_prompt(self.target.processor, question, len(row), system=text)
+            for question, row in zip(self.questions, self.images)
+        ]
+        before = [
+            format_prompt(self.target.processor, question, len(row))
+            for question, row in zip(self.questions, self.images)
+        ]
+        is_made = before == self.texts and all(text in full for full in made)
+        return made if is_made else None
+
+    def _beginning(self, row: int, bos: int | None) -> int:
+        """Where the text of a row may be put in."""
+        start = int(self.mask[row].argmax())
+        if bos is not None and int(self.inputs["input_ids"][row, start]) == bos:
+            return start + 1
+        is_image = self.layout.is_patch[row] | self.layout.is_filler[row]
+        if not bool(is_image.any()):
+            return start
+        first = int(is_image.int().argmax())
+        marker = getattr(cast("Any", self.target.parts.base).config, "vision_start_token_id", None)
+        return first - int(first > start and int(self.inputs["input_ids"][row, first - 1]) == marker)
+
+
+def encoded(target: Target, groups: Sequence[Sequence[Image]], texts: Sequence[str]) -> dict[str, Tensor]:
+    """Processor outputs on the model's device, pixels in its dtype."""
+    model = cast("Any", target.model)
+    inputs = dict(
+        encode_prompts(target.processor, [list(row) for row in groups], list(texts)).to(model.device)
+    )
+    for key, value in inputs.items():
+        if torch.is_tensor(value) and value.is_floating_point():
+            inputs[key] = value.to(model.dtype)
+    return inputs

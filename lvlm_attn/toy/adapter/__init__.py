@@ -1,0 +1,1 @@
+"""Training of the CrossLMM adapter of the bundled toy."""

@@ -1,0 +1,177 @@
+"""The registry of families, and the parts of real models."""
+
+import dataclasses
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import lvlm_attn
+from lvlm_attn.errors import LvlmAttnError, UnsupportedError
+from lvlm_attn.families import (
+    Evidence,
+    family_of,
+    image_token_id,
+    models,
+    parts_of,
+    prompt_layout,
+    register_family,
+)
+from lvlm_attn.families.family import named_arguments
+from tests.tiny import IMAGE, NAMES, tiny_config, tiny_model
+
+model_of = cache(tiny_model)
+
+
+class Wrapper(nn.Module):
+    """Stands for an adapter that holds a model, as `peft` does."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.inside = model
+        self.config = model.config
+
+    def get_base_model(self) -> Any:
+        return self.inside
+
+
+def test_every_family_is_known() -> None:
+    assert sorted(models()) == sorted(NAMES)
+    for name, family in models().items():
+        assert family.name == name
+        assert family.examples
+        assert all("/" in example for example in family.examples)
+        assert family.remarks.endswith(".")
+
+
+def test_models_is_a_copy() -> None:
+    models().clear()
+    assert models()
+
+
+def test_function_and_package_share_a_name() -> None:
+    assert lvlm_attn.models() == models()
+    assert lvlm_attn.families.family_of is family_of  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_of_a_model_and_of_its_base(name: str) -> None:
+    model = model_of(name)
+    parts = parts_of(model)
+    text = model.config.text_config
+    assert parts.base is model.model
+    assert parts.text_config is text
+    assert len(parts.layers) == text.num_hidden_layers == 4
+    for index, (layer, attention, projection) in enumerate(
+        zip(parts.layers, parts.attentions, parts.output_projections, strict=True)
+    ):
+        assert layer.self_attn is attention
+        assert attention.layer_idx == index
+        assert projection.in_features == text.hidden_size
+        assert not set(map(id, parts.vision.modules())) & {id(attention)}
+    inner = parts_of(model.model)
+    assert inner.base is model.model
+    assert [*map(id, inner.layers)] == [*map(id, parts.layers)]
+    assert (parts.newline is None) == (name not in ("llava_next", "llava_onevision"))
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+def test_parts_are_found_behind_adapters_and_compilation(name: str) -> None:
+    model = model_of(name)
+    assert parts_of(Wrapper(model)).base is model.model
+    assert parts_of(cast(nn.Module, torch.compile(model))).base is model.model
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_text_layer_calls_the_attention_registry(name: str) -> None:
+    """All attentions of `parts_of`, and no others, reach a function registered for the text configuration."""
+    model = tiny_model(name)
+    seen = []
+
+    def probe(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        seen.append(module)
+        return transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS["sdpa"](module, *args, **kwargs)
+
+    transformers.AttentionInterface.register("probe_of_families", probe)
+    transformers.AttentionMaskInterface.register(
+        "probe_of_families", transformers.masking_utils.ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
+    )
+    model.set_attn_implementation({"text_config": "probe_of_families"})
+    model(input_ids=torch.tensor([[1, 20, 21]]))
+    assert [*map(id, seen)] == [*map(id, parts_of(model).attentions)]
+
+
+class TestRefusals:
+    def test_unknown_type_names_the_closest(self) -> None:
+        config = SimpleNamespace(model_type="llava_nxt")
+        with pytest.raises(
+            UnsupportedError, match=r"'llava_nxt'.*Did you mean 'llava_next'\?.*CONTRIBUTING.md"
+        ):
+            family_of(config)
+
+    def test_text_model(self) -> None:
+        config = transformers.LlamaConfig(
+            vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+        )
+        with pytest.raises(
+            UnsupportedError, match=r"'llama' \(LlamaForCausalLM\) is not supported.*qwen3_vl"
+        ):
+            parts_of(transformers.LlamaForCausalLM(config))
+
+    def test_model_without_type(self) -> None:
+        with pytest.raises(UnsupportedError, match="None"):
+            family_of(nn.Linear(1, 1))
+
+    def test_missing_part_is_named(self) -> None:
+        model = tiny_model("llava")
+        del model.model.vision_tower
+        with pytest.raises(LvlmAttnError, match=r"LlavaModel has no module 'vision_tower'.*LLaVA \(llava\)"):
+            parts_of(model)
+
+    def test_taken_name(self) -> None:
+        with pytest.raises(LvlmAttnError, match="'llava' is registered already"):
+            register_family(models()["llava"])
+
+    def test_missing_image_token(self) -> None:
+        with pytest.raises(LvlmAttnError, match=r"image_token_id=None; set it"):
+            image_token_id(SimpleNamespace(model_type="llava", image_token_id=None))
+
+    @pytest.mark.parametrize(
+        ("vision", "strategy", "message"),
+        [
+            (transformers.PixtralVisionConfig(), "full", "image encoder 'pixtral'.*is not supported"),
+            (transformers.SiglipVisionConfig(), "default", "drops the first patch.*set it to 'full'"),
+        ],
+    )
+    def test_image_encoders_without_a_fixed_grid(self, vision: Any, strategy: str, message: str) -> None:
+        config = tiny_config("llava", vision_feature_select_strategy=strategy)
+        config.vision_config = vision
+        ids = torch.full((1, 4), IMAGE)
+        with pytest.raises(UnsupportedError, match=message):
+            prompt_layout(family_of(config), Evidence(config, ids))
+
+
+def test_registered_family_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lvlm_attn.families._FAMILIES", models())
+    mine = dataclasses.replace(models()["llava"], name="my_llava", title="Mine")
+    register_family(mine)
+    assert family_of(SimpleNamespace(model_type="my_llava")) is mine
+    assert models()["my_llava"] is mine
+
+
+def test_image_token_id_is_an_attribute_of_every_configuration() -> None:
+    for name in NAMES:
+        assert image_token_id(tiny_config(name)) == IMAGE
+
+
+def test_positional_arguments_get_their_names() -> None:
+    model = model_of("llava_next")
+    assert named_arguments(model.model, ("ids", "pixels"), {"image_sizes": 3}) == {
+        "input_ids": "ids",
+        "pixel_values": "pixels",
+        "image_sizes": 3,
+    }

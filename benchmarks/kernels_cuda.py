@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.common import save
 from benchmarks.gpu import Machine, check, compare, show
 from lvlm_attn.kernels import reference
+from lvlm_attn.kernels.call import AttentionCall, Memo
 from lvlm_attn.kernels.spec import Geometry, KeyClass, Redistribution
 from lvlm_attn.kernels.torch_path import Rows
 from lvlm_attn.kernels.visibility import ALL, Visibility
@@ -133,12 +134,13 @@ def part_of(item: Redistribution, at: slice) -> Redistribution:
     )
 
 
-def attention_call(given: list[torch.Tensor], geometry: Geometry, memo: dict[Any, Any], **spec: Any) -> Any:
+def packed_call(given: list[torch.Tensor], geometry: Geometry, memo: Memo, **spec: Any) -> Any:
     """The call as the registry makes it; `memo` stands for the layers that came before."""
-    from lvlm_attn.kernels.triton.path import AttentionCall
+    from lvlm_attn.kernels.triton.path import PackedCall
 
-    scaling = given[0].shape[-1] ** -0.5
-    return AttentionCall.of(*given, scaling=scaling, geometry=geometry, memo=memo, **spec)
+    query, key, value = given
+    scaling = query.shape[-1] ** -0.5
+    return PackedCall.of(AttentionCall(query, key, value, geometry, scaling, memo=memo), **spec)
 
 
 def eager_var(given: list[torch.Tensor], item: Redistribution, geometry: Geometry) -> torch.Tensor:
@@ -166,10 +168,10 @@ def var_prefill(machine: Machine, sizes: Sizes) -> list[dict[str, Any]]:
             shape = (batch, sizes.heads, sizes.heads, length, length, sizes.dim)
             sets = [tensors(machine, *shape, seed) for seed in range(sizes.inputs)]
             geometry, item = Geometry(0, length, length), redistribution(machine, batch, length, length)
-            rows, memo = Rows.of(item.is_touched), dict[Any, Any]()
+            rows, memo = Rows.of(item.is_touched), Memo()
 
             def var(index: int) -> Any:
-                call = attention_call(sets[index], geometry, memo, redistribution=item)  # noqa: B023
+                call = packed_call(sets[index], geometry, memo, redistribution=item)  # noqa: B023
                 return call.edited_rows(causal(*sets[index]), rows)  # noqa: B023
 
             plain = truth(sets[0], geometry, 3000 if length <= 3000 else 256)
@@ -198,13 +200,13 @@ def var_decode(machine: Machine, sizes: Sizes) -> list[dict[str, Any]]:
                 shape = (batch, sizes.heads, kv_heads, 1, keys, sizes.dim)
                 sets = [tensors(machine, *shape, seed) for seed in range(sizes.inputs)]
                 geometry, item = Geometry(keys - 1, 1, keys), redistribution(machine, batch, keys, 1)
-                memo: dict[Any, Any] = {}
+                memo = Memo()
 
                 def var(index: int) -> Any:
-                    return attention_call(sets[index], geometry, memo, redistribution=item).every_row()  # noqa: B023
+                    return packed_call(sets[index], geometry, memo, redistribution=item).every_row()  # noqa: B023
 
                 def unedited(index: int) -> Any:
-                    return attention_call(sets[index], geometry, {}).every_row()  # noqa: B023
+                    return packed_call(sets[index], geometry, Memo()).every_row()  # noqa: B023
 
                 want, at, heads = truth(sets[0], geometry, 1, redistribution=part_of(item, slice(None)))
                 error = check(machine, f"VAR decode, {keys} keys", var(0)[:1, at, heads], want)
@@ -231,7 +233,7 @@ def mma_prefill(machine: Machine, sizes: Sizes) -> list[dict[str, Any]]:
         for length in sizes.mma:
             shape = (batch, sizes.heads, sizes.heads, length, length, sizes.dim)
             sets = [tensors(machine, *shape, seed) for seed in range(sizes.inputs)]
-            geometry, memo = Geometry(0, length, length), dict[Any, Any]()
+            geometry, memo = Geometry(0, length, length), Memo()
             group = torch.zeros(batch, length, dtype=torch.long)
             group[:, BEFORE : length - QUESTION] = 1
             group[:, length - QUESTION :] = 2
@@ -242,7 +244,7 @@ def mma_prefill(machine: Machine, sizes: Sizes) -> list[dict[str, Any]]:
             mask[BEFORE : length - QUESTION, length - QUESTION :] = True
 
             def mma(index: int) -> Any:
-                return attention_call(sets[index], geometry, memo, visibility=[reads]).every_row()  # noqa: B023
+                return packed_call(sets[index], geometry, memo, visibility=[reads]).every_row()  # noqa: B023
 
             def masked(index: int) -> torch.Tensor:
                 return with_mask(sets[index], mask)  # noqa: B023

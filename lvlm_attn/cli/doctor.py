@@ -131,17 +131,16 @@ def _triton() -> None:
     importlib.import_module("triton")
     if not torch.cuda.is_available():
         raise RuntimeError("it needs a GPU; the torch path is used")
+    from lvlm_attn.kernels.call import AttentionCall
     from lvlm_attn.kernels.spec import Geometry
-    from lvlm_attn.kernels.triton.path import AttentionCall
+    from lvlm_attn.kernels.triton.path import PackedCall
     from lvlm_attn.kernels.visibility import ALL, Visibility
 
     query = torch.randn(1, 2, 16, 16, device="cuda", dtype=torch.float16)
     plain = Visibility(torch.zeros(1, 16, dtype=torch.long, device="cuda"), ((ALL,),))
-    call = AttentionCall.of(
-        query, query, query, scaling=0.25, geometry=Geometry(0, 16, 16), visibility=[plain]
-    )
+    call = AttentionCall(query, query, query, Geometry(0, 16, 16), scaling=0.25)
     want = torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True, scale=0.25)
-    error = (call.every_row().transpose(1, 2) - want).abs().max().item()
+    error = (PackedCall.of(call, visibility=[plain]).every_row().transpose(1, 2) - want).abs().max().item()
     if not error < 1e-2:
         raise RuntimeError(f"they run, but are off by {error:.3g}")
 

@@ -124,14 +124,14 @@ class CMAI(Intervention):
         rows = index[..., None].expand_as(is_hidden)
         # Rows that only fill up repeat others that are not read, and hide nothing.
         hidden.scatter_(1, rows, is_hidden)
-        call.masks[self._key(layer)] = self._made(layer, Hidden(call.start, columns, hidden))
+        self._chosen(layer).append(self._made(layer, Hidden(call.start, columns, hidden)))
         counts = torch.stack((is_hidden.sum(), may_read.sum(), is_read.sum())).double()
         layer.stats["pairs"] = layer.stats["pairs"] + counts if "pairs" in layer.stats else counts
 
     def visibility(self, layer: Layer) -> Visibility | None:
         """Hides the patches that were chosen in the layer of the scores."""
-        found: Visibility | None = layer.call.masks.get(self._key(layer))
-        return found if layer != self.layer else None
+        chosen = self._chosen(layer)
+        return chosen[-1] if chosen and layer != self.layer else None
 
     def _made(self, layer: Layer, hidden: Hidden) -> Visibility:
         batch, length = layer.layout.batch, layer.call.length
@@ -140,8 +140,9 @@ class CMAI(Intervention):
         return Visibility(group, earlier=((ALL,),), predicate=shown(hidden), touches=touches)
 
     @staticmethod
-    def _key(layer: Layer) -> tuple[str, int]:
-        return ("cmai", id(layer.memory))
+    def _chosen(layer: Layer) -> list[Visibility]:
+        """What the layer of the scores chose in this call; empty before it, and where no word was scored."""
+        return layer.call.memo.shared((CMAI, id(layer.memory)), list)
 
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
         """Words treated, and the share of pairs of word and patch that were hidden."""

@@ -113,14 +113,13 @@ class PAINT(Intervention):
 
     def reweigh(self, layer: Layer) -> Amplification | None:
         """Amplifies the scores of the chosen patches."""
-        key = ("paint", id(layer.memory))
-        known = layer.call.masks
-        if key not in known:
+
+        def made() -> Amplification | None:
             if layer.is_prompt:
                 self._choose(layer)
-            known[key] = self._amplification(layer)
-        found: Amplification | None = known[key]
-        return found
+            return self._amplification(layer)
+
+        return layer.call.memo.shared((PAINT, id(layer.memory)), made)
 
     def _choose(self, layer: Layer) -> None:
         """Adds the patches of the images that this call reads to those of earlier turns."""

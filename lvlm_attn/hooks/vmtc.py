@@ -117,12 +117,7 @@ class VMTC(Intervention):
 
     def visibility(self, layer: Layer) -> Visibility | None:
         """Hides what was merged away from every query."""
-        key = ("vmtc", id(layer.memory))
-        known = layer.call.masks
-        if key not in known:
-            known[key] = self._hiding(layer)
-        found: Visibility | None = known[key]
-        return found
+        return layer.call.memo.shared((VMTC, id(layer.memory)), lambda: self._hiding(layer))
 
     def _hiding(self, layer: Layer) -> Visibility | None:
         gone = layer.memory.get("gone")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lvlm_attn.interventions.base import Intervention, Layer
+from lvlm_attn.kernels.call import Memo
 from lvlm_attn.kernels.dispatch import Dispatch
 from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.torch_path import Rows
@@ -42,7 +43,7 @@ class Call:
             predicted), or None.
         kernels: which path computes edited attention.
         has_own_mask: whether the caller gave a dense attention mask, which may say anything.
-        masks: which rows are computed again and what they read, where layers share it.
+        memo: what the layers of this call share; empty once the call is over.
         text_heads: reads the prompt without its images: takes layers, gives for each the head outputs
             `(batch, heads, head_dim)` of the last prompt token in fp32.
         vision: what was read of the image encoder's attention (see `Intervention.vision`) for the images of a call;
@@ -65,10 +66,8 @@ class Call:
     text_heads: Callable[[Sequence[int]], dict[int, Tensor]] | None = None
     kernels: Dispatch = field(default_factory=Dispatch)
     has_own_mask: bool = False
-    masks: dict[Any, Any] = field(default_factory=dict)
+    memo: Memo = field(default_factory=Memo)
     vision: tuple[Encoded, ...] | None = None
-    _rows: dict[int, tuple[Tensor, Rows | None]] = field(default_factory=dict)
-    _text: dict[torch.device, Tensor] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -85,20 +84,17 @@ class Call:
 
         The same tensor for every layer on a device, so that `rows_of` packs its rows once.
         """
-        if device not in self._text:
+
+        def made() -> Tensor:
             if not self.is_prompt and self.queries == 1:
-                found = self.prompt.has_image[:, None]
-            else:
-                found = self.layout.after_image[:, self.start : self.length]
-            self._text[device] = found.to(device)
-        return self._text[device]
+                return self.prompt.has_image[:, None].to(device)
+            return self.layout.after_image[:, self.start : self.length].to(device)
+
+        return self.memo.shared((Call.text_queries, device), made)
 
     def rows_of(self, is_touched: Tensor) -> Rows | None:
         """Packs touched rows, once per call for the same tensor."""
-        known = self._rows.get(id(is_touched))
-        if known is None or known[0] is not is_touched:
-            known = self._rows[id(is_touched)] = (is_touched, Rows.of(is_touched))
-        return known[1]
+        return self.memo.shared((Rows, is_touched), lambda: Rows.of(is_touched))
 
     def geometry(self, keys: int, window: int | None) -> Geometry:
         """Where the queries and `keys` key columns of an attention call stand."""

@@ -45,18 +45,13 @@ def once_per_call(layer: Layer, make: Callable[[], Made | None]) -> Visibility |
         layer: the layer.
         make: makes the visibility for this call, or None if plain causality holds.
     """
-    key = ("made", id(layer.memory))
-    known = layer.call.masks
-    if key not in known:
-        known[key] = make()
-    made = known[key]
+    made = layer.call.memo.shared((once_per_call, id(layer.memory)), make)
     if made is None:
         return None
     stats, index = layer.stats, int(layer)
     before = stats.get(index)
     stats[index] = made.counts if before is None else tuple(a + b for a, b in zip(before, made.counts))
-    visibility: Visibility = made.visibility
-    return visibility
+    return made.visibility
 
 
 def counted(stats: Mapping[Any, Any], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError, closest
+from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.packing import unsupported_edits, unsupported_visibility
 from lvlm_attn.kernels.spec import Amplification, Redistribution
 from lvlm_attn.kernels.visibility import Visibility
@@ -132,18 +132,9 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
-def unsupported_call(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, kwargs: Mapping[str, Any]
-) -> str | None:
-    """Says why the kernels cannot compute an attention call, or None if they can.
-
-    Args:
-        query: `(batch, heads, queries, head_dim)`.
-        key: `(batch, kv_heads, keys, head_dim)`.
-        value: `(batch, kv_heads, keys, head_dim)`.
-        scaling: factor on the scores.
-        kwargs: what else the model passed to its backend.
-    """
+def unsupported_call(call: AttentionCall) -> str | None:
+    """Says why the kernels cannot compute an attention call, or None if they can."""
+    query, key, value = call.query, call.key, call.value
     if query.dtype not in _DTYPES or not query.dtype == key.dtype == value.dtype:
         return f"queries, keys and values are of {query.dtype}, {key.dtype} and {value.dtype}"
     if not query.shape[-1] == key.shape[-1] == value.shape[-1] or query.shape[-1] > MAX_HEAD_DIM:
@@ -152,14 +143,14 @@ def unsupported_call(
         )
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
         return "gradients are asked for, and the kernels have none"
-    if kwargs.get("softcap") is not None:
+    if call.softcap is not None:
         return "the model bounds its scores"
-    if kwargs.get("s_aux") is not None:
+    if call.kwargs.get("s_aux") is not None:
         return "the model has learned sinks"
-    if kwargs.get("dropout"):
+    if call.kwargs.get("dropout"):
         return "attention dropout is on"
-    if not scaling > 0:
-        return f"scores are scaled by {scaling}"
+    if not call.scaling > 0:
+        return f"scores are scaled by {call.scaling}"
     return None
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.spec import Geometry
-from lvlm_attn.kernels.torch_path import Rows, row_outputs, row_weights
+from lvlm_attn.kernels.torch_path import Rows, attend_masked
 
 
 @dataclass(frozen=True)
@@ -63,26 +63,20 @@ class ExtraKeys:
 
 
 def with_extra(
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    extras: Sequence[ExtraKeys],
-    rows: Rows,
-    geometry: Geometry,
+    call: AttentionCall, mask: Tensor | None, extras: Sequence[ExtraKeys], rows: Rows
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Puts extra keys behind those of the sequence, for one softmax over all.
 
     Args:
-        key: `(batch, kv_heads, keys, head_dim)`.
-        value: `(batch, kv_heads, keys, head_dim)`.
+        call: the attention call.
         mask: `(batch, 1 or heads, rows, keys)` of the sequence's keys, boolean or additive, or None.
         extras: what to add, each without a gate.
         rows: which queries.
-        geometry: where the queries and keys stand.
 
     Returns:
         Keys, values and mask with the extra keys at the end. The mask is additive where a bias is not 0.
     """
+    key, value, geometry = call.key, call.value, call.geometry
     if not extras:
         return key, value, mask
     keys = torch.cat([key, *(item.key.to(key) for item in extras)], 2)
@@ -93,7 +87,7 @@ def with_extra(
     beside = [item.readable(rows, geometry)[:, None].expand(-1, mask.shape[1], -1, -1) for item in extras]
     if mask.dtype == torch.bool and all(item.bias == 0 and item.own_bias is None for item in extras):
         return keys, values, torch.cat([mask, *beside], 3)
-    dtype = torch.promote_types(key.dtype, torch.float32)
+    dtype = call.score_dtype
     if mask.dtype == torch.bool:
         own = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf)
     else:
@@ -111,43 +105,27 @@ def with_extra(
     return keys, values, torch.where((total > -torch.inf).any(-1, keepdim=True), total, 0.0)
 
 
-def add_gated(
-    output: Tensor, query: Tensor, item: ExtraKeys, geometry: Geometry, scaling: float, softcap: float | None
-) -> Tensor:
+def add_gated(output: Tensor, call: AttentionCall, item: ExtraKeys) -> Tensor:
     """Adds a reading of extra keys by a softmax of their own to head outputs.
 
     Args:
         output: `(batch, queries, heads, head_dim)`; queries that read nothing keep their bits.
-        query: `(batch, heads, queries, head_dim)`.
+        call: the attention call.
         item: the extra keys, with a gate.
-        geometry: where the queries and keys stand.
-        scaling: factor on the scores.
-        softcap: bound of the scores by tanh, for models that have one.
 
     Returns:
         A new output.
     """
-    is_touched = item.touched(geometry)
+    query = call.query
+    is_touched = item.touched(call.geometry)
     rows = None if is_touched is None else Rows.of(is_touched.to(query.device))
     if rows is None or not item.gate:
         return output
-    readable = item.readable(rows, geometry)
+    readable = item.readable(rows, call.geometry)
     is_reader = readable.any(-1) & rows.is_touched
     # Rows that only fill up read everything, so that no softmax is empty; they are not written.
     mask = (readable | ~is_reader[..., None])[:, None]
-    key, value = item.key.to(query), item.value.to(query)
-    if softcap is not None:
-        weights = row_weights(rows.take(query), key, scaling=scaling, mask=mask, softcap=softcap)
-        found = row_outputs(weights, value)
-    else:
-        found = scaled_dot_product_attention(
-            rows.take(query),
-            key,
-            value,
-            attn_mask=mask,
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
+    found = attend_masked(rows.take(query), item.key.to(query), item.value.to(query), mask, call)
     found = torch.where(is_reader[:, None, :, None], item.gate * found, 0).transpose(1, 2).to(output.dtype)
     if rows.is_all:
         return output + found

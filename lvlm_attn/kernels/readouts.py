@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution, amplified, class_indicator
-from lvlm_attn.kernels.torch_path import Rows, mask_rows, redistribute
+from lvlm_attn.kernels.torch_path import Rows, mask_rows, redistribute, row_scores
 from lvlm_attn.kernels.visibility import Visibility
 from lvlm_attn.kernels.visible_path import visible_mask
 
@@ -86,32 +87,22 @@ class Reading:
 
 
 def read(
-    query: Tensor,
-    key: Tensor,
+    call: AttentionCall,
     wanted: Readout,
     *,
-    scaling: float,
-    geometry: Geometry,
     visibility: Sequence[Visibility] = (),
     amplification: Sequence[Amplification] = (),
     redistribution: Redistribution | None = None,
-    mask: Tensor | None = None,
-    softcap: float | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Reading:
     """Reads quantities off the weights of an attention call, chunk by chunk of rows.
 
     Args:
-        query: `(batch, heads, queries, head_dim)`.
-        key: `(batch, kv_heads, keys, head_dim)`.
+        call: the attention call; its values are not needed.
         wanted: which rows and quantities.
-        scaling: factor on the scores.
-        geometry: where the queries and keys stand.
         visibility: what queries may read beyond or below causality.
         amplification: changes of the scores, in order.
         redistribution: what is moved between keys.
-        mask: the mask a backend was given, see `mask_rows`.
-        softcap: bound of the scores by tanh, for models that have one.
         chunk_bytes: most bytes of weights to hold at a time.
 
     Returns:
@@ -123,20 +114,21 @@ def read(
     Example:
         >>> q = torch.randn(1, 2, 3, 8)
         >>> wanted = Readout(torch.ones(1, 3, dtype=torch.bool), column_sums=True)
-        >>> read(q, q, wanted, scaling=8**-0.5, geometry=Geometry(0, 3, 3)).column_sums.shape
+        >>> call = AttentionCall(q, q, q, Geometry(0, 3, 3), scaling=8**-0.5)
+        >>> read(call, wanted).column_sums.shape
         torch.Size([1, 2, 3])
     """
-    batch, heads, queries, _ = query.shape
+    batch, heads, queries, _ = call.query.shape
+    geometry, device, dtype = call.geometry, call.query.device, call.score_dtype
     wanted.check(batch, queries)
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    rows = Rows.of(wanted.is_read.to(query.device))
+    rows = Rows.of(wanted.is_read.to(device))
     if rows is None:
-        return empty_reading(wanted, heads, geometry.keys, query.device, dtype)
+        return empty_reading(wanted, heads, geometry.keys, device, dtype)
     gathered = _Gathered(wanted, geometry)
     step = max(chunk_bytes // max(batch * heads * geometry.keys * dtype.itemsize, 1), 1)
     for start in range(0, rows.index.shape[1], step):
         part = rows.part(slice(start, start + step))
-        scores = _scores(part, query, key, scaling, geometry, visibility, amplification, mask, softcap)
+        scores = _scores(call, part, visibility, amplification)
         scores = scores.masked_fill(~part.is_touched[:, None, :, None], -torch.inf)
         weights, total = _softmax(scores)
         if redistribution is not None:
@@ -233,30 +225,11 @@ def empty_reading(
 
 
 def _scores(
-    rows: Rows,
-    query: Tensor,
-    key: Tensor,
-    scaling: float,
-    geometry: Geometry,
-    visibility: Sequence[Visibility],
-    amplification: Sequence[Amplification],
-    mask: Tensor | None,
-    softcap: float | None,
+    call: AttentionCall, rows: Rows, visibility: Sequence[Visibility], amplification: Sequence[Amplification]
 ) -> Tensor:
     """`(batch, heads, rows, keys)`, minus infinity at keys that may not be read."""
-    part = rows.take(query)
-    batch, heads, count, dim = part.shape
-    kv_heads, keys = key.shape[1], key.shape[2]
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    # Heads that share a key head stand together, so that keys are read once and never repeated.
-    grouped = (part.to(dtype) * scaling).reshape(batch, kv_heads, heads // kv_heads * count, dim)
-    scores = (grouped @ key.to(dtype).transpose(-1, -2)).view(batch, heads, count, keys)
-    if softcap is not None:
-        scores = (scores / softcap).tanh() * softcap
-    if visibility:
-        chosen: Tensor | None = visible_mask(visibility, mask, rows, geometry, dtype)
-    else:
-        chosen = mask_rows(mask, rows, geometry)
+    scores = row_scores(rows.take(call.query), call.key, scaling=call.scaling, softcap=call.softcap)
+    chosen = visible_mask(call, visibility, rows) if visibility else mask_rows(call, rows)
     if chosen is not None and chosen.dtype == torch.bool:
         scores = scores.masked_fill(~chosen, -torch.inf)
     elif chosen is not None:
@@ -264,7 +237,7 @@ def _scores(
         blocked = chosen <= torch.finfo(chosen.dtype).min / 2
         scores = (scores + chosen).masked_fill(blocked, -torch.inf)
     for change in amplification:
-        scores = amplified(scores, change, geometry, change.is_touched.gather(1, rows.index))
+        scores = amplified(scores, change, call.geometry, change.is_touched.gather(1, rows.index))
     return scores
 
 

@@ -83,7 +83,7 @@ class Geometry:
         return readable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Redistribution:
     """Moves attention weight from sink keys to plain patches, in the heads and rows that look at the image.
 
@@ -140,7 +140,7 @@ def redistribution_gains(masses: Tensor, spec: Redistribution) -> tuple[Tensor, 
     return torch.stack((torch.ones_like(keep), keep, grow, keep), dim=-1), is_changed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Amplification:
     """Changes the scores of some keys before the softmax: `s + h * (gain * |s| + bias)`, in the touched rows.
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
+from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.spec import Geometry, Redistribution, class_indicator, redistribution_gains
 
 
@@ -59,6 +61,27 @@ class Rows:
         return query.gather(2, index)
 
 
+def row_scores(query: Tensor, key: Tensor, *, scaling: float, softcap: float | None = None) -> Tensor:
+    """Computes the scores of some rows in fp32 (fp64 inputs stay fp64), before any mask.
+
+    Args:
+        query: `(batch, heads, rows, head_dim)`.
+        key: `(batch, kv_heads, keys, head_dim)`.
+        scaling: factor on the scores.
+        softcap: bound of the scores by tanh, for models that have one.
+
+    Returns:
+        `(batch, heads, rows, keys)`.
+    """
+    batch, heads, rows, dim = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    # Heads that share a key head stand together, so that keys are read once and never repeated.
+    grouped = (query.to(dtype) * scaling).reshape(batch, kv_heads, heads // kv_heads * rows, dim)
+    scores = (grouped @ key.to(dtype).transpose(-1, -2)).view(batch, heads, rows, keys)
+    return scores if softcap is None else (scores / softcap).tanh() * softcap
+
+
 def row_weights(
     query: Tensor,
     key: Tensor,
@@ -81,14 +104,7 @@ def row_weights(
     Returns:
         `(batch, heads, rows, keys)`, 0 in rows that may read no key.
     """
-    batch, heads, rows, dim = query.shape
-    kv_heads, keys = key.shape[1], key.shape[2]
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    # Heads that share a key head stand together, so that keys are read once and never repeated.
-    grouped = (query.to(dtype) * scaling).reshape(batch, kv_heads, heads // kv_heads * rows, dim)
-    scores = (grouped @ key.to(dtype).transpose(-1, -2)).view(batch, heads, rows, keys)
-    if softcap is not None:
-        scores = (scores / softcap).tanh() * softcap
+    scores = row_scores(query, key, scaling=scaling, softcap=softcap)
     blocked: Tensor | None = None
     if mask is not None and mask.dtype == torch.bool:
         blocked = ~mask
@@ -114,18 +130,36 @@ def row_outputs(weights: Tensor, value: Tensor) -> Tensor:
     return (grouped @ value.to(weights.dtype)).view(batch, heads, rows, value.shape[3])
 
 
-def mask_rows(mask: Tensor | None, rows: Rows, geometry: Geometry) -> Tensor | None:
-    """Picks the mask of the touched rows.
+def attend_masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, call: AttentionCall) -> Tensor:
+    """Attention of some rows of a call to keys that need not be its own.
 
     Args:
-        mask: the mask the backend was given. A dense one `(batch or 1, heads or 1, queries, keys)` is the
-            truth; anything else (None, flash's padding, flex's block mask) says no more than the geometry.
-        rows: the touched rows.
-        geometry: where the queries and keys stand.
+        query: `(batch, heads, rows, head_dim)`, of the call's queries.
+        key: `(batch, kv_heads, keys, head_dim)`.
+        value: `(batch, kv_heads, keys, width)`.
+        mask: `(batch, 1 or heads, rows, keys)`, boolean (True: may read) or additive.
+        call: the call, for how scores are scaled and bounded.
+
+    Returns:
+        `(batch, heads, rows, width)`.
+    """
+    if call.softcap is not None:
+        weights = row_weights(query, key, scaling=call.scaling, mask=mask, softcap=call.softcap)
+        return row_outputs(weights, value)
+    if mask.dtype != torch.bool:
+        mask = mask.to(query.dtype).clamp(min=torch.finfo(query.dtype).min)
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=call.scaling, enable_gqa=query.shape[1] != key.shape[1]
+    )
+
+
+def mask_rows(call: AttentionCall, rows: Rows) -> Tensor | None:
+    """Picks the mask of some rows of a call.
 
     Returns:
         `(batch, 1 or heads, rows, keys)`, boolean or additive, or None if all keys may be read.
     """
+    mask, geometry = call.mask, call.geometry
     if isinstance(mask, Tensor) and mask.dim() == 4:
         keys = mask.shape[-1]
         dense = mask.expand(rows.index.shape[0], *mask.shape[1:])

@@ -22,7 +22,7 @@ ALL = 2**30
 Table: TypeAlias = tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Visibility:
     """What queries of one group may read of keys of another; every query may read itself.
 

@@ -6,17 +6,16 @@ but themselves need no attention at all: their output is their own value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from lvlm_attn.kernels.call import AttentionCall, Memo
 from lvlm_attn.kernels.extra import ExtraKeys, with_extra
 from lvlm_attn.kernels.spec import Geometry
-from lvlm_attn.kernels.torch_path import Rows, mask_rows, row_outputs, row_weights, write_rows
+from lvlm_attn.kernels.torch_path import Rows, attend_masked, mask_rows, write_rows
 from lvlm_attn.kernels.visibility import Visibility, readable_keys
 
 CHUNK = 512
@@ -25,32 +24,24 @@ CHUNK = 512
 KEPT_BYTES = 2**26
 """Most bytes of masks kept for the next layer; above it every layer makes its own, chunk by chunk."""
 
-
 KEPT_PLANS = 8
 """Most plans kept in one call: of few rows and of touched ones, with and without a window, and another device."""
 
 
-def visible_mask(
-    visibilities: Sequence[Visibility],
-    mask: Tensor | None,
-    rows: Rows,
-    geometry: Geometry,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """The mask of some rows under visibilities.
+def visible_mask(call: AttentionCall, visibilities: Sequence[Visibility], rows: Rows) -> Tensor:
+    """The mask of some rows of a call under visibilities.
 
     Args:
+        call: the attention call.
         visibilities: what restricts and what unlocks.
-        mask: the mask the backend was given; see `mask_rows`.
         rows: which rows.
-        geometry: where the queries and keys stand.
-        dtype: of an additive mask that a strength makes.
 
     Returns:
         `(batch, 1 or heads, rows, keys)`, boolean, or additive where the backend's mask or a strength is. In an
         additive mask the lowest finite number blocks, so that no row is all minus infinity.
     """
-    base = mask_rows(mask, rows, geometry)
+    geometry, dtype = call.geometry, call.score_dtype
+    base = mask_rows(call, rows)
     index = rows.index + geometry.start
     kept: Tensor | None = None
     if base is None:
@@ -72,111 +63,60 @@ def visible_mask(
 
 def write_visible(
     output: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
+    call: AttentionCall,
     visibilities: Sequence[Visibility],
-    geometry: Geometry,
-    mask: Tensor | None,
-    scaling: float,
-    softcap: float | None = None,
     extras: Sequence[ExtraKeys] = (),
-    memo: dict[Any, Any] | None = None,
 ) -> Tensor:
     """Computes the rows that visibilities or extra keys touch and puts them into the output of the backend.
 
     Args:
         output: `(batch, queries, heads, width)` of plain attention; rows that are not touched keep their bits.
-        query: `(batch, heads, queries, head_dim)`.
-        key: `(batch, kv_heads, keys, head_dim)`.
-        value: `(batch, kv_heads, keys, width)`.
+        call: the attention call; layers with the same visibilities, window and mask share what its memo keeps.
         visibilities: what restricts and what unlocks.
-        geometry: where the queries and keys stand.
-        mask: the mask the backend was given.
-        scaling: factor on the scores.
-        softcap: bound of the scores by tanh, for models that have one.
         extras: keys from elsewhere that share the softmax.
-        memo: keeps what layers with the same visibilities, window and mask share, while a call runs.
 
     Returns:
         The output with these rows changed.
     """
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    if extras:
-        plan = _plan(visibilities, geometry, query.device, extras)
-    else:
-        plan = _shared_plan(visibilities, geometry, query.device, mask, dtype, memo)
+    plan = _plan(call, visibilities, extras) if extras else _shared_plan(call, visibilities, _plan)
     if plan.is_alone is not None:
-        own = _own_values(value, geometry, query.shape[1])
-        output = torch.where(plan.is_alone[..., None, None], own.to(output.dtype), output)
-    return _write_pieces(
-        output, query, key, value, plan, visibilities, geometry, mask, scaling, softcap, extras
-    )
+        output = torch.where(plan.is_alone[..., None, None], _own_values(call).to(output.dtype), output)
+    return _write_pieces(output, call, plan, visibilities, extras)
 
 
-def attend_few(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    visibilities: Sequence[Visibility],
-    geometry: Geometry,
-    mask: Tensor | None,
-    scaling: float,
-    softcap: float | None = None,
-    memo: dict[Any, Any] | None = None,
-) -> Tensor | None:
+def attend_few(call: AttentionCall, visibilities: Sequence[Visibility]) -> Tensor | None:
     """Computes a call in which most queries read only themselves, without the backend: its time is that of the others.
 
     Args:
-        query: `(batch, heads, queries, head_dim)`.
-        key: `(batch, kv_heads, keys, head_dim)`.
-        value: `(batch, kv_heads, keys, width)`.
+        call: the attention call, see `write_visible`.
         visibilities: what restricts and what unlocks.
-        geometry: where the queries and keys stand.
-        mask: the mask the backend was given.
-        scaling: factor on the scores.
-        softcap: bound of the scores by tanh, for models that have one.
-        memo: see `write_visible`.
 
     Returns:
         `(batch, queries, heads, width)`, or None if half of the queries or more read other keys too.
     """
-    if query.shape[2] == 1:
+    if call.geometry.queries == 1:
         return None
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    plan = _shared_plan(visibilities, geometry, query.device, mask, dtype, memo, of_few=True)
-    if plan.is_alone is None:
-        return None
-    output = _own_values(value, geometry, query.shape[1])
-    return _write_pieces(output, query, key, value, plan, visibilities, geometry, mask, scaling, softcap)
+    plan = _shared_plan(call, visibilities, _plan_of_few)
+    return None if plan.is_alone is None else _write_pieces(_own_values(call), call, plan, visibilities)
 
 
 def _write_pieces(
     output: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    call: AttentionCall,
     plan: _Plan,
     visibilities: Sequence[Visibility],
-    geometry: Geometry,
-    mask: Tensor | None,
-    scaling: float,
-    softcap: float | None,
     extras: Sequence[ExtraKeys] = (),
 ) -> Tensor:
     """Computes the rows of a plan and puts them into the output; see `write_visible`."""
-    dtype = torch.promote_types(query.dtype, torch.float32)
     for place, piece in enumerate(plan.pieces):
         readable = plan.masks.get(place)
         if readable is None:
-            readable = visible_mask(visibilities, mask, piece, geometry, dtype)
+            readable = visible_mask(call, visibilities, piece)
             if plan.keeps_masks:
                 plan.masks[place] = readable
-        keys, values, total = with_extra(key, value, readable, extras, piece, geometry)
+        keys, values, total = with_extra(call, readable, extras, piece)
         assert total is not None
-        new = _attend(piece.take(query), keys, values, total, scaling, softcap)
+        new = attend_masked(piece.take(call.query), keys, values, total, call)
         is_changed = piece.is_touched[:, None].expand(-1, new.shape[1], -1)
         output = write_rows(output, new, piece, is_changed)
     return output
@@ -190,15 +130,10 @@ class _Plan:
     pieces: list[Rows] = field(default_factory=list)
     masks: dict[int, Tensor] = field(default_factory=dict)
     keeps_masks: bool = False
-    held: tuple[Any, ...] = ()
 
 
-def _plan(
-    visibilities: Sequence[Visibility],
-    geometry: Geometry,
-    device: torch.device,
-    extras: Sequence[ExtraKeys] = (),
-) -> _Plan:
+def _plan(call: AttentionCall, visibilities: Sequence[Visibility], extras: Sequence[ExtraKeys] = ()) -> _Plan:
+    geometry, device = call.geometry, call.query.device
     is_touched, is_alone = touched_queries(visibilities, geometry, device)
     for item in extras:
         found = item.touched(geometry)
@@ -211,10 +146,10 @@ def _plan(
     return _Plan(is_alone, _pieces(is_touched if is_alone is None else is_touched & ~is_alone))
 
 
-def _plan_of_few(visibilities: Sequence[Visibility], geometry: Geometry, device: torch.device) -> _Plan:
+def _plan_of_few(call: AttentionCall, visibilities: Sequence[Visibility]) -> _Plan:
     """All rows that read other keys than their own; an empty plan where these are half of the queries or more."""
-    _, is_alone = touched_queries(visibilities, geometry, device)
-    if is_alone is None or 2 * int((~is_alone).sum(1).max()) >= geometry.queries:
+    _, is_alone = touched_queries(visibilities, call.geometry, call.query.device)
+    if is_alone is None or 2 * int((~is_alone).sum(1).max()) >= call.geometry.queries:
         return _Plan()
     return _Plan(is_alone, _pieces(~is_alone))
 
@@ -227,32 +162,34 @@ def _pieces(is_row: Tensor) -> list[Rows]:
 
 
 def _shared_plan(
+    call: AttentionCall,
     visibilities: Sequence[Visibility],
-    geometry: Geometry,
-    device: torch.device,
-    mask: Any,
-    dtype: torch.dtype,
-    memo: dict[Any, Any] | None,
-    *,
-    of_few: bool = False,
+    make: Callable[[AttentionCall, Sequence[Visibility]], _Plan],
 ) -> _Plan:
-    """The plan of an earlier layer of the call if it serves here too."""
-    make = _plan_of_few if of_few else _plan
-    if memo is None:
-        return make(visibilities, geometry, device)
-    key = ("plan", of_few, *map(id, visibilities), id(mask), geometry.keys, geometry.window, device, dtype)
-    if key not in memo:
-        kept = [other for other in memo if other[0] == "plan"]
-        if len(kept) >= KEPT_PLANS:  # a model that gives every layer a mask of its own shares nothing
-            del memo[kept[0]]
-        plan = memo[key] = make(visibilities, geometry, device)
-        # What the key names has to live as long as the key.
-        plan.held = (*visibilities, mask)
+    """The plan of an earlier layer of the forward call if it serves here too."""
+    geometry = call.geometry
+
+    def made() -> _Plan:
+        plan = make(call, visibilities)
         size = sum(piece.index.numel() for piece in plan.pieces) * geometry.keys
         plan.keeps_masks = size * (4 if any(item.strength != 1 for item in visibilities) else 1) <= KEPT_BYTES
-    plan = memo[key]
-    assert isinstance(plan, _Plan)
-    return plan
+        return plan
+
+    key = (
+        make,
+        *visibilities,
+        call.mask,
+        geometry.keys,
+        geometry.window,
+        call.query.device,
+        call.score_dtype,
+    )
+    return call.memo.shared(_Plan, _no_plans).shared(key, made)
+
+
+def _no_plans() -> Memo:
+    # Bounded, since a model that gives every layer a mask of its own shares nothing.
+    return Memo(KEPT_PLANS)
 
 
 def touched_queries(
@@ -277,20 +214,9 @@ def touched_queries(
     return touched, alone
 
 
-def _own_values(value: Tensor, geometry: Geometry, heads: int) -> Tensor:
+def _own_values(call: AttentionCall) -> Tensor:
     """`(batch, queries, heads, width)`: what every query gives that reads itself alone."""
+    geometry, heads = call.geometry, call.query.shape[1]
     first = geometry.start - geometry.first_key
-    own = value[:, :, first : first + geometry.queries].transpose(1, 2)
+    own = call.value[:, :, first : first + geometry.queries].transpose(1, 2)
     return own.repeat_interleave(heads // own.shape[2], 2)
-
-
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, softcap: float | None
-) -> Tensor:
-    if softcap is not None:
-        return row_outputs(row_weights(query, key, scaling=scaling, mask=mask, softcap=softcap), value)
-    if mask.dtype != torch.bool:
-        mask = mask.to(query.dtype).clamp(min=torch.finfo(query.dtype).min)
-    return scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
-    )

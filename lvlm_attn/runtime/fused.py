@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lvlm_attn.interventions.call import Call
+from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.dispatch import unsupported_call, unsupported_spec
-from lvlm_attn.kernels.spec import Redistribution
-from lvlm_attn.runtime.edits import Asked, Attention, Edit
+from lvlm_attn.kernels.spec import Amplification, Redistribution
+from lvlm_attn.runtime.collected import CollectedEdits
 
 
 class Fused(NamedTuple):
@@ -29,9 +31,8 @@ class Fused(NamedTuple):
 def attend_fused(
     run_backend: Callable[[], tuple[Tensor, Tensor | None]],
     call: Call,
-    edits: list[Edit],
-    asked: Asked,
-    given: Attention,
+    edits: CollectedEdits,
+    attention: AttentionCall,
     *,
     backend: str,
 ) -> Fused | None:
@@ -40,54 +41,46 @@ def attend_fused(
     Args:
         run_backend: runs the user's backend, where the kernels only compute the touched rows again.
         call: the innermost call.
-        edits: all interventions at this layer, in order.
-        asked: what they ask.
-        given: the attention call.
+        edits: what the interventions at this layer ask.
+        attention: the attention call.
         backend: name of the user's backend.
 
     Returns:
         What was made, or None if it is all left to the backend and the torch path.
     """
     dispatch = call.kernels
-    query, key, value, mask, geometry, scaling, _, kwargs = given
-    if not dispatch.may_use(query):
+    if not dispatch.may_use(attention.query):
         return None
-    amplifications, redistributions = asked.amplifications, asked.redistributions
-    reason = _unsupported_edits(edits, asked, backend)
-    reason = reason or unsupported_call(query, key, value, scaling, kwargs)
-    if reason is None and (call.has_own_mask or _is_unexpected(mask, geometry)):
+    amplifications, redistributions = edits.amplifications, edits.redistributions
+    reason = _unsupported_edits(edits, backend) or unsupported_call(attention)
+    if reason is None and (call.has_own_mask or _is_unexpected(attention)):
         reason = "the model was given a mask of its own"
-    reason = reason or unsupported_spec(asked.visible, amplifications, redistributions)
+    reason = reason or unsupported_spec(edits.visible, amplifications, redistributions)
     if reason is not None:
         dispatch.fall_back(reason)
         return None
-    from lvlm_attn.kernels.triton.path import AttentionCall
+    from lvlm_attn.kernels.triton.path import PackedCall
 
     # Rows whose weights someone holds are the torch path's, which has the weights; the visibilities stay here.
-    is_read = bool(asked.reads)
-    ours = AttentionCall.of(
-        query,
-        key,
-        value,
-        scaling=scaling,
-        geometry=geometry,
-        visibility=asked.visible,
+    is_read = bool(edits.reads)
+    ours = PackedCall.of(
+        attention,
+        visibility=edits.visible,
         amplification=None if is_read or not amplifications else amplifications[0],
         redistribution=None if is_read or not redistributions else redistributions[0],
-        memo=call.masks,
     )
-    readouts = [] if is_read else asked.readouts
+    readouts = [] if is_read else edits.readouts
     if not ours.visibility and not ours.has_edits and not readouts:
         # What may be read is over, or the rows are torch's.
         return None if is_read else Fused(run_backend()[0], True)
     dispatch.count("triton")
-    counts = None if is_read else _count(call, edits, asked, query)
+    counts = None if is_read else _count(call, edits, attention.query)
     if ours.visibility or (ours.is_short and ours.has_edits):
         output = ours.every_row(counts)
     else:
         output, _ = run_backend()
     if ours.has_edits and not ours.is_short:
-        touched = [spec.is_touched for spec in asked.specs if spec is not None]
+        touched = [spec.is_touched for spec in edits.specs if spec is not None]
         output = ours.edited_rows(output, call.rows_of(_any_of(call, touched)), counts)
     for (layer, item), wanted in readouts:
         item.measure(layer, ours.read(wanted))
@@ -98,34 +91,31 @@ def _any_of(call: Call, touched: list[Tensor]) -> Tensor:
     """Rows that any edit touches; the same tensor for every layer that asks with the same ones."""
     if len(touched) == 1:
         return touched[0]
-    memo = ("any", *map(id, touched))
-    if memo not in call.masks:
-        call.masks[memo] = (torch.stack(touched).any(0), touched)
-    found: Tensor = call.masks[memo][0]
-    return found
+    return call.memo.shared((_any_of, *touched), lambda: torch.stack(touched).any(0))
 
 
-def _unsupported_edits(edits: list[Edit], asked: Asked, backend: str) -> str | None:
-    title = next((item.title for _, item in edits if item.overrides("edit_weights")), None)
+def _unsupported_edits(edits: CollectedEdits, backend: str) -> str | None:
+    title = next((item.title for _, item in edits.edits if item.overrides("edit_weights")), None)
     if title is not None:
         return f"{title} edits the whole weight matrix"
-    if asked.extras or asked.gated:
+    if edits.extras or edits.gated:
         return "keys from elsewhere are read"
     if backend == "eager":
         return "the eager backend returns weights, which have to be edited too; load the model with sdpa"
     return None
 
 
-def _is_unexpected(mask: Any, geometry: Any) -> bool:
+def _is_unexpected(attention: AttentionCall) -> bool:
     """Whether there is a dense mask where padding, window and cache give no cause for one: packed samples."""
+    mask, geometry = attention.mask, attention.geometry
     is_plain = geometry.is_valid is None and geometry.window is None and geometry.start == 0
     return isinstance(mask, Tensor) and mask.dim() == 4 and is_plain and geometry.keys == geometry.queries
 
 
-def _count(call: Call, edits: list[Edit], asked: Asked, query: Tensor) -> Tensor | None:
+def _count(call: Call, edits: CollectedEdits, query: Tensor) -> Tensor | None:
     """Counts rows of amplified scores; gives the counts of the redistribution, which the kernels add up."""
     counts: Tensor | None = None
-    for (layer, _), spec in zip(edits, asked.specs):
+    for (layer, _), spec in zip(edits.edits, edits.specs):
         if spec is None:
             continue
         known = layer.stats.get(int(layer))
@@ -134,11 +124,13 @@ def _count(call: Call, edits: list[Edit], asked: Asked, query: Tensor) -> Tensor
         if isinstance(spec, Redistribution):
             counts = known
             continue
-        memo = ("amplified", id(spec))
-        if memo not in call.masks:
-            rows = spec.is_touched.sum(1, dtype=torch.float64)
-            changed = (rows * (spec.per_head(query.shape[1]) != 0).to(rows.device).sum(1)).sum()
-            counts_of = torch.stack((changed, rows.sum() * query.shape[1], torch.zeros_like(changed)))
-            call.masks[memo] = (counts_of, spec)
-        known += call.masks[memo][0].to(known.device)
+        amplified = call.memo.shared((_amplified, spec), partial(_amplified, spec, query.shape[1]))
+        known += amplified.to(known.device)
     return counts
+
+
+def _amplified(spec: Amplification, heads: int) -> Tensor:
+    """Rows whose scores change, rows where they could, and no weight moved, over all heads."""
+    rows = spec.is_touched.sum(1, dtype=torch.float64)
+    changed = (rows * (spec.per_head(heads) != 0).to(rows.device).sum(1)).sum()
+    return torch.stack((changed, rows.sum() * heads, torch.zeros_like(changed)))

@@ -9,7 +9,7 @@ without a word, so both are registered together and checked at import. Every bac
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -18,9 +18,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.interventions.call import ACTIVE, TextPass, active_calls
+from lvlm_attn.interventions.call import ACTIVE, Call, TextPass, active_calls
+from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.visible_path import attend_few
-from lvlm_attn.runtime.edits import Asked, Attention, Edit, apply_edits
+from lvlm_attn.runtime.collected import CollectedEdits, Edit
+from lvlm_attn.runtime.edits import apply_edits
 from lvlm_attn.runtime.fused import attend_fused
 
 NAME = "lvlm_attn"
@@ -99,36 +101,46 @@ def attend(
             active[-1].capture(index, query, key, value)
         return output, weights
     calls = active_calls()
-    edits = [
+    acting = [
         Edit(call.layer(index, place), item) for call in calls for place, item in call.editors.get(index, ())
     ]
-    if not edits:
+    if not acting:
         return run()
-    call, asked = calls[-1], Asked.of(edits)
-    if asked.is_nothing:
+    edits = CollectedEdits.of(acting)
+    if edits.is_nothing:
         return run()
-    given = Attention.of(call, query, key, value, attention_mask, kwargs)
-    fused = attend_fused(run, call, edits, asked, given, backend=backend)
+    attention = _attention_call(calls[-1], query, key, value, attention_mask, kwargs)
+    return _attend_edited(run, calls[-1], edits, attention, backend)
+
+
+def _attention_call(
+    call: Call, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: Mapping[str, Any]
+) -> AttentionCall:
+    """What every path is given, from the innermost call, which knows the geometry."""
+    geometry = call.geometry(key.shape[2], kwargs.get("sliding_window"))
+    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    return AttentionCall(query, key, value, geometry, scaling, mask, kwargs.get("softcap"), kwargs, call.memo)
+
+
+def _attend_edited(
+    run: Callable[[], tuple[Tensor, Tensor | None]],
+    call: Call,
+    edits: CollectedEdits,
+    attention: AttentionCall,
+    backend: str,
+) -> tuple[Tensor, Tensor | None]:
+    """The kernels if they can, else the backend (or, where few rows attend to others, not even that) and torch."""
+    fused = attend_fused(run, call, edits, attention, backend=backend)
     if fused is not None and fused.is_done:
         return fused.output, None
     call.kernels.count("torch")
     visible = None if fused is None else fused.output
-    if visible is None and asked.visible and not asked.extras and backend != "eager":
-        visible = attend_few(
-            query,
-            key,
-            value,
-            visibilities=asked.visible,
-            geometry=given.geometry,
-            mask=attention_mask,
-            scaling=given.scaling,
-            softcap=given.softcap,
-            memo=call.masks,
-        )
+    if visible is None and edits.visible and not edits.extras and backend != "eager":
+        visible = attend_few(attention, edits.visible)
     if visible is not None:
-        return apply_edits(visible, None, call, edits, asked, given, is_visible=True)
+        return apply_edits(visible, None, call, edits, attention, is_visible=True)
     output, weights = run()
-    return apply_edits(output, weights, call, edits, asked, given)
+    return apply_edits(output, weights, call, edits, attention)
 
 
 def backend_function(backend: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:

@@ -184,7 +184,7 @@ class Session:
             return
         self._last_call = next((call for call in active_calls() if call.owner is self), None)
         if self._last_call is not None:
-            self._last_call.masks.clear()
+            self._last_call.memo.clear()
         ACTIVE.set(self._other_calls())
         self._thread = None
         cache = getattr(output, "past_key_values", None)

@@ -64,7 +64,7 @@ def test_the_mask_equals_the_value_output_path(name):
     model = twin_of(name)
     inputs = tiny_inputs(name, model_of(name), BATCH)
     inputs["pixel_values"] = inputs["pixel_values"].double()
-    touched, attend, attended = visible_path.touched_queries, visible_path._attend, []
+    touched, attend, attended = visible_path.touched_queries, visible_path.attend_masked, []
 
     def no_shortcut(visibilities, geometry, device):
         return touched(visibilities, geometry, device)[0], None
@@ -73,7 +73,11 @@ def test_the_mask_equals_the_value_output_path(name):
         attended.append(query.shape[2])
         return attend(query, *args)
 
-    with torch.no_grad(), la.wrap(model, la.VisualSelf("self")), patch.object(visible_path, "_attend", note):
+    with (
+        torch.no_grad(),
+        la.wrap(model, la.VisualSelf("self")),
+        patch.object(visible_path, "attend_masked", note),
+    ):
         fast = model(**inputs).logits
         assert not attended
         with patch.object(visible_path, "touched_queries", no_shortcut):

@@ -21,6 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.packing import pack_edits, pack_visibility
 from lvlm_attn.kernels.readouts import Readout
 from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution
@@ -29,7 +30,7 @@ from lvlm_attn.kernels.triton import path as triton_path
 from lvlm_attn.kernels.triton import prefill as triton_prefill
 from lvlm_attn.kernels.triton import readout as triton_readout
 from lvlm_attn.kernels.triton import rows as triton_rows
-from lvlm_attn.kernels.triton.path import AttentionCall
+from lvlm_attn.kernels.triton.path import PackedCall
 from lvlm_attn.kernels.triton.tiles import SHARED_MEMORY
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
@@ -103,12 +104,9 @@ def calls(head_dim: int, bits: int, what: str) -> Iterator[Callable[[], object]]
     )
     touched = torch.zeros(1, queries, dtype=torch.bool)
     touched[:, -min(queries, 40) :] = True
-    call = AttentionCall.of(
-        query,
-        key,
-        value,
-        scaling=head_dim**-0.5,
-        geometry=geometry,
+    attention = AttentionCall(query, key, value, geometry, scaling=head_dim**-0.5)
+    call = PackedCall.of(
+        attention,
         visibility=[] if what == "rows" else [visible],
         amplification=Amplification(touched, torch.ones(1, 640), heads=torch.ones(8))
         if what != "rows"
@@ -121,11 +119,8 @@ def calls(head_dim: int, bits: int, what: str) -> Iterator[Callable[[], object]]
         edits = pack_edits(call.amplification, call.redistribution, geometry, query.device)
         for wanted in (read_rows, mean):
             yield lambda wanted=wanted: triton_readout.read(
-                query,
-                key,
+                attention,
                 wanted,
-                scaling=call.scaling,
-                geometry=geometry,
                 packed=pack_visibility([visible], geometry, query.device),
                 edits=edits,
                 flags=torch.zeros(1, queries, dtype=torch.int8),

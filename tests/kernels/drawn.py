@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from hypothesis import strategies as st
 
+from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.packing import pack_edits, pack_visibility, unsupported_visibility
 from lvlm_attn.kernels.readouts import Readout
 from lvlm_attn.kernels.reference import attention
@@ -63,17 +64,18 @@ class Drawn:
         """The arguments of the kernels that come from the spec."""
         device = torch.device(device)
         return {
-            "scaling": self.scaling,
-            "geometry": self.geometry,
             "packed": pack_visibility(self.visibility, self.geometry, device),
             "edits": pack_edits(self.amplification, self.redistribution, self.geometry, device),
         }
 
-    def spec(self):
+    def attention(self, device="cpu"):
+        """The call without its edits."""
+        tensors = (tensor.to(device) for tensor in (self.query, self.key, self.value))
+        return AttentionCall(*tensors, self.geometry, self.scaling)
+
+    def edits(self):
         """The arguments of the torch path that come from the spec."""
         return {
-            "scaling": self.scaling,
-            "geometry": self.geometry,
             "visibility": self.visibility,
             "amplification": [self.amplification] if self.amplification else [],
             "redistribution": self.redistribution,

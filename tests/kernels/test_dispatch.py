@@ -11,7 +11,9 @@ import lvlm_attn as la
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.kernels import dispatch
+from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.dispatch import Dispatch, picked, requested, unavailable, unsupported_call
+from lvlm_attn.kernels.spec import Geometry
 from tests.samples import VAR, Louder, Mutual
 from tests.tiny import tiny_inputs, tiny_model
 
@@ -208,7 +210,11 @@ def test_calls_the_kernels_cannot_compute(change, reason):
     made = {"dtype": torch.float16, "requires_grad": False} | change
     options = {"dtype": made["dtype"], "requires_grad": made["requires_grad"]}
     tensor = torch.ones(1, 2, 4, made.get("dim", 16), **options)
-    found = unsupported_call(tensor, tensor, tensor, made.get("scaling", 1.0), made.get("kwargs", {}))
+    kwargs, scaling = made.get("kwargs", {}), made.get("scaling", 1.0)
+    call = AttentionCall(
+        tensor, tensor, tensor, Geometry(0, 4, 4), scaling, softcap=kwargs.get("softcap"), kwargs=kwargs
+    )
+    found = unsupported_call(call)
     assert found is None if reason is None else reason in found
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.extra import ExtraKeys, add_gated, with_extra
 from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.torch_path import Rows
@@ -86,15 +87,9 @@ def test_one_softmax_with_the_keys_of_the_sequence(bias, hidden, softcap):
     table = Visibility(group, earlier=((ALL, 0), (ALL, 0)))
     got = write_visible(
         plain.clone(),
-        query,
-        key,
-        value,
-        visibilities=[table] if hidden else [],
-        geometry=geometry,
-        mask=None,
-        scaling=SCALE,
-        softcap=softcap,
-        extras=[extra],
+        AttentionCall(query, key, value, geometry, SCALE, softcap=softcap),
+        [table] if hidden else [],
+        [extra],
     )
     want = loop(query, key, value, extra, hidden=hidden, softcap=softcap)
     assert torch.allclose(got, want, atol=1e-12)
@@ -109,9 +104,7 @@ def test_a_sliding_window_counts_from_where_the_extra_keys_stand():
     extra = ExtraKeys(extra_key, extra_value, POSITION, FIRST, STOP)
     geometry = Geometry(0, KEYS, KEYS, window=4)
     plain = torch.zeros(BATCH, KEYS, HEADS, DIM, dtype=torch.float64)
-    got = write_visible(
-        plain, query, key, value, visibilities=[], geometry=geometry, mask=None, scaling=SCALE, extras=[extra]
-    )
+    got = write_visible(plain, AttentionCall(query, key, value, geometry, SCALE), [], [extra])
     want = loop(query, key, value, extra, window=4)
     is_row = STOP > FIRST
     assert torch.allclose(got[is_row], want[is_row], atol=1e-12)
@@ -123,7 +116,8 @@ def test_a_softmax_of_their_own_is_added_times_the_gate(softcap):
     query, key, value, extra_key, extra_value = tensors(2)
     extra = ExtraKeys(extra_key, extra_value, POSITION, FIRST, STOP, gate=0.3)
     output = torch.randn(BATCH, KEYS, HEADS, DIM, dtype=torch.float64)
-    got = add_gated(output, query, extra, Geometry(0, KEYS, KEYS), SCALE, softcap)
+    call = AttentionCall(query, key, value, Geometry(0, KEYS, KEYS), SCALE, softcap=softcap)
+    got = add_gated(output, call, extra)
     want = output + 0.3 * loop(query, key, value, extra, softcap=softcap)
     assert torch.allclose(got, want, atol=1e-12)
     none = (STOP <= FIRST)[..., None, None].expand_as(got)
@@ -132,7 +126,7 @@ def test_a_softmax_of_their_own_is_added_times_the_gate(softcap):
 
 def test_extra_keys_that_none_reads_do_not_count():
     """What stands outside of every run changes nothing, whatever it is."""
-    query, _key, _value, extra_key, extra_value = tensors(3)
+    query, key, value, extra_key, extra_value = tensors(3)
     is_read = torch.zeros(BATCH, EXTRA, dtype=torch.bool)
     for j in range(EXTRA):
         is_read[:, j] = ((j >= FIRST) & (j < STOP) & (STOP > FIRST) & (STOP <= 3)).any(1)
@@ -141,21 +135,19 @@ def test_extra_keys_that_none_reads_do_not_count():
     results = []
     for keys in (extra_key, other):
         extra = ExtraKeys(keys, extra_value, POSITION, FIRST, stop, gate=1.0)
-        results.append(
-            add_gated(
-                torch.zeros(BATCH, KEYS, HEADS, DIM).double(), query, extra, Geometry(0, 9, 9), SCALE, None
-            )
-        )
+        call = AttentionCall(query, key, value, Geometry(0, 9, 9), SCALE)
+        results.append(add_gated(torch.zeros(BATCH, KEYS, HEADS, DIM).double(), call, extra))
     assert not is_read.all()
     assert torch.equal(*results)
 
 
 def test_padding_rows_stay_finite_under_an_additive_mask():
-    _query, key, value, extra_key, extra_value = tensors(4)
+    query, key, value, extra_key, extra_value = tensors(4)
     extra = ExtraKeys(extra_key, extra_value, POSITION, FIRST, STOP, bias=-0.5)
     rows = Rows.of(torch.ones(BATCH, KEYS, dtype=torch.bool))
     mask = torch.zeros(BATCH, 1, KEYS, KEYS)
     mask[:, :, 0] = torch.finfo(mask.dtype).min
-    _, _, total = with_extra(key, value, mask, [extra], rows, Geometry(0, KEYS, KEYS))
+    call = AttentionCall(query, key, value, Geometry(0, KEYS, KEYS), SCALE)
+    _, _, total = with_extra(call, mask, [extra], rows)
     assert torch.isfinite(total[:, :, 0]).all()
     assert torch.isfinite(total.softmax(-1)).all()

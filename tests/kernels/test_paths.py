@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.reference import attention
 from lvlm_attn.kernels.spec import Geometry, Redistribution
 from lvlm_attn.kernels.torch_path import Rows, mask_rows, redistribute, row_outputs, row_weights, write_rows
@@ -58,7 +59,7 @@ def path(query, key, value, geometry, spec, mask=None):
     rows = Rows.of(spec.is_touched)
     if rows is None:
         return output.transpose(1, 2)
-    chosen = mask_rows(mask, rows, geometry)
+    chosen = mask_rows(AttentionCall(query, key, value, geometry, 0.5, mask=mask), rows)
     weights = row_weights(rows.take(query), key, scaling=0.5, mask=chosen)
     new, is_changed, _ = redistribute(weights, spec, geometry)
     return write_rows(output, row_outputs(new, value), rows, is_changed).transpose(1, 2)
@@ -200,7 +201,7 @@ def test_no_queries_by_keys_matrix_is_made():
     output = torch.randn(1, length, heads, DIM)
     with Largest() as largest:
         rows = Rows.of(is_touched)
-        chosen = mask_rows(None, rows, geometry)
+        chosen = mask_rows(AttentionCall(query, query, value, geometry, 0.5), rows)
         weights = row_weights(rows.take(query), query, scaling=0.5, mask=chosen)
         new, is_changed, _ = redistribute(weights, spec, geometry)
         write_rows(output, row_outputs(new, value), rows, is_changed)

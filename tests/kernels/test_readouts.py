@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.readouts import Readout, read
 from lvlm_attn.kernels.spec import Geometry, class_indicator
 from tests.kernels import loops
@@ -61,7 +62,7 @@ def test_equals_the_whole_matrix_in_float64(data):
     asked = data.draw(readouts(call))
     call.query, call.key, call.value = call.query.double(), call.key.double(), call.value.double()
     size = data.draw(st.sampled_from([1, 2000, 10**6]))  # one row at a time, a few, all
-    found = read(call.query, call.key, asked, chunk_bytes=size, **call.spec())
+    found = read(call.attention(), asked, chunk_bytes=size, **call.edits())
     assert found.log_sum_exp.dtype == torch.float64
     check(call, asked, found, 1e-12)
 
@@ -74,8 +75,8 @@ def test_single_precision(dtype):
     key = torch.randn(2, 2, 30, 16, generator=generator).to(dtype)
     asked = Readout(torch.ones(2, 12, dtype=torch.bool), rows="heads", column_sums=True, entropy=True)
     geometry = Geometry(18, 12, 30)
-    found = read(query, key, asked, scaling=0.25, geometry=geometry)
-    want = read(query.double(), key.double(), asked, scaling=0.25, geometry=geometry)
+    found = read(AttentionCall(query, key, key, geometry, 0.25), asked)
+    want = read(AttentionCall(query.double(), key.double(), key.double(), geometry, 0.25), asked)
     assert found.rows.dtype == torch.float32
     for name in ("rows", "column_sums", "entropy", "log_sum_exp"):
         assert relative(getattr(found, name), getattr(want, name)) < 1e-6
@@ -90,7 +91,7 @@ def test_equals_loops():
     asked = Readout(
         torch.tensor([[True, False, True, True, False]]), rows="heads", column_sums=True, entropy=True
     )
-    found = read(query, key, asked, scaling=0.5, geometry=geometry)
+    found = read(AttentionCall(query, key, key, geometry, 0.5), asked)
     weights = loops.weights(query, key, 0.5, geometry)
     sums = [0.0] * 9
     for place, row in enumerate([0, 2, 3]):
@@ -113,7 +114,8 @@ def test_softcap_and_a_dense_mask():
     want = scores.masked_fill(~mask, -torch.inf).softmax(-1)
     low = torch.finfo(torch.float64).min
     for given_mask in (mask, torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, low)):
-        found = read(query, key, asked, scaling=0.5, geometry=Geometry(0, 6, 6), mask=given_mask, softcap=2.0)
+        call = AttentionCall(query, key, key, Geometry(0, 6, 6), 0.5, mask=given_mask, softcap=2.0)
+        found = read(call, asked)
         torch.testing.assert_close(found.rows, want, rtol=0, atol=1e-14)
 
 
@@ -123,11 +125,12 @@ def test_no_more_than_a_chunk_is_held():
     asked = Readout(torch.ones(1, 700, dtype=torch.bool), rows="mean", column_sums=True, entropy=True)
     small = Readout(asked.is_read, column_sums=True, entropy=True)
     size = 50 * 2 * 700 * 4
+    call = AttentionCall(query, query, query, Geometry(0, 700, 700), 0.5)
     with Largest() as largest:
-        read(query, query, small, scaling=0.5, geometry=Geometry(0, 700, 700), chunk_bytes=size)
+        read(call, small, chunk_bytes=size)
     assert largest.elements <= 50 * 2 * 700
     with Largest() as whole:
-        read(query, query, asked, scaling=0.5, geometry=Geometry(0, 700, 700), chunk_bytes=size)
+        read(call, asked, chunk_bytes=size)
     assert whole.elements >= 700 * 700  # rows that are asked for are held, so the count above can fail
 
 
@@ -138,4 +141,4 @@ def test_refuses_what_does_not_fit():
         (Readout(torch.ones(2, 3, dtype=torch.bool), rows="head"), "'head'"),
     ):
         with pytest.raises(LvlmAttnError, match=words):
-            read(query, query, asked, scaling=0.5, geometry=Geometry(0, 3, 3))
+            read(AttentionCall(query, query, query, Geometry(0, 3, 3), 0.5), asked)

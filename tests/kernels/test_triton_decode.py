@@ -25,9 +25,8 @@ def run(call, **options):
     """Decodes into a poisoned output."""
     batch, heads, queries, dim = call.query.shape
     output = torch.full((batch, queries, heads, dim), torch.nan, dtype=call.query.dtype, device=DEVICE)
-    tensors = (tensor.to(DEVICE) for tensor in (call.query, call.key, call.value))
     flags = call.flags().to(DEVICE)
-    found = decode(*tensors, output=output, flags=flags, **call.packed(DEVICE), **options)
+    found = decode(call.attention(DEVICE), output=output, flags=flags, **call.packed(DEVICE), **options)
     assert found.output is output
     moved = {} if found.moved is None else {"moved": found.moved.cpu(), "masses": found.masses.cpu()}
     is_changed = None if found.is_changed is None else found.is_changed.cpu().bool()
@@ -165,14 +164,15 @@ def test_strides_of_a_view():
 
 def test_refuses_what_does_not_fit():
     call = ordinary(20, 1, 4)
-    arguments = {"scaling": 1.0, "geometry": call.geometry, "packed": PackedVisibility(None, None)}
+    packed, given = PackedVisibility(None, None), call.attention()
     edits = pack_edits(None, call.redistribution, call.geometry, call.query.device)
     with pytest.raises(LvlmAttnError, match="flags"):
-        decode(call.query, call.key, call.value, edits=edits, **arguments)
+        decode(given, edits=edits, packed=packed)
+    other = {"query": call.query[:, :3], "key": call.key.expand(-1, 2, -1, -1)}
     with pytest.raises(LvlmAttnError, match="divide"):
-        decode(call.query[:, :3], call.key.expand(-1, 2, -1, -1), call.value, **arguments)
+        decode(dataclasses.replace(given, **other), packed=packed)
     with pytest.raises(LvlmAttnError, match="geometry"):
-        decode(call.query, call.key[:, :, 1:], call.value, **arguments)
+        decode(dataclasses.replace(given, key=call.key[:, :, 1:]), packed=packed)
 
 
 def test_splits_fill_the_device():

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
+from lvlm_attn.kernels.call import Memo
 from lvlm_attn.kernels.packing import pack_visibility, unsupported_edits, unsupported_visibility
 from lvlm_attn.kernels.reference import attention
 from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution, class_indicator
 from lvlm_attn.kernels.torch_path import Rows
 from lvlm_attn.kernels.triton.blocks import list_blocks
-from lvlm_attn.kernels.triton.path import AttentionCall
+from lvlm_attn.kernels.triton.path import PackedCall
 from lvlm_attn.kernels.triton.prefill import attend_all
 from lvlm_attn.kernels.triton.rows import attend_rows
 from lvlm_attn.kernels.triton.tiles import Tile
@@ -38,10 +39,9 @@ def run_all(call, **options):
     batch, heads, queries, dim = call.query.shape
     output = torch.full((batch, queries, heads, dim), torch.nan, dtype=call.query.dtype, device=DEVICE)
     total = torch.full((batch, heads, queries), torch.nan, device=DEVICE)
-    tensors = (tensor.to(DEVICE) for tensor in (call.query, call.key, call.value))
     packed = pack_visibility(call.visibility, call.geometry, torch.device(DEVICE))
-    options |= {"scaling": call.scaling, "geometry": call.geometry, "packed": packed}
-    assert attend_all(*tensors, output=output, log_sum_exp=total, **options) is output
+    found = attend_all(call.attention(DEVICE), packed=packed, output=output, log_sum_exp=total, **options)
+    assert found is output
     return output.cpu(), total.cpu()
 
 
@@ -67,7 +67,7 @@ def run_rows(call, **options):
     counts = torch.zeros(3, dtype=torch.float64, device=DEVICE)
     found = attend_rows(
         output,
-        *(tensor.to(DEVICE) for tensor in (call.query, call.key, call.value)),
+        call.attention(DEVICE),
         index=rows.index.int().contiguous().to(DEVICE),
         flags=flags.gather(1, rows.index).to(DEVICE),
         counts=counts,
@@ -123,8 +123,8 @@ def check_rows(call, bound=1e-5, **options):
 
 
 def path_spec(call):
-    """The arguments of `AttentionCall.of` that come from the spec."""
-    names = ("scaling", "geometry", "visibility", "amplification", "redistribution")
+    """The arguments of `PackedCall.of` that come from the spec."""
+    names = ("visibility", "amplification", "redistribution")
     return {name: getattr(call, name) for name in names}
 
 
@@ -307,7 +307,7 @@ def test_lists_hold_every_block_that_is_read_and_no_mask_is_left_out(call, block
 @given(calls(queries=(9, 17), lengths=(17, 33), dims=(16,)))
 def test_the_path_joins_both_kernels(call):
     """What edits.py does with a long call: every row, then the touched ones."""
-    ours = AttentionCall.of(call.query, call.key, call.value, **path_spec(call))
+    ours = PackedCall.of(call.attention(), **path_spec(call))
     output = ours.every_row()
     rows = Rows.of(call.flags() > 0) if ours.has_edits else None
     found = ours.edited_rows(output, rows)
@@ -325,14 +325,13 @@ def test_the_path_joins_both_kernels(call):
 def test_layers_of_a_call_share_what_positions_decide():
     call = ordinary(20)
     call.visibility = [Visibility(torch.zeros(2, 20, dtype=torch.long), ((ALL,),), ((4,),))]
-    memo = {}
-    spec = path_spec(call) | {"memo": memo}
+    memo = Memo()
     for _ in range(2):
-        ours = AttentionCall.of(call.query, call.key, call.value, **spec)
+        ours = PackedCall.of(dataclasses.replace(call.attention(), memo=memo), **path_spec(call))
         ours.edited_rows(ours.every_row(), Rows.of(call.flags() > 0))
-        known = {key: id(value[1]) for key, value in memo.items()}
-    assert {key: id(value[1]) for key, value in memo.items()} == known
-    assert {key[1] for key in memo} == {"packed", "lists", "flags", "rows"}
+        known = {key: id(value) for key, value in memo.kept.items()}
+    assert {key: id(value) for key, value in memo.kept.items()} == known
+    assert {key[1] for key in memo.kept} == {"packed", "lists", "flags", "rows"}
 
 
 def test_what_the_kernels_cannot_take_is_said():

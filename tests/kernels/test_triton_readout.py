@@ -25,8 +25,8 @@ ALL_QUANTITIES = {"column_sums": True, "entropy": True}
 
 def run(call, asked, **options):
     """The reading, on the CPU."""
-    tensors = (tensor.to(DEVICE) for tensor in (call.query, call.key))
-    found = read(*tensors, asked, flags=call.flags().to(DEVICE), **call.packed(DEVICE), **options)
+    flags = call.flags().to(DEVICE)
+    found = read(call.attention(DEVICE), asked, flags=flags, **call.packed(DEVICE), **options)
     return Reading(**{name: None if v is None else v.cpu() for name, v in vars(found).items()})
 
 
@@ -66,7 +66,7 @@ def test_equals_the_torch_path():
     """Two paths, one definition: every field, every number."""
     call = ordinary(40, 2, 2, queries=9)
     asked = every(9, length=40)
-    found, want = run(call, asked), torch_readouts.read(call.query, call.key, asked, **call.spec())
+    found, want = run(call, asked), torch_readouts.read(call.attention(), asked, **call.edits())
     for name, value in vars(want).items():
         torch.testing.assert_close(getattr(found, name), value, rtol=1e-4, atol=1e-6)
 
@@ -104,8 +104,8 @@ def test_single_rows_of_weight_that_moves_and_that_stays():
 
 def test_refuses_what_does_not_fit():
     call = ordinary(20, 1, 4, queries=2)
-    arguments = {"scaling": 1.0, "geometry": call.geometry, "packed": PackedVisibility(None, None)}
+    packed, given = PackedVisibility(None, None), call.attention()
     with pytest.raises(LvlmAttnError, match="flags"):
-        read(call.query, call.key, every(2), edits=call.packed("cpu")["edits"], **arguments)
+        read(given, every(2), edits=call.packed("cpu")["edits"], packed=packed)
     with pytest.raises(LvlmAttnError, match="is_read"):
-        read(call.query, call.key, every(3), **arguments)
+        read(given, every(3), packed=packed)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvlm_attn.kernels import visible_path
+from lvlm_attn.kernels.call import AttentionCall, Memo
 from lvlm_attn.kernels.reference import attention
 from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.torch_path import Rows
@@ -175,19 +176,15 @@ def test_touched_rows_equal_the_definition(case, kind, with_memo, chunk):
     want = attend(query, key, value, may, bias)
     backend = attend(query, key, value, plain(geometry, batch), torch.zeros_like(bias))
     mask = dense(geometry, batch, kind)
-    memo = {} if with_memo else None
+    memo = Memo()
     with patch.object(visible_path, "CHUNK", chunk):
         for _ in range(2):  # the second time from the memo
             got = write_visible(
                 backend.transpose(1, 2).contiguous(),
-                query,
-                key,
-                value,
-                visibilities=items,
-                geometry=geometry,
-                mask=mask,
-                scaling=0.5,
-                memo=memo,
+                AttentionCall(
+                    query, key, value, geometry, 0.5, mask=mask, memo=memo if with_memo else Memo()
+                ),
+                items,
             ).transpose(1, 2)
             assert torch.isfinite(got).all()
             # A query that may read nothing is padding; what it reads in the end does not matter.
@@ -246,10 +243,10 @@ def test_the_own_value_equals_the_masked_row():
     alone = Visibility(group, earlier=((ALL, ALL), (0, 0)))
     idle = Visibility(group, earlier=((ALL, ALL), (ALL, ALL)), later=((0, 0), (0, 0)))
     output = torch.randn(2, 7, 4, DIM, dtype=torch.float64)
-    run = {"geometry": geometry, "mask": None, "scaling": 0.5}
-    with patch.object(visible_path, "_attend", side_effect=AssertionError("no attention is needed")):
-        copied = write_visible(output.clone(), query, key, value, visibilities=[alone], **run)
-    attended = write_visible(output.clone(), query, key, value, visibilities=[alone, idle], **run)
+    call = AttentionCall(query, key, value, geometry, 0.5)
+    with patch.object(visible_path, "attend_masked", side_effect=AssertionError("no attention is needed")):
+        copied = write_visible(output.clone(), call, [alone])
+    attended = write_visible(output.clone(), call, [alone, idle])
     torch.testing.assert_close(copied, attended, rtol=0, atol=1e-12)
     own = value.transpose(1, 2).repeat_interleave(2, 2)
     assert torch.equal(copied[group == 1], own[group == 1])
@@ -261,20 +258,11 @@ def test_masks_are_made_once_for_layers_that_share_them():
     query, key, value = tensors(geometry, 1, 0)
     reads = Visibility(torch.arange(9)[None] % 2, earlier=((ALL, ALL), (ALL, 0)))
     output = torch.zeros(1, 9, 4, DIM, dtype=torch.float64)
-    memo = {}
+    memo = Memo()
 
     def layer(mask=None, keys=geometry):
-        return write_visible(
-            output.clone(),
-            query,
-            key,
-            value,
-            visibilities=[reads],
-            geometry=keys,
-            mask=mask,
-            scaling=0.5,
-            memo=memo,
-        )
+        call = AttentionCall(query, key, value, keys, 0.5, mask=mask, memo=memo)
+        return write_visible(output.clone(), call, [reads])
 
     with patch.object(visible_path, "visible_mask", wraps=visible_mask) as made:
         first = layer()
@@ -288,7 +276,7 @@ def test_masks_are_made_once_for_layers_that_share_them():
         assert made.call_count == 3
     for _ in range(10):  # a mask of its own for every layer
         layer(mask=torch.ones(1, 1, 9, 9, dtype=torch.bool).tril())
-    assert len(memo) == visible_path.KEPT_PLANS
+    assert len(memo.kept[visible_path._Plan].kept) == visible_path.KEPT_PLANS
     with patch.object(visible_path, "visible_mask", wraps=visible_mask) as made:
         with patch.object(visible_path, "KEPT_BYTES", 8):
             memo.clear()
@@ -323,8 +311,7 @@ def test_half_precision_masks_stay_finite(dtype):
     group = torch.tensor([[1, 1, 1, 1, 0, 0]])
     item = Visibility(group, earlier=((ALL, ALL), (ALL, ALL)), later=((0, 0), (ALL, 0)), strength=0.5)
     output = torch.zeros(1, 6, 4, DIM, dtype=dtype)
-    run = {"visibilities": [item], "geometry": geometry, "mask": None, "scaling": 0.5}
-    got = write_visible(output, query, key, value, **run)
+    got = write_visible(output, AttentionCall(query, key, value, geometry, 0.5), [item])
     assert torch.isfinite(got).all()
     may, bias = slow([item], geometry, 1)
     want = attend(query.double(), key.double(), value.double(), may, bias).transpose(1, 2)
@@ -339,8 +326,8 @@ def test_gradients_reach_queries_keys_and_values():
 
     def path():
         backend = attend(query, key, value, plain(geometry, 1), torch.zeros_like(bias))
-        run = {"visibilities": [item], "geometry": geometry, "mask": None, "scaling": 0.5}
-        return write_visible(backend.transpose(1, 2), query, key, value, **run).transpose(1, 2)
+        call = AttentionCall(query, key, value, geometry, 0.5)
+        return write_visible(backend.transpose(1, 2), call, [item]).transpose(1, 2)
 
     probe = torch.randn(1, 4, 5, DIM, dtype=torch.float64)
     got = torch.autograd.grad((path() * probe).sum(), (query, key, value))
@@ -365,15 +352,6 @@ def test_no_mask_is_larger_than_a_chunk_of_rows_by_all_keys():
         return made
 
     with patch.object(visible_path, "visible_mask", note):
-        write_visible(
-            torch.zeros(1, length, 4, DIM),
-            query,
-            key,
-            value,
-            visibilities=[item],
-            geometry=geometry,
-            mask=None,
-            scaling=0.5,
-        )
+        write_visible(torch.zeros(1, length, 4, DIM), AttentionCall(query, key, value, geometry, 0.5), [item])
     assert sum(sizes) == rows.index.shape[1] == length - 5
     assert max(sizes) <= visible_path.CHUNK

@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.packing import PackedEdits, PackedVisibility
 from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.triton.common import amounts, dot, on_device, precision, row_bits, row_gains
@@ -90,12 +91,8 @@ def choose_splits(programs: int, columns: int, processors: int, block_n: int) ->
 
 
 def decode(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    call: AttentionCall,
     *,
-    scaling: float,
-    geometry: Geometry,
     packed: PackedVisibility,
     edits: PackedEdits | None = None,
     flags: Tensor | None = None,
@@ -107,11 +104,7 @@ def decode(
     """Computes attention with edits for the last few queries of a sequence.
 
     Args:
-        query: `(batch, heads, queries, head_dim)`, any strides whose last is 1.
-        key: `(batch, kv_heads, keys, head_dim)`; heads share keys in groups of heads / kv_heads.
-        value: `(batch, kv_heads, keys, head_dim)`.
-        scaling: factor on the scores.
-        geometry: where the queries and keys stand.
+        call: the attention call; tensors of any strides whose last is 1.
         packed: what may be read, from `pack_visibility`.
         edits: what is done to scores and weights, from `pack_edits`; None for nothing.
         flags: `(batch, queries)` int8, per row the sum of 1 if its scores change and 2 if its weight may be moved
@@ -128,7 +121,8 @@ def decode(
     Raises:
         LvlmAttnError: if shapes do not belong together or the rows of the edits are missing.
     """
-    check_call(query, key, geometry)
+    check_call(call)
+    query, key, value, geometry = call.query, call.key, call.value, call.geometry
     edits = edits or PackedEdits()
     moves = edits.key_class is not None
     if flags is None and (moves or edits.gain is not None or edits.bias is not None):
@@ -177,7 +171,7 @@ def decode(
             splits=splits,
             kv_heads=kv_heads,
             group_size=heads // kv_heads,
-            **shared_arguments(packed, edits, scaling, geometry),
+            **shared_arguments(call, packed, edits),
             SLOTS=slots,
             HEAD_DIM=head_dim,
             BLOCK_D=padded_head_dim(head_dim),

@@ -12,13 +12,14 @@ kept in its memo, since all layers of a call ask for the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.packing import PackedEdits, PackedVisibility, pack_edits, pack_visibility
 from lvlm_attn.kernels.readouts import Reading, Readout
 from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution
@@ -34,63 +35,48 @@ from lvlm_attn.kernels.visibility import Visibility
 Made = TypeVar("Made")
 
 
-@dataclass(frozen=True)
-class AttentionCall:
-    """Tensors and spec of an attention call.
+@dataclass(frozen=True, eq=False)
+class PackedCall:
+    """An attention call and what is to change about it, as the kernels take them.
 
     Attributes:
-        query: `(batch, heads, queries, head_dim)`.
-        key: `(batch, kv_heads, keys, head_dim)`.
-        value: `(batch, kv_heads, keys, head_dim)`.
-        scaling: factor on the scores.
-        geometry: where the queries and keys stand.
+        call: the attention call, its tensors contiguous along the head; what layers share is kept in its memo.
         visibility: what queries may read beyond or below causality.
         amplification: change of the scores, or None.
         redistribution: change of the weights, or None.
-        memo: what layers of a call share; entries keep alive what their keys name.
     """
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    scaling: float
-    geometry: Geometry
+    call: AttentionCall
     visibility: Sequence[Visibility]
     amplification: Amplification | None
     redistribution: Redistribution | None
-    memo: dict[Any, Any]
 
     @staticmethod
     def of(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        call: AttentionCall,
         *,
-        scaling: float,
-        geometry: Geometry,
         visibility: Sequence[Visibility] = (),
         amplification: Amplification | None = None,
         redistribution: Redistribution | None = None,
-        memo: dict[Any, Any] | None = None,
-    ) -> AttentionCall:
+    ) -> PackedCall:
         """The call, with tensors laid out as the kernels take them and visibilities that act on no query dropped.
 
         Raises:
             LvlmAttnError: if an amplification has factors for another number of heads.
         """
-        acting = tuple(item for item in visibility if not _is_over(item, geometry))
-        query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
-        memo = {} if memo is None else memo
+        acting = tuple(item for item in visibility if not _is_over(item, call.geometry))
+        given = call.query, call.key, call.value
+        if any(tensor.stride(-1) != 1 for tensor in given):
+            query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in given)
+            call = replace(call, query=query, key=key, value=value)
         if amplification is not None:
-            amplification.per_head(query.shape[1])
-        return AttentionCall(
-            query, key, value, scaling, geometry, acting, amplification, redistribution, memo
-        )
+            amplification.per_head(call.query.shape[1])
+        return PackedCall(call, acting, amplification, redistribution)
 
     @property
     def is_short(self) -> bool:
         """Whether the decode kernel takes all of it."""
-        return self.geometry.queries <= MAX_QUERIES
+        return self.call.geometry.queries <= MAX_QUERIES
 
     @property
     def has_edits(self) -> bool:
@@ -107,21 +93,9 @@ class AttentionCall:
             `(batch, queries, heads, head_dim)`.
         """
         if not self.is_short:
-            return attend_all(
-                self.query,
-                self.key,
-                self.value,
-                scaling=self.scaling,
-                geometry=self.geometry,
-                packed=self._packed,
-                lists=self._lists,
-            )
+            return attend_all(self.call, packed=self._packed, lists=self._lists)
         return decode(
-            self.query,
-            self.key,
-            self.value,
-            scaling=self.scaling,
-            geometry=self.geometry,
+            self.call,
             packed=self._packed,
             edits=self._packed_edits,
             flags=self._flags() if self.has_edits else None,
@@ -143,14 +117,10 @@ class AttentionCall:
         if rows is None:
             return output
         output = output if output.stride(-1) == 1 else output.contiguous()
-        index, flags = self._kept(("rows", *self._touched_ids), lambda: self._pack_rows(rows))
+        index, flags = self._shared(("rows", *self._touched), lambda: self._pack_rows(rows))
         attend_rows(
             output,
-            self.query,
-            self.key,
-            self.value,
-            scaling=self.scaling,
-            geometry=self.geometry,
+            self.call,
             packed=self._packed,
             edits=self._packed_edits,
             index=index,
@@ -162,11 +132,8 @@ class AttentionCall:
     def read(self, wanted: Readout) -> Reading:
         """Reads quantities off the weights, as the edits left them, without holding them."""
         return triton_readout.read(
-            self.query,
-            self.key,
+            self.call,
             wanted,
-            scaling=self.scaling,
-            geometry=self.geometry,
             packed=self._packed,
             edits=self._packed_edits,
             flags=self._flags() if self.has_edits else None,
@@ -174,32 +141,33 @@ class AttentionCall:
 
     @cached_property
     def _packed_edits(self) -> PackedEdits:
-        return pack_edits(self.amplification, self.redistribution, self.geometry, self.query.device)
+        return pack_edits(self.amplification, self.redistribution, self.call.geometry, self.call.query.device)
 
     @property
     def _packed(self) -> PackedVisibility:
-        make = partial(pack_visibility, self.visibility, self.geometry, self.query.device)
-        return self._kept(("packed", *self._place), make)
+        make = partial(pack_visibility, self.visibility, self.call.geometry, self.call.query.device)
+        return self._shared(("packed", *self._place), make)
 
     @property
     def _lists(self) -> BlockLists:
-        batch, _, _, head_dim = self.query.shape
-        tile = prefill_tile(chip_of(self.query), head_dim, self.query.element_size())
+        query = self.call.query
+        batch, _, _, head_dim = query.shape
+        tile = prefill_tile(chip_of(query), head_dim, query.element_size())
         m, n = tile.block_m, tile.block_n
 
         def made() -> BlockLists:
-            return list_blocks(self._packed, self.geometry, batch, m, n, self.query.device)
+            return list_blocks(self._packed, self.call.geometry, batch, m, n, query.device)
 
-        return self._kept(("lists", m, n, *self._place), made)
+        return self._shared(("lists", m, n, *self._place), made)
 
     @property
     def _place(self) -> tuple[Hashable, ...]:
-        geometry = self.geometry
-        return (geometry.keys, geometry.window, self.query.device, *map(id, self.visibility))
+        geometry = self.call.geometry
+        return (geometry.keys, geometry.window, self.call.query.device, *self.visibility)
 
     @property
-    def _touched_ids(self) -> tuple[int, ...]:
-        return tuple(0 if item is None else id(item.is_touched) for item in self._edits)
+    def _touched(self) -> tuple[Tensor | None, ...]:
+        return tuple(None if item is None else item.is_touched for item in self._edits)
 
     @property
     def _edits(self) -> tuple[Amplification | None, Redistribution | None]:
@@ -207,30 +175,26 @@ class AttentionCall:
 
     def _flags(self) -> Tensor:
         """`(batch, queries)` int8."""
+        device = self.call.query.device
 
         def made() -> Tensor:
             total: Tensor | None = None
             for item, bit in zip(self._edits, (AMPLIFIED, MOVED)):
                 if item is not None:
-                    part = item.is_touched.to(self.query.device, torch.int8) * bit
+                    part = item.is_touched.to(device, torch.int8) * bit
                     total = part if total is None else total + part
             assert total is not None
             return total.contiguous()
 
-        return self._kept(("flags", self.query.device, *self._touched_ids), made)
+        return self._shared(("flags", device, *self._touched), made)
 
     def _pack_rows(self, rows: Rows) -> tuple[Tensor, Tensor]:
         # Rows that only fill up repeat untouched ones, so that their flags are 0.
-        index = rows.index.to(self.query.device)
+        index = rows.index.to(self.call.query.device)
         return index.to(torch.int32).contiguous(), self._flags().gather(1, index).contiguous()
 
-    def _kept(self, key: tuple[Hashable, ...], make: Callable[[], Made]) -> Made:
-        held, made = self.memo.get(("triton", *key), (None, None))
-        if held is None:
-            touched = [item.is_touched for item in self._edits if item is not None]
-            held, made = (*self.visibility, *touched), make()
-            self.memo[("triton", *key)] = (held, made)
-        return cast("Made", made)
+    def _shared(self, key: tuple[Hashable, ...], make: Callable[[], Made]) -> Made:
+        return self.call.memo.shared((PackedCall, *key), make)
 
 
 def _is_over(item: Visibility, geometry: Geometry) -> bool:

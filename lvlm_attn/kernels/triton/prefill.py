@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.packing import LOG2E, PackedVisibility
 from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.triton.blocks import BlockLists, list_blocks
@@ -20,12 +21,8 @@ from lvlm_attn.kernels.triton.tiles import Tile, chip_of, padded_head_dim, prefi
 
 
 def attend_all(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    call: AttentionCall,
     *,
-    scaling: float,
-    geometry: Geometry,
     packed: PackedVisibility,
     lists: BlockLists | None = None,
     output: Tensor | None = None,
@@ -35,11 +32,7 @@ def attend_all(
     """Computes attention for every query.
 
     Args:
-        query: `(batch, heads, queries, head_dim)`, any strides whose last is 1.
-        key: `(batch, kv_heads, keys, head_dim)`; heads share keys in groups of heads / kv_heads.
-        value: `(batch, kv_heads, keys, head_dim)`.
-        scaling: factor on the scores, above 0.
-        geometry: where the queries and keys stand.
+        call: the attention call; tensors of any strides whose last is 1, `scaling` above 0.
         packed: what may be read, from `pack_visibility`.
         lists: the key blocks, from `list_blocks` with the same tile; made here if None.
         output: `(batch, queries, heads, head_dim)` to write into; every number of it is overwritten.
@@ -50,6 +43,7 @@ def attend_all(
     Returns:
         The output; 0 in rows that may read no key.
     """
+    query, key, value, geometry = call.query, call.key, call.value, call.geometry
     batch, heads, queries, head_dim = query.shape
     if output is None:
         output = query.new_empty(batch, queries, heads, head_dim)
@@ -77,7 +71,7 @@ def attend_all(
             packed.earlier,
             packed.later,
             packed.bias,
-            scaling * LOG2E,
+            call.scaling * LOG2E,
             geometry.start,
             geometry.first_key,
             queries,

@@ -18,9 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.packing import PackedEdits, PackedVisibility
 from lvlm_attn.kernels.readouts import Reading, Readout, empty_reading
-from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.torch_path import Rows
 from lvlm_attn.kernels.triton.columns import sum_over
 from lvlm_attn.kernels.triton.common import amounts, on_device, precision, row_bits, row_gains
@@ -34,12 +34,9 @@ LOG_2 = 0.6931471805599453
 
 
 def read(
-    query: Tensor,
-    key: Tensor,
+    call: AttentionCall,
     wanted: Readout,
     *,
-    scaling: float,
-    geometry: Geometry,
     packed: PackedVisibility,
     edits: PackedEdits | None = None,
     flags: Tensor | None = None,
@@ -49,11 +46,8 @@ def read(
     """Reads quantities off the weights of an attention call.
 
     Args:
-        query: `(batch, heads, queries, head_dim)`, any strides whose last is 1.
-        key: `(batch, kv_heads, keys, head_dim)`; heads share keys in groups of heads / kv_heads.
+        call: the attention call; tensors of any strides whose last is 1, `scaling` above 0. Its values are not needed.
         wanted: which rows and quantities.
-        scaling: factor on the scores, above 0.
-        geometry: where the queries and keys stand.
         packed: what may be read, from `pack_visibility`.
         edits: what is done to scores and weights, from `pack_edits`; None for nothing.
         flags: `(batch, queries)` int8, per row the sum of 1 if its scores change and 2 if its weight may be moved;
@@ -67,7 +61,8 @@ def read(
     Raises:
         LvlmAttnError: if shapes do not belong together or the rows of the edits are missing.
     """
-    check_call(query, key, geometry)
+    check_call(call)
+    query, key, geometry = call.query, call.key, call.geometry
     edits = edits or PackedEdits()
     batch, heads, queries, head_dim = query.shape
     wanted.check(batch, queries)
@@ -110,7 +105,7 @@ def read(
         "move_class": edits.key_class,
         **dict(zip(("stride_qb", "stride_qh", "stride_qm"), query.stride())),
         **dict(zip(("stride_kb", "stride_kh", "stride_kn"), key.stride())),
-        **shared_arguments(packed, edits, scaling, geometry),
+        **shared_arguments(call, packed, edits),
         "rows": rows,
         "group_size": group,
         "MOVES": moves,

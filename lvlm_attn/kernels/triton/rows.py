@@ -16,8 +16,8 @@ import torch
 import triton
 from torch import Tensor
 
+from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.packing import PackedEdits, PackedVisibility
-from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.triton.common import on_device, precision
 from lvlm_attn.kernels.triton.scores import shared_arguments
 from lvlm_attn.kernels.triton.sweeps import add_parts, see_rows, write_rows
@@ -45,12 +45,8 @@ class RowResults(NamedTuple):
 
 def attend_rows(
     output: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    call: AttentionCall,
     *,
-    scaling: float,
-    geometry: Geometry,
     packed: PackedVisibility,
     edits: PackedEdits,
     index: Tensor,
@@ -63,11 +59,7 @@ def attend_rows(
 
     Args:
         output: `(batch, queries, heads, head_dim)`; changed rows are overwritten, all else keeps its bits.
-        query: `(batch, heads, queries, head_dim)`, any strides whose last is 1.
-        key: `(batch, kv_heads, keys, head_dim)`; heads share keys in groups of heads / kv_heads.
-        value: `(batch, kv_heads, keys, head_dim)`.
-        scaling: factor on the scores, above 0.
-        geometry: where the queries and keys stand.
+        call: the attention call; tensors of any strides whose last is 1, `scaling` above 0.
         packed: what may be read, from `pack_visibility`.
         edits: what is done, from `pack_edits`.
         index: `(batch, rows)` int32, which query of the call each row is.
@@ -80,6 +72,7 @@ def attend_rows(
     Returns:
         What was seen in the rows.
     """
+    query, key, value, geometry = call.query, call.key, call.value, call.geometry
     batch, heads, _, head_dim = query.shape
     kv_heads, rows = key.shape[1], index.shape[1]
     group = heads // kv_heads
@@ -95,7 +88,7 @@ def attend_rows(
         torch.empty(batch, heads, rows, 4, **fresh),
         torch.empty(batch, heads, rows, dtype=torch.int8, device=query.device),
     )
-    shared: dict[str, Any] = shared_arguments(packed, edits, scaling, geometry)
+    shared: dict[str, Any] = shared_arguments(call, packed, edits)
     shared |= {
         "index": index,
         "flags": flags,

@@ -8,18 +8,16 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.packing import LOG2E, PackedEdits, PackedVisibility
-from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.triton.common import ahead_bias, amplify, dot, may_read
 
 
-def shared_arguments(
-    packed: PackedVisibility, edits: PackedEdits, scaling: float, geometry: Geometry
-) -> dict[str, Any]:
+def shared_arguments(call: AttentionCall, packed: PackedVisibility, edits: PackedEdits) -> dict[str, Any]:
     """The arguments and switches, by name, that every kernel hands on to `edited_scores`."""
+    geometry = call.geometry
     return {
         "query_group": packed.query_group,
         "key_group": packed.key_group,
@@ -31,7 +29,7 @@ def shared_arguments(
         "gain": edits.gain,
         "bias": edits.bias,
         "head_gain": edits.head_gain,
-        "scale": scaling * LOG2E,
+        "scale": call.scaling * LOG2E,
         "start": geometry.start,
         "first_key": geometry.first_key,
         "queries": geometry.queries,
@@ -51,13 +49,14 @@ def shared_arguments(
     }
 
 
-def check_call(query: Tensor, key: Tensor, geometry: Geometry) -> None:
+def check_call(call: AttentionCall) -> None:
     """Refuses shapes that do not belong together, before anything is launched.
 
     Raises:
         LvlmAttnError: if heads do not divide by key heads, head sizes differ or exceed 256, the geometry is of
             another call, or the last dimension is not contiguous.
     """
+    query, key, geometry = call.query, call.key, call.geometry
     heads, queries, dim = query.shape[1:]
     kv_heads, keys, key_dim = key.shape[1:]
     if heads % kv_heads:

@@ -20,9 +20,9 @@ from lvlm_attn._version import __version__
 if TYPE_CHECKING:
     from lvlm_attn.errors import LvlmAttnError as LvlmAttnError
     from lvlm_attn.errors import UnsupportedError as UnsupportedError
-    from lvlm_attn.families import Family as Family
     from lvlm_attn.families import models as models
     from lvlm_attn.families import register_family as register_family
+    from lvlm_attn.families.family import Family as Family
     from lvlm_attn.hooks.agla import AGLA as AGLA
     from lvlm_attn.hooks.carve import CARVE as CARVE
     from lvlm_attn.hooks.carve_attention import CARVEAttention as CARVEAttention
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from lvlm_attn.hooks.visual_self import VisualSelf as VisualSelf
     from lvlm_attn.hooks.vmtc import VMTC as VMTC
     from lvlm_attn.interventions.base import Intervention as Intervention
-    from lvlm_attn.interventions.base import Layer as Layer
-    from lvlm_attn.layout.prompt import Kind as Kind
+    from lvlm_attn.interventions.context import Layer as Layer
+    from lvlm_attn.layout.grids import Kind as Kind
     from lvlm_attn.layout.prompt import PromptLayout as PromptLayout
     from lvlm_attn.loading import load as load
     from lvlm_attn.measures.diagnostics import Divergence as Divergence
@@ -68,13 +68,13 @@ _HOMES = {
     "Delayed": "hooks.delayed",
     "Divergence": "measures.diagnostics",
     "DoLa": "hooks.dola",
-    "Family": "families",
+    "Family": "families.family",
     "FrozenVisual": "hooks.frozen_visual",
     "Hollow": "hooks.hollow",
     "ICD": "hooks.icd",
     "Intervention": "interventions.base",
-    "Kind": "layout.prompt",
-    "Layer": "interventions.base",
+    "Kind": "layout.grids",
+    "Layer": "interventions.context",
     "LvlmAttnError": "errors",
     "MMA": "hooks.mma.method",
     "Neighborhood": "hooks.neighborhood",

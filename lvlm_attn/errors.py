@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class LvlmAttnError(ValueError):
-    """A mistake the caller can mend; the message says how.
+    """A mistake the caller can fix; the message says how.
 
     The command line prints the message alone and exits with code 2; ``--debug`` shows the traceback.
     """
@@ -17,14 +17,19 @@ class UnsupportedError(LvlmAttnError):
     """The combination asked for would be computed wrongly, so it is refused."""
 
 
-def closest(name: str, known: Iterable[str]) -> str:
+def closest(name: str, known: Iterable[str], *, least: float = 0.5) -> str:
     """Returns ``" Did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string.
+
+    Args:
+        name: what was written.
+        known: what there is.
+        least: how alike they must be, from 0 to 1.
 
     Example:
         >>> closest("vra", ["var", "vhr"])
         " Did you mean 'var'?"
     """
-    matches = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.5)
+    matches = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=least)
     if not matches:
         return ""
     # Swapped letters are the likeliest slip, and difflib does not see them as one.

@@ -13,8 +13,10 @@ from lvlm_attn.decoding.engine import generate
 from lvlm_attn.decoding.options import split_options
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.families import family_of, parts_of
-from lvlm_attn.interventions.base import Intervention, Target
+from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.report import Report
+from lvlm_attn.interventions.summary import default_summary
 from lvlm_attn.kernels.dispatch import requested
 from lvlm_attn.prompts.chat import decode_answers
 from lvlm_attn.prompts.request import Request
@@ -162,21 +164,21 @@ class Wrapped:
 
         Print it, or take `.rows` and `.to_dict()`. It stays available after the block.
         """
-        if self._session is None:
-            if self._last is None:
-                raise LvlmAttnError("There is nothing to report before the wrap is entered.")
-            return self._last
-        session = self._session
+        if self._session is not None:
+            return self._reported(self._session)
+        if self._last is None:
+            raise LvlmAttnError("There is nothing to report before the wrap is entered.")
+        return self._last
+
+    def _reported(self, session: Session) -> Report:
         backend = self._configs[0][1] if self._configs else _implementation(session.target)
-        own = own_backend(backend)
         return Report(
             model=f"{session.target.family.title}, {session.target.layers} layers of {session.target.heads} heads",
-            backend=own or backend,
+            backend=own_backend(backend) or backend,
             kernels=session.kernels.describe(),
             interventions=tuple(_written(item) for item in session.interventions),
             rows=tuple(
-                item.summarise(session.stats.get(place, {}))
-                for place, item in enumerate(session.interventions)
+                item.summarise(state.stats) or default_summary(state) for item, state in session.editors
             ),
         )
 
@@ -197,13 +199,11 @@ class Wrapped:
         session, self._session = self._session, None
         if session is None:
             return
-        self._session = session
         try:
-            self._last = self.report()
+            self._last = self._reported(session)
         except Exception:  # a report must never keep the model from being restored
             self._last = None
         finally:
-            self._session = None
             session.remove()
             others = [other for other in _sessions(session.target) if other.needs_attention]
             for config, before in self._configs:

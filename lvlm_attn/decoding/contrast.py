@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from lvlm_attn.interventions.context import State
+from lvlm_attn.interventions.summary import add
 
 
 def contrast(main: Tensor, other: Tensor, weight: float) -> Tensor:
@@ -59,19 +60,10 @@ def cut(fused: Tensor, main: Tensor, beta: float) -> Tensor:
     return fused if beta == 0 else fused.masked_fill(~is_plausible(main, beta), -torch.inf)
 
 
-def count_choices(stats: dict[Any, Any], main: Tensor, fused: Tensor) -> None:
-    """Notes how many likeliest tokens the joining changed, for `choices`; no value leaves the device."""
-    changed = (main.argmax(-1) != fused.argmax(-1)).sum()
-    tokens, before = stats.get("choices", (0, 0))
-    stats["choices"] = (tokens + len(main), before + changed)
-
-
-def choices(stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
-    """The report of a method that joins logits: tokens it saw, and how many likeliest tokens it changed.
+def count_choices(state: State, main: Tensor, fused: Tensor) -> None:
+    """Notes for the report how many likeliest tokens the joining changed; no value leaves the device.
 
     Tokens of rows that are finished while others go on are counted as well.
     """
-    if "choices" not in stats:
-        return []
-    tokens, changed = stats["choices"]
-    return [{"tokens": tokens, "likeliest_changed": int(changed)}]
+    add(state.counts, "tokens", len(main))
+    add(state.counts, "likeliest_changed", (main.argmax(-1) != fused.argmax(-1)).sum())

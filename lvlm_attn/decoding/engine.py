@@ -22,6 +22,8 @@ from lvlm_attn.decoding.options import (
 from lvlm_attn.decoding.roomy_cache import give_room
 from lvlm_attn.decoding.small_batches import weight_first_layers
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
+from lvlm_attn.interventions.context import State
+from lvlm_attn.interventions.summary import add
 from lvlm_attn.prompts.pixels import join_pictures
 from lvlm_attn.prompts.rows import stack_rows, tokens_of
 
@@ -36,7 +38,7 @@ class Branch(NamedTuple):
 
     item: Intervention
     views: tuple[Request, ...]
-    stats: dict[Any, Any]
+    state: State
 
 
 def generate(session: Session, request: Request, options: Mapping[str, Any]) -> tuple[Any, Request]:
@@ -56,11 +58,12 @@ def generate(session: Session, request: Request, options: Mapping[str, Any]) -> 
     """
     model = cast("Any", session.target.model)
     items = session.interventions
+    session.details = request.details
     with session.during("silent"):
         for item in items:
             if item.overrides("rewrite"):
                 request = item.rewrite(request)
-        found = (_branch(session, place, request) for place in range(len(items)))
+        found = (_branch(item, state, request) for item, state in session.editors)
         branches = [branch for branch in found if branch is not None]
         loop = _loop(items, request, branches)
     with session.during("serving"):
@@ -72,8 +75,7 @@ def generate(session: Session, request: Request, options: Mapping[str, Any]) -> 
         return model.generate(**request.inputs, **options), request
 
 
-def _branch(session: Session, place: int, request: Request) -> Branch | None:
-    item = session.interventions[place]
+def _branch(item: Intervention, state: State, request: Request) -> Branch | None:
     views = tuple(item.views(request)) if item.overrides("views") else ()
     for view in views:
         if view.batch != request.batch:
@@ -84,7 +86,9 @@ def _branch(session: Session, place: int, request: Request) -> Branch | None:
     fuses_alone = item.overrides("fuse") and not item.overrides("views")
     if not views and not fuses_alone:
         return None
-    return Branch(item, views, session.stats.setdefault(place, {}))
+    if views:
+        add(state.counts, "views", len(views))
+    return Branch(item, views, state)
 
 
 def _loop(
@@ -157,7 +161,7 @@ def _fusion(
 
     def fuse(main: Tensor, views: Sequence[Tensor], step: int) -> Tensor:
         rest = list(views)
-        for item, own, stats in branches:
+        for item, own, state in branches:
             mine, rest = rest[: len(own)], rest[len(own) :]
             fused = item.fuse(main, mine, step)
             if fused.shape != main.shape:
@@ -168,7 +172,7 @@ def _fusion(
             if is_mixed and item.needs_image:
                 keeps = ~has_image.to(main.device).repeat_interleave(len(main) // len(has_image))
                 fused = torch.where(keeps[:, None], main, fused)
-            count_choices(stats, main, fused)
+            count_choices(state, main, fused)
             main = fused
         return main
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from lvlm_attn.prompts.pixels import Picture, join_pictures
 
 if TYPE_CHECKING:
-    from lvlm_attn.interventions.base import Target
+    from lvlm_attn.families.target import Target
 
 
 def can_share(target: Target) -> bool:

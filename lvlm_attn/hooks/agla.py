@@ -6,19 +6,19 @@ and Local Attention", arXiv 2406.12718, and its released code.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from torch import Tensor
 
 from lvlm_attn.decoding.contrast import cut
 from lvlm_attn.errors import LvlmAttnError, closest
-from lvlm_attn.interventions.base import Intervention, Target
+from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.checks import need_choice, need_flag, need_number
-from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.interventions.layers import Layers, canonical_layers
 from lvlm_attn.maps.contrast import pictures_of
 from lvlm_attn.maps.crops import blacken, kept_share, relevance_mask, smoothed
 from lvlm_attn.maps.maps import Map, Mask
@@ -122,10 +122,13 @@ class AGLA(Intervention):
         """Whether no logit ever changes."""
         return self.alpha == 0 and self.beta == 0
 
-    def fit(self, target: Target) -> AGLA:
+    def default_layers(self, target: Target) -> Layers:
+        """Layers 20 to 25 of 32, scaled to the model."""
+        return scaled_layers(20, 25, target.layers)
+
+    def fit(self, target: Target) -> Self:
         """Chooses the layers and loads the matcher."""
-        layers = scaled_layers(20, 25, target.layers) if self.layers is None else self.layers
-        fitted = dataclasses.replace(self, layers=select_layers(layers, target.layers, self.title))
+        fitted = super().fit(target)
         if (
             isinstance(self.matcher, str)
             and self.matcher != "self"

@@ -6,14 +6,14 @@ section 4 and algorithm 1.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.interventions.base import Intervention, Target
+from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.checks import need_choice, need_flag, need_number, need_whole
-from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.interventions.layers import Layers, canonical_layers
 from lvlm_attn.maps.contrast import GENERAL, ContrastMap, Mode, contrast_maps, pictures_of
 from lvlm_attn.maps.crops import refine
 from lvlm_attn.maps.geometry import crops_centre
@@ -130,10 +130,9 @@ class CARVE(Intervention):
         """Whether the image always stays as it is."""
         return self.p == 1 and self.images == "refined_only"
 
-    def fit(self, target: Target) -> CARVE:
-        """Chooses the layers for a model."""
-        layers = scaled_layers(20, 25, target.layers) if self.layers is None else self.layers
-        return dataclasses.replace(self, layers=select_layers(layers, target.layers, self.title))
+    def default_layers(self, target: Target) -> Layers:
+        """Layers 20 to 25 of 32, scaled to the model."""
+        return scaled_layers(20, 25, target.layers)
 
     def rewrite(self, request: Request) -> Request:
         """Finds the region and puts the refined images in place of the given ones, or behind them."""

@@ -6,7 +6,7 @@ arXiv 2509.06461. Weighing attention by it, instead of asking about a cut-out, i
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.checks import need_choice, need_number, need_whole
-from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.interventions.context import Layer
+from lvlm_attn.interventions.layers import Layers, canonical_layers
 from lvlm_attn.kernels.spec import Amplification
 from lvlm_attn.layout.prompt import PromptLayout
 from lvlm_attn.maps.contrast import GENERAL, ContrastMap, Mode, contrast_maps
@@ -84,12 +86,9 @@ class CARVEAttention(Intervention):
         """Whether no weight ever changes."""
         return self.temperature == 0
 
-    def fit(self, target: Target) -> CARVEAttention:
-        """Chooses the layers; the copy belongs to one wrap and holds the contrast of its current request."""
-        layers = scaled_layers(20, 25, target.layers) if self.layers is None else self.layers
-        fitted = dataclasses.replace(self, layers=select_layers(layers, target.layers, self.title))
-        fitted.__dict__["_contrasts"] = []
-        return fitted
+    def default_layers(self, target: Target) -> Layers:
+        """Layers 20 to 25 of 32, scaled to the model."""
+        return scaled_layers(20, 25, target.layers)
 
     def rewrite(self, request: Request) -> Request:
         """Reads the contrast; the request stays as it is."""
@@ -103,30 +102,24 @@ class CARVEAttention(Intervention):
             lam_rel=self.lam_rel,
         )
         request.details[self.title] = maps
-        self._contrasts[:] = maps
         return request
 
     def reweigh(self, layer: Layer) -> Amplification:
         """Adds the logarithm of the contrast to the scores of the patches."""
         bias = layer.memory.get("bias")
         if bias is None:
-            bias = layer.memory["bias"] = self._bias(layer.layout)
+            bias = layer.memory["bias"] = self._bias(layer.layout, layer.call.details[self.title])
         return Amplification(layer.call.text_queries(layer.layout.device), bias=bias)
 
-    @property
-    def _contrasts(self) -> list[list[ContrastMap]]:
-        found: list[list[ContrastMap]] = self.__dict__["_contrasts"]
-        return found
-
-    def _bias(self, layout: PromptLayout) -> Tensor:
-        if layout.batch != len(self._contrasts):
+    def _bias(self, layout: PromptLayout, contrasts: Sequence[Sequence[ContrastMap]]) -> Tensor:
+        if layout.batch != len(contrasts):
             raise UnsupportedError(
-                f"CARVEAttention read {len(self._contrasts)} prompts, but {layout.batch} rows are decoded; use it "
+                f"CARVEAttention looked at {len(contrasts)} prompts, but {layout.batch} rows are decoded; use it "
                 f"without methods that add views, and with num_return_sequences=1."
             )
         bias = torch.zeros(layout.kind.shape, dtype=torch.float32)
         is_patch = layout.is_patch.cpu()
-        for row, images in enumerate(self._contrasts):
+        for row, images in enumerate(contrasts):
             if images:
                 # Patches stand in the order of images, blocks, rows and columns.
                 values = np.concatenate([block.ravel() for item in images for block in item.blocks])

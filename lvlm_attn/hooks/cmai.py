@@ -9,15 +9,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.base import Intervention, Situation
 from lvlm_attn.interventions.checks import need_flag, need_number, need_whole
+from lvlm_attn.interventions.context import Layer
+from lvlm_attn.kernels.readouts import Reading, Readout
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
 
@@ -66,7 +69,7 @@ class CMAI(Intervention):
         """Whether nothing is hidden."""
         return self.quantile == 0
 
-    def fit(self, target: Target) -> CMAI:
+    def fit(self, target: Target) -> Self:
         """Chooses the layer for a model.
 
         Raises:
@@ -85,23 +88,26 @@ class CMAI(Intervention):
         layer = self.layer or 0
         return (layer,) if site == "readout" else range(layer + 1, target.layers)
 
-    def refuse(self, situation: str) -> str | None:
+    def refuse(self, situation: Situation) -> str | None:
         """Refuses beams."""
-        if situation == "beams":
+        if situation == Situation.BEAMS:
             return "CMAI keeps scores of generated words, which beams would mix up; pass num_beams=1."
         return None
 
-    def readout(self, layer: Layer) -> Tensor | None:
-        """Asks for the rows of the words behind an image."""
-        return layer.call.text_queries(layer.layout.device) if layer == self.layer else None
+    def readout(self, layer: Layer) -> Readout | None:
+        """Asks for the rows of the words after an image."""
+        if layer.index != self.layer:
+            return None
+        return Readout(layer.call.text_queries(layer.layout.device), rows="mean")
 
-    def read(self, layer: Layer, weights: Tensor, index: Tensor, is_read: Tensor) -> None:
+    def read(self, layer: Layer, reading: Reading) -> None:
         """Scores the patches for the words of this call and chooses what is hidden from each."""
         layout, call, memory = layer.layout, layer.call, layer.memory
+        weights, index, is_read = cast("Tensor", reading.rows)[:, 0], reading.index, reading.is_read
         device = weights.device
         first = max(call.length - weights.shape[-1], 0)
         written = call.length - first
-        mean = weights[..., :written].mean(1) * is_read[..., None]
+        mean = weights[..., :written] * is_read[..., None]
         columns = layout.is_patch.any(0).nonzero().flatten().to(device)
         is_patch = layout.is_patch.to(device)[:, columns]
         on_image = mean[:, :, (columns - first).clamp(min=0)] * is_patch[:, None]
@@ -131,7 +137,7 @@ class CMAI(Intervention):
     def visibility(self, layer: Layer) -> Visibility | None:
         """Hides the patches that were chosen in the layer of the scores."""
         chosen = self._chosen(layer)
-        return chosen[-1] if chosen and layer != self.layer else None
+        return chosen[-1] if chosen and layer.index != self.layer else None
 
     def _made(self, layer: Layer, hidden: Hidden) -> Visibility:
         batch, length = layer.layout.batch, layer.call.length
@@ -142,7 +148,7 @@ class CMAI(Intervention):
     @staticmethod
     def _chosen(layer: Layer) -> list[Visibility]:
         """What the layer of the scores chose in this call; empty before it, and where no word was scored."""
-        return layer.call.memo.shared((CMAI, id(layer.memory)), list)
+        return layer.shared("chosen", list)
 
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
         """Words treated, and the share of pairs of word and patch that were hidden."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.context import Layer
 from lvlm_attn.interventions.modality import (
     Made,
     count_before,
@@ -58,7 +60,7 @@ class Delayed(Intervention):
         """Whether text reads the image from the first layer on."""
         return self.start == 0
 
-    def fit(self, target: Target) -> Delayed:
+    def fit(self, target: Target) -> Self:
         """Chooses where text begins to see."""
         start = max(target.layers // 4, 1) if self.start is None else self.start
         if start > target.layers:

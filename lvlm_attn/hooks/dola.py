@@ -9,18 +9,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.checks import need_choice, need_flag, need_number
+from lvlm_attn.interventions.context import Layer
 from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
 
 if TYPE_CHECKING:
-    from lvlm_attn.interventions.call import Call
+    pass
 
 CHUNK = 64
 """Positions whose logits of all candidate layers are held at a time."""
@@ -86,7 +88,7 @@ class DoLa(Intervention):
         """Whether there is nothing to contrast with."""
         return self.layers == ()
 
-    def fit(self, target: Target) -> DoLa:
+    def fit(self, target: Target) -> Self:
         """Chooses the candidates for a model.
 
         Raises:
@@ -124,11 +126,11 @@ class DoLa(Intervention):
 
     def observe(self, layer: Layer, hidden: Tensor) -> None:
         """Keeps the residual stream until the logits are there."""
-        layer.memory[int(layer)] = hidden
+        layer.memory[layer.index] = hidden
 
-    def edit_logits(self, call: Call, logits: Tensor) -> Tensor:
+    def edit_logits(self, context: Layer, logits: Tensor) -> Tensor:
         """Replaces the logits by the contrast of the layers."""
-        memory, target = call.memory_of(self), cast("Any", call.owner).target
+        memory, target = context.memory, context.call.target
         kept = logits.shape[1]
         streams = {j: memory.pop(j)[:, -kept:] for j in self.layers_at("observe", target)}
         chosen = tuple(cast("Iterable[int]", self.layers))
@@ -141,7 +143,7 @@ class DoLa(Intervention):
             return raised(head(hidden)).to(logits.device)
 
         pieces = []
-        stats = call.stats_of(self)
+        stats = context.stats
         for start in range(0, kept, CHUNK):
             span = slice(start, min(start + CHUNK, kept))
             mature = raised(logits[:, span]) if self.mature == -1 else predicted(self.mature, span)

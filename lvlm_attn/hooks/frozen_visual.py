@@ -6,15 +6,16 @@ Layers", ICCV 2025 (arXiv 2504.00502); the layer lists are those of its released
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lvlm_attn.interventions.base import Intervention, Layer, Target
-from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.context import Layer
+from lvlm_attn.interventions.layers import Layers, canonical_layers
 from lvlm_attn.interventions.modality import counted, is_image
 
 LLAVA_7B = (31, 29, 30, 28, 0, 26, 27, 25, 24, 22, 23, 21, 2, 3, 20, 18, 17, 12, 19)
@@ -58,19 +59,18 @@ class FrozenVisual(Intervention):
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", canonical_layers(self.layers))
 
-    def fit(self, target: Target) -> FrozenVisual:
-        """Chooses the layers for a model."""
-        layers = default_layers(target.family.name, target.layers) if self.layers is None else self.layers
-        return dataclasses.replace(self, layers=select_layers(layers, target.layers, self.title))
+    def default_layers(self, target: Target) -> Layers:
+        """The published list for the model, or the closest there is."""
+        return default_layers(target.family.name, target.layers)
 
     def frozen(self, layer: Layer) -> Tensor | None:
         """Image tokens of the prompt."""
         if not layer.is_prompt:
             return None
         is_frozen = is_image(layer.layout)[:, layer.queries]
-        before = layer.stats.get(int(layer))
+        before = layer.stats.get(layer.index)
         count = is_frozen.sum()
-        layer.stats[int(layer)] = (count if before is None else before[0] + count,)
+        layer.stats[layer.index] = (count if before is None else before[0] + count,)
         return is_frozen
 
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:

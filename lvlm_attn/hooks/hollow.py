@@ -6,15 +6,15 @@ ours).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
-from lvlm_attn.interventions.base import Intervention, Layer, Target
-from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.context import Layer
+from lvlm_attn.interventions.layers import Layers, canonical_layers
 from lvlm_attn.interventions.modality import (
     Made,
     count_before,
@@ -55,10 +55,6 @@ class Hollow(Intervention):
     def __post_init__(self) -> None:
         whole_number("Hollow", "window", self.window, 1, "the token itself included")
         object.__setattr__(self, "layers", canonical_layers(self.layers))
-
-    def fit(self, target: Target) -> Hollow:
-        """Chooses the layers for a model."""
-        return dataclasses.replace(self, layers=select_layers(self.layers, target.layers, self.title))
 
     def visibility(self, layer: Layer) -> Visibility | None:
         """Image tokens read text, and image tokens in the window."""

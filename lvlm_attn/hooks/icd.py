@@ -6,13 +6,13 @@ Decoding", Findings of ACL 2024 (arXiv 2403.18715), section 4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from lvlm_attn.decoding.contrast import choices, contrast, cut
+from lvlm_attn.decoding.contrast import contrast, cut
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.checks import need_number
@@ -77,7 +77,3 @@ class ICD(Intervention):
     def fuse(self, main: Tensor, views: Sequence[Tensor], step: int) -> Tensor:
         """Contrasts the two views at plausible tokens."""
         return cut(contrast(main, views[0], self.lam), main, self.beta)
-
-    def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
-        """Tokens seen, and how many likeliest ones the contrast changed."""
-        return choices(stats)

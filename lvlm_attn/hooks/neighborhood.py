@@ -6,7 +6,6 @@ model: of the neighbours, those that come before.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,8 +14,9 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.interventions.base import Intervention, Layer, Target
-from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.context import Layer
+from lvlm_attn.interventions.layers import Layers, canonical_layers
 from lvlm_attn.interventions.modality import Made, counted, once_per_call, whole_number
 from lvlm_attn.kernels.visibility import ALL, Visibility
 from lvlm_attn.layout.prompt import PromptLayout
@@ -62,10 +62,6 @@ class Neighborhood(Intervention):
                 f"{self.k - 1} or {self.k + 1}."
             )
         object.__setattr__(self, "layers", canonical_layers(self.layers))
-
-    def fit(self, target: Target) -> Neighborhood:
-        """Chooses the layers for a model."""
-        return dataclasses.replace(self, layers=select_layers(self.layers, target.layers, self.title))
 
     def visibility(self, layer: Layer) -> Visibility | None:
         """Patches read their neighbours."""

@@ -6,7 +6,6 @@ ECCV 2024 (arXiv 2407.21771), sections 3.2 and 3.3.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,10 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from lvlm_attn.decoding.contrast import choices, cut, guide
-from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.decoding.contrast import cut, guide
+from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.base import Intervention, Situation
 from lvlm_attn.interventions.checks import need_number
-from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.interventions.context import Layer
+from lvlm_attn.interventions.layers import Layers, canonical_layers
 from lvlm_attn.kernels.spec import Amplification
 
 if TYPE_CHECKING:
@@ -77,18 +78,17 @@ class PAI(Intervention):
         """Only guidance needs a second view."""
         return self.gamma != 1
 
-    def fit(self, target: Target) -> PAI:
-        """Chooses the layers for a model."""
-        wanted = self.layers if self.layers is not None else ("2:" if target.layers > 2 else None)
-        return dataclasses.replace(self, layers=select_layers(wanted, target.layers, self.title))
+    def default_layers(self, target: Target) -> Layers:
+        """The paper's choice."""
+        return "2:" if target.layers > 2 else None
 
     def layers_at(self, site: str, target: Target) -> Sequence[int]:
         """No layer without amplification."""
         return super().layers_at(site, target) if self.alpha else ()
 
-    def refuse(self, situation: str) -> str | None:
+    def refuse(self, situation: Situation) -> str | None:
         """Where a prompt read in pieces ends is not known when a piece is read."""
-        if situation == "chunked_prefill" and self.alpha:
+        if situation == Situation.CHUNKED_PREFILL and self.alpha:
             return (
                 "PAI amplifies attention at the prompt's last token, so the prompt must be read in one pass; pass "
                 "prefill_chunk_size=None."
@@ -97,11 +97,7 @@ class PAI(Intervention):
 
     def reweigh(self, layer: Layer) -> Amplification | None:
         """Amplifies the image tokens for the last prompt token and generated ones."""
-        known = layer.memory.get("call")
-        if known is None or known[0] is not layer.call:
-            # One object for all layers of a call, so that its rows are packed once.
-            known = layer.memory["call"] = (layer.call, self._amplification(layer))
-        return known[1]
+        return layer.shared("amplification", lambda: self._amplification(layer))
 
     def _amplification(self, layer: Layer) -> Amplification | None:
         layout = layer.layout
@@ -113,10 +109,9 @@ class PAI(Intervention):
         return Amplification(is_touched, gain=(layout.is_patch | layout.is_filler) * self.alpha)
 
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
-        """Per layer: rows of the attention whose image scores were amplified; else what guidance changed."""
+        """Per layer: rows of the attention whose image scores were amplified."""
         layers = sorted(key for key in stats if isinstance(key, int))
-        rows = [{"layer": layer, "rows_amplified": int(stats[layer][0])} for layer in layers]
-        return rows or choices(stats)
+        return [{"layer": layer, "rows_amplified": int(stats[layer][0])} for layer in layers]
 
     def views(self, request: Request) -> Sequence[Request]:
         """The prompts without their images."""

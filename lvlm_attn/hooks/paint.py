@@ -7,7 +7,6 @@ Vision-Language Model"), and its released code.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,9 +16,11 @@ from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.families.encoder_patches import VisionRows, received
-from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.base import Intervention, Situation
 from lvlm_attn.interventions.checks import need_choice, need_number
-from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.interventions.context import Layer
+from lvlm_attn.interventions.layers import Layers, canonical_layers
 from lvlm_attn.kernels.spec import Amplification
 
 if TYPE_CHECKING:
@@ -92,13 +93,9 @@ class PAINT(Intervention):
         """Whether no score is ever changed."""
         return self.alpha == 0 and self.beta == 0
 
-    def fit(self, target: Target) -> PAINT:
-        """Chooses the layers for a model."""
-        return dataclasses.replace(self, layers=select_layers(self.layers, target.layers, self.title))
-
-    def refuse(self, situation: str) -> str | None:
+    def refuse(self, situation: Situation) -> str | None:
         """Refuses a prompt in pieces, in which the last token and the images of a piece are not those of the prompt."""
-        if situation == "chunked_prefill":
+        if situation == Situation.CHUNKED_PREFILL:
             return (
                 "PAINT changes the last row of the prompt and so needs the prompt in one pass; pass "
                 "prefill_chunk_size=None."
@@ -119,7 +116,7 @@ class PAINT(Intervention):
                 self._choose(layer)
             return self._amplification(layer)
 
-        return layer.call.memo.shared((PAINT, id(layer.memory)), made)
+        return layer.shared("amplification", made)
 
     def _choose(self, layer: Layer) -> None:
         """Adds the patches of the images that this call reads to those of earlier turns."""

@@ -6,7 +6,6 @@ Source: Chen et al., "PowerAttention: Exponentially Scaling of Receptive Fields 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,8 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lvlm_attn.interventions.base import Intervention, Layer, Target
-from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.context import Layer
+from lvlm_attn.interventions.layers import Layers, canonical_layers
 from lvlm_attn.interventions.modality import Made, counted, once_per_call, whole_number
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
@@ -56,10 +56,6 @@ class Power(Intervention):
         whole_number("Power", "block", self.block, 1, "the tokens per block")
         whole_number("Power", "window", self.window, 1, "the blocks read, the query's own included")
         object.__setattr__(self, "layers", canonical_layers(self.layers))
-
-    def fit(self, target: Target) -> Power:
-        """Chooses the layers for a model."""
-        return dataclasses.replace(self, layers=select_layers(self.layers, target.layers, self.title))
 
     def visibility(self, layer: Layer) -> Visibility | None:
         """Tokens read blocks at distances that are powers of two."""

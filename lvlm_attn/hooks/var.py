@@ -11,14 +11,16 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError, closest
-from lvlm_attn.interventions.base import Intervention, Layer, Target
-from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.context import Layer
+from lvlm_attn.interventions.layers import Layers, canonical_layers
 from lvlm_attn.kernels.spec import KeyClass, Redistribution, class_indicator
 from lvlm_attn.measures.sinks import find_sink_dims, known_sink_dims, sink_score
 
@@ -120,10 +122,13 @@ class VAR(Intervention):
         """Whether no weight is ever moved."""
         return self.removed_fraction == 0 or self.rho > 1 or self.sink_dims == ()
 
-    def fit(self, target: Target) -> VAR:
+    def default_layers(self, target: Target) -> Layers:
+        """All but the first two and the last."""
+        return "2:-1" if target.layers > 3 else None
+
+    def fit(self, target: Target) -> Self:
         """Chooses the layers and the sink dimensions for a model."""
-        wanted = self.layers if self.layers is not None else ("2:-1" if target.layers > 3 else None)
-        layers = select_layers(wanted, target.layers, self.title)
+        fitted = super().fit(target)
         size = target.hidden_size
         outside = [dim for dim in self.sink_dims or () if not 0 <= dim < size]
         if outside:
@@ -139,7 +144,7 @@ class VAR(Intervention):
         tau = self.tau
         if tau == VAR.tau and tau > math.sqrt(size):
             tau = 0.3125 * math.sqrt(size)
-        return dataclasses.replace(self, layers=layers, sink_dims=dims, tau=tau, preset=None)
+        return dataclasses.replace(fitted, sink_dims=dims, tau=tau, preset=None)
 
     def observe(self, layer: Layer, hidden: Tensor) -> None:
         """Finds the sinks among the prompt tokens that enter a layer."""
@@ -149,21 +154,21 @@ class VAR(Intervention):
         dims = torch.tensor(self.sink_dims, device=hidden.device)
         is_sink = sink_score(hidden, dims) >= self.tau
         is_sink &= layout.is_prompt[:, layer.queries].to(hidden.device)
-        before = layer.memory.get(("is_sink", int(layer)))
+        before = layer.memory.get(("is_sink", layer.index))
         if before is not None:
             gap = layer.queries.start - before.shape[1]
             is_sink = torch.cat((torch.nn.functional.pad(before, (0, gap)), is_sink), 1)
         is_patch = layout.is_patch.to(hidden.device)[:, : is_sink.shape[1]]
         has_sink = (is_sink & is_patch if self.require_visual_sink else is_sink).any(1)
         active = int(has_sink.sum())
-        layer.memory["is_sink", int(layer)] = is_sink
+        layer.memory["is_sink", layer.index] = is_sink
         key_class = (is_patch * int(KeyClass.PATCH) + is_sink * int(KeyClass.TEXT_SINK)).to(torch.int8)
         # Decoding reads the indicator at every step, so it is made once.
-        layer.memory["class", int(layer)] = (key_class, class_indicator(key_class, torch.float32))
-        layer.memory["active", int(layer)] = (active, has_sink)
+        layer.memory["class", layer.index] = (key_class, class_indicator(key_class, torch.float32))
+        layer.memory["active", layer.index] = (active, has_sink)
         _add(
             layer.stats,
-            ("sinks", int(layer)),
+            ("sinks", layer.index),
             torch.stack(
                 (
                     (is_sink & is_patch).sum(),
@@ -175,13 +180,13 @@ class VAR(Intervention):
 
     def reweigh(self, layer: Layer) -> Redistribution | None:
         """Moves weight from the sinks of a layer to its other patches."""
-        active, has_sink = layer.memory["active", int(layer)]
+        active, has_sink = layer.memory["active", layer.index]
         if active == 0:
             return None
         is_touched = layer.call.text_queries(has_sink.device)
         if active < has_sink.shape[0]:
             is_touched = is_touched & has_sink[:, None]
-        key_class, indicator = layer.memory["class", int(layer)]
+        key_class, indicator = layer.memory["class", layer.index]
         return Redistribution(
             key_class, is_touched, self.removed_fraction, self.rho, self.mass_floor, indicator
         )

@@ -6,15 +6,15 @@ Decoding", CVPR 2024 (arXiv 2311.16922), sections 3.2 and 3.3; the noise schedul
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from lvlm_attn.decoding.contrast import choices, contrast, cut
+from lvlm_attn.decoding.contrast import contrast, cut
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.checks import need_number, need_whole
@@ -85,10 +85,6 @@ class VCD(Intervention):
     def fuse(self, main: Tensor, views: Sequence[Tensor], step: int) -> Tensor:
         """Contrasts the two views at plausible tokens."""
         return cut(contrast(main, views[0], self.alpha), main, self.beta)
-
-    def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
-        """Tokens seen, and how many likeliest ones the contrast changed."""
-        return choices(stats)
 
 
 def noisy(pixels: Tensor, step: int, seed: int = 0, index: int = 0) -> Tensor:

@@ -6,7 +6,6 @@ Source: He et al., "Cracking the Code of Hallucination in LVLMs with Vision-awar
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,12 +14,14 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.interventions.base import Intervention, Layer, Target
-from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.base import Intervention, Situation
+from lvlm_attn.interventions.context import Layer
+from lvlm_attn.interventions.layers import Layers, canonical_layers
 from lvlm_attn.measures.divergence import head_divergence, last_heads, select_heads, suppress_outliers
 
 if TYPE_CHECKING:
-    from lvlm_attn.interventions.call import Call
+    pass
 
 
 @dataclass(frozen=True)
@@ -79,34 +80,32 @@ class VHR(Intervention):
         """Whether no head is ever scaled."""
         return self.alpha == 1
 
-    def fit(self, target: Target) -> VHR:
-        """Chooses the layers for a model."""
-        layers = default_layers(target.layers) if self.layers is None else self.layers
-        return dataclasses.replace(self, layers=select_layers(layers, target.layers, self.title))
+    def default_layers(self, target: Target) -> Layers:
+        """The paper's choice, scaled to the model."""
+        return default_layers(target.layers)
 
-    def refuse(self, situation: str) -> str | None:
+    def refuse(self, situation: Situation) -> str | None:
         """Chunked prefill cannot be done exactly."""
-        if situation == "chunked_prefill":
+        if situation == Situation.CHUNKED_PREFILL:
             return (
                 "VHR chooses heads at the last prompt token and scales them for the whole prompt, so the prompt "
                 "must be read in one pass; pass prefill_chunk_size=None."
             )
         return None
 
-    def begin(self, call: Call, place: int) -> None:
-        """Reads the prompt without its images."""
-        if bool(call.layout.has_image.any()) and call.text_heads is not None:
-            memory = call.memory.setdefault(place, {})
-            memory["text"] = call.text_heads(self.layers)  # type: ignore[arg-type]
+    def begin(self, context: Layer) -> None:
+        """Runs the prompt without its images."""
+        if bool(context.layout.has_image.any()):
+            context.memory["text"] = context.call.text_heads(self.layers)  # type: ignore[arg-type]
 
     def scale_heads(self, layer: Layer, heads: Tensor) -> Tensor | None:
         """Chooses the heads of a layer in the prefill, then scales them."""
         text = layer.memory.get("text")
         if text is None:
             return None
-        gains = layer.memory.get(int(layer))
+        gains = layer.memory.get(layer.index)
         if gains is None:
-            gains = layer.memory[int(layer)] = self._gains(layer, heads, text[int(layer)])
+            gains = layer.memory[layer.index] = self._gains(layer, heads, text[layer.index])
         return heads * gains
 
     def _gains(self, layer: Layer, heads: Tensor, text: Tensor) -> Tensor:
@@ -119,7 +118,7 @@ class VHR(Intervention):
         else:
             kept = divergence
         is_chosen = select_heads(kept) & layer.layout.has_image[:, None].to(image.device)
-        layer.stats.setdefault(int(layer), []).append((is_chosen, divergence, kept == 0))
+        layer.stats.setdefault(layer.index, []).append((is_chosen, divergence, kept == 0))
         return torch.where(is_chosen, self.alpha, 1.0).to(heads.dtype)[:, None, :, None]
 
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:

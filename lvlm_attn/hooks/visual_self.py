@@ -7,7 +7,6 @@ self-attention among visual tokens, and an aligner made of the weights of each l
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,8 +14,9 @@ from typing import Any, ClassVar
 import torch
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.interventions.base import Intervention, Layer, Target
-from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.context import Layer
+from lvlm_attn.interventions.layers import Layers, canonical_layers
 from lvlm_attn.interventions.modality import Made, count_before, counted, is_image, once_per_call
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
@@ -63,10 +63,6 @@ class VisualSelf(Intervention):
             raise LvlmAttnError(f"VisualSelf: mode={self.mode!r} must be 'self' or 'self_prefix'.")
         object.__setattr__(self, "mode", mode)
         object.__setattr__(self, "layers", canonical_layers(self.layers))
-
-    def fit(self, target: Target) -> VisualSelf:
-        """Chooses the layers for a model."""
-        return dataclasses.replace(self, layers=select_layers(self.layers, target.layers, self.title))
 
     def visibility(self, layer: Layer) -> Visibility | None:
         """Image tokens read themselves, and text before them if the mode says so."""

@@ -16,13 +16,15 @@ from torch.nn.functional import normalize, pad
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.families.encoder_patches import VisionRows, received
+from lvlm_attn.families.target import Target
 from lvlm_attn.hooks.paint import new_images
-from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.interventions.base import Intervention, Situation
 from lvlm_attn.interventions.checks import need_whole
+from lvlm_attn.interventions.context import Layer
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
 if TYPE_CHECKING:
-    from lvlm_attn.interventions.call import Call
+    pass
 
 IMPORTANCE = VisionRows(-2, "class")
 FULL = 576
@@ -70,9 +72,9 @@ class VMTC(Intervention):
         """Whether every patch is kept."""
         return self.keep >= FULL
 
-    def refuse(self, situation: str) -> str | None:
+    def refuse(self, situation: Situation) -> str | None:
         """Refuses a prompt in pieces, which may cut an image."""
-        if situation == "chunked_prefill":
+        if situation == Situation.CHUNKED_PREFILL:
             return "VMTC merges whole images, so the prompt must be read in one pass; pass prefill_chunk_size=None."
         return None
 
@@ -80,11 +82,11 @@ class VMTC(Intervention):
         """Asks for the attention of the class token."""
         return () if self.is_neutral() else (IMPORTANCE,)
 
-    def edit_embeds(self, call: Call, embeds: Tensor) -> Tensor | None:
+    def edit_embeds(self, context: Layer, embeds: Tensor) -> Tensor | None:
         """Puts merged patches in place and remembers which ones are gone."""
-        if not call.is_prompt:
+        if not context.is_prompt:
             return None
-        memory, layout, start = call.memory_of(self), call.layout, call.start
+        call, memory, layout, start = context.call, context.memory, context.layout, context.call.start
         known = memory.get("gone")
         gone = torch.zeros(layout.batch, layout.length, dtype=torch.bool, device=embeds.device)
         if known is not None:
@@ -100,7 +102,7 @@ class VMTC(Intervention):
             )
         importance = received(call.vision, IMPORTANCE, layout, start).to(embeds.device)
         edited = embeds.clone()
-        counts = call.stats_of(self).setdefault("patches", [0, 0])
+        counts = context.stats.setdefault("patches", [0, 0])
         for row, image in images:
             place = (
                 (layout.is_patch[row] & (layout.image[row] == image)).nonzero().flatten().to(embeds.device)
@@ -117,7 +119,7 @@ class VMTC(Intervention):
 
     def visibility(self, layer: Layer) -> Visibility | None:
         """Hides what was merged away from every query."""
-        return layer.call.memo.shared((VMTC, id(layer.memory)), lambda: self._hiding(layer))
+        return layer.shared("hiding", lambda: self._hiding(layer))
 
     def _hiding(self, layer: Layer) -> Visibility | None:
         gone = layer.memory.get("gone")

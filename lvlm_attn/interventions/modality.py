@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.interventions.base import Layer
+from lvlm_attn.interventions.context import Layer
 from lvlm_attn.kernels.visibility import Visibility
 from lvlm_attn.layout.prompt import PromptLayout
 
@@ -45,10 +45,10 @@ def once_per_call(layer: Layer, make: Callable[[], Made | None]) -> Visibility |
         layer: the layer.
         make: makes the visibility for this call, or None if plain causality holds.
     """
-    made = layer.call.memo.shared((once_per_call, id(layer.memory)), make)
+    made = layer.shared(once_per_call, make)
     if made is None:
         return None
-    stats, index = layer.stats, int(layer)
+    stats, index = layer.stats, layer.index
     before = stats.get(index)
     stats[index] = made.counts if before is None else tuple(a + b for a, b in zip(before, made.counts))
     return made.visibility

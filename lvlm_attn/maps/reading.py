@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.context import Layer
 from lvlm_attn.kernels.readouts import Reading, Readout
 from lvlm_attn.layout.prompt import PromptLayout
 from lvlm_attn.maps.maps import Map
@@ -103,17 +105,17 @@ class _Recorder(Intervention):
 
     def readout(self, layer: Layer) -> Readout | None:
         """The mean over heads of the rows asked for."""
-        if self.log.is_read is None and layer == self.log.stop_after:
+        if self.log.is_read is None and layer.index == self.log.stop_after:
             raise _Enough
         return None if self.log.is_read is None else Readout(self.log.is_read, rows="mean")
 
-    def measure(self, layer: Layer, reading: Reading) -> None:
+    def read(self, layer: Layer, reading: Reading) -> None:
         """Keeps their weights."""
         values = cast("Tensor", reading.rows)[:, 0, 0]
         missing = layer.call.length - values.shape[1]
-        self.log.rows[int(layer)] = torch.nn.functional.pad(values, (max(missing, 0), 0)).double().cpu()
+        self.log.rows[layer.index] = torch.nn.functional.pad(values, (max(missing, 0), 0)).double().cpu()
         self.log.layout = layer.layout
-        if layer == self.log.stop_after:
+        if layer.index == self.log.stop_after:
             raise _Enough
 
 
@@ -224,7 +226,7 @@ def _kept_positions(target: Target) -> Iterator[dict[str, Tensor | None]]:
 
 def _is_bare(target: Target) -> bool:
     """Whether nothing acts inside the model, so that a prompt may be read in pieces."""
-    from lvlm_attn.interventions.base import ATTENTION_SITES, LAYER_SITES
+    from lvlm_attn.interventions.sites import ATTENTION_SITES, LAYER_SITES
     from lvlm_attn.wrapping import _sessions
 
     sites = (*ATTENTION_SITES, *LAYER_SITES, "edit_embeds", "begin")

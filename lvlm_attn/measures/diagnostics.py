@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.interventions.base import Intervention, Layer
-from lvlm_attn.interventions.layers import Layers, select_layers
+from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.context import Layer
+from lvlm_attn.interventions.layers import Layers
 from lvlm_attn.measures.divergence import head_divergence, last_heads
 from lvlm_attn.measures.sinks import SinkDims, find_sink_dims, known_sink_dims
 from lvlm_attn.wrapping import target_of, wrap
@@ -62,18 +63,17 @@ class Divergence:
 
 @dataclass(frozen=True)
 class _Reader(Intervention):
+    found: dict[int, Tensor] = field(compare=False)
     layers: Layers = None
     power: int = 2
 
-    def begin(self, call: Any, place: int) -> None:
-        layers = select_layers(self.layers, len(call.owner.target.parts.layers), "vhd")
-        call.memory.setdefault(place, {})["text"] = call.text_heads(layers)
+    def begin(self, context: Layer) -> None:
+        context.memory["text"] = context.call.text_heads(self.layers)  # type: ignore[arg-type]
 
     def scale_heads(self, layer: Layer, heads: Tensor) -> None:
-        text = layer.memory["text"][int(layer)]
+        text = layer.memory["text"][layer.index]
         image = last_heads(heads, layer.layout.last)
-        layer.stats[int(layer)] = head_divergence(image, text.to(image.device), self.power)
-        return None
+        self.found[layer.index] = head_divergence(image, text.to(image.device), self.power)
 
 
 def vhd(
@@ -109,11 +109,9 @@ def vhd(
     tensors = dict(inputs)
     if generated is not None:
         tensors = _with_answer(tensors, generated)
-    reader = _Reader(layers=layers, power=power)
-    with wrap(model, reader) as lvlm, torch.no_grad():
+    found: dict[int, Tensor] = {}
+    with wrap(model, _Reader(found, layers, power)), torch.no_grad():
         cast("Any", model)(**tensors)
-        session = cast("Any", lvlm._session)
-        found = session.stats[0]
     chosen: Sequence[int] = sorted(found)
     return Divergence(torch.stack([found[layer] for layer in chosen], 1), tuple(chosen))
 

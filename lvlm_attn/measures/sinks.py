@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from lvlm_attn.interventions.call import ACTIVE, TextPass
+from lvlm_attn.runtime.active import without_interventions
 
 if TYPE_CHECKING:
-    from lvlm_attn.interventions.base import Target
+    from lvlm_attn.families.target import Target
 
 _KNOWN: dict[tuple[str, int, int, int], tuple[int, ...]] = {
     # (text model type, hidden size, layers, key-value heads): dimensions
@@ -136,18 +136,16 @@ def _first_token_scores(target: Target) -> Tensor:
 
     model = cast("Any", target.parts.language_model)
     embed = model.get_input_embeddings()
-    token = ACTIVE.set((*ACTIVE.get(), TextPass()))
     handles = []
     try:
         handles += [
             target.parts.layers[layer].register_forward_pre_hook(read, with_kwargs=True, prepend=True)
             for layer in middle
         ]
-        with torch.no_grad():
+        with without_interventions(), torch.no_grad():
             for ids in _prompt_ids(target):
                 model(inputs_embeds=embed(ids.to(model.device)[None]), use_cache=False)
     finally:
-        ACTIVE.reset(token)
         for handle in handles:
             handle.remove()
     return torch.stack(found)

@@ -19,7 +19,7 @@ from lvlm_attn.prompts.rows import insert_tokens, keep_tokens, tokens_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from lvlm_attn.interventions.base import Target
+    from lvlm_attn.families.target import Target
     from lvlm_attn.layout.prompt import PromptLayout
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import Tensor
-
-from lvlm_attn.interventions.base import Intervention, Layer
+from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.context import Layer
 from lvlm_attn.kernels.extra import ExtraKeys
 from lvlm_attn.kernels.readouts import Readout
 from lvlm_attn.kernels.spec import Amplification, Redistribution, Reweighing
@@ -30,8 +29,7 @@ class CollectedEdits(NamedTuple):
         extras: keys from elsewhere that share the softmax.
         gated: keys from elsewhere beside it.
         specs: for each edit how weights change, or None.
-        reads: `(batch, queries)` rows whose weights an edit wants to see.
-        readouts: what else an edit wants to read off the weights.
+        readouts: what edits want to read off the weights.
         is_free: whether an edit changes the whole matrix of weights.
     """
 
@@ -40,7 +38,6 @@ class CollectedEdits(NamedTuple):
     extras: list[ExtraKeys]
     gated: list[ExtraKeys]
     specs: list[Reweighing | None]
-    reads: list[tuple[Edit, Tensor]]
     readouts: list[tuple[Edit, Readout]]
     is_free: bool
 
@@ -56,10 +53,7 @@ class CollectedEdits(NamedTuple):
             extras=[item for item in beside if item is not None and item.gate is None],
             gated=[item for item in beside if item is not None and item.gate is not None],
             specs=[item.reweigh(layer) for layer, item in edits],
-            reads=[
-                (edit, rows) for edit, rows in looks if rows is not None and not isinstance(rows, Readout)
-            ],
-            readouts=[(edit, wanted) for edit, wanted in looks if isinstance(wanted, Readout)],
+            readouts=[(edit, wanted) for edit, wanted in looks if wanted is not None],
             is_free=any(item.overrides("edit_weights") for _, item in edits),
         )
 
@@ -81,5 +75,5 @@ class CollectedEdits(NamedTuple):
     @property
     def is_nothing(self) -> bool:
         """Whether the call stays plain attention."""
-        lists = (self.visible, self.extras, self.gated, self.reads, self.readouts)
+        lists = (self.visible, self.extras, self.gated, self.readouts)
         return not any(lists) and not self.changes_weights

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.interventions.base import Intervention, Layer
-from lvlm_attn.interventions.call import Call
+from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.context import Call, Layer
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.extra import ExtraKeys, add_gated, with_extra
 from lvlm_attn.kernels.readouts import Reading, Readout, read, read_weights
@@ -56,15 +56,14 @@ def apply_edits(
         output = write_visible(output, attention, edits.visible, edits.extras)
     held = _measured_in_chunks(edits, attention)
     shown: list[Visibility | ExtraKeys] = [*edits.visible, *edits.extras] if full is not None else []
-    looked = [is_read for _, is_read in edits.reads]
-    looked += [wanted.is_read.to(attention.query.device) for _, wanted in held]
+    looked = [wanted.is_read.to(attention.query.device) for _, wanted in held]
     rows = _rows(call, edits, attention, looked, shown)
     if rows is not None:
         is_lone = len(edits.edits) == 1 and not shown and not looked
         output, full = _edit_rows(output, full, edits, attention, rows, held, is_lone=is_lone)
     else:
         for (layer, item), wanted in held:
-            item.measure(layer, _read(edits, attention, wanted))
+            item.read(layer, _read(edits, attention, wanted))
     for extra in edits.gated:
         output = add_gated(output, attention, extra)
     return output, full
@@ -151,12 +150,12 @@ def _weights(
             is_row = spec.is_touched.gather(1, rows.index)[:, None].expand_as(is_changed)
             if spec.heads is not None:
                 is_row = is_row & (spec.per_head(is_row.shape[1])[..., None] != 0).to(is_row.device)
-            _count(layer.stats, int(layer), is_row, is_row.new_zeros(()), spec.is_touched)
+            _count(layer.stats, layer.index, is_row, is_row.new_zeros(()), spec.is_touched)
             is_changed = is_changed | is_row
         elif spec is not None:
             new, is_row, moved = redistribute(weights, spec, attention.geometry)
             is_row = is_row & spec.is_touched.gather(1, rows.index)[:, None]
-            _count(layer.stats, int(layer), is_row, moved, spec.is_touched)
+            _count(layer.stats, layer.index, is_row, moved, spec.is_touched)
             # Rows that stay are not written back, so a single edit need not keep their weights.
             weights = new if is_lone else torch.where(is_row[..., None], new, weights)
             is_changed = is_changed | is_row
@@ -171,7 +170,7 @@ def _freely_edited(layer: Layer, item: Intervention, weights: Tensor) -> Tensor:
     edited = item.edit_weights(layer, weights)
     if edited.shape != weights.shape:
         raise LvlmAttnError(
-            f"{item.title}.edit_weights returned shape {tuple(edited.shape)} at layer {int(layer)}; it "
+            f"{item.title}.edit_weights returned shape {tuple(edited.shape)} at layer {layer.index}; it "
             f"must keep {tuple(weights.shape)}, which is (batch, heads, queries, keys)."
         )
     return edited
@@ -184,12 +183,10 @@ def _readouts(
     weights: Tensor,
     held: Sequence[tuple[Edit, Readout]],
 ) -> None:
-    """Step 4: shows interventions the weights they asked for, and what is read off weights that are held."""
-    for (layer, item), is_read in edits.reads:
-        item.read(layer, weights, rows.index, is_read.gather(1, rows.index) & rows.is_touched)
+    """Step 4: hands interventions what they asked for, read off weights that are held."""
     for (layer, item), wanted in held:
         total = _read(edits, attention, Readout(wanted.is_read)).log_sum_exp
-        item.measure(layer, read_weights(weights, rows, total, wanted, attention.geometry))
+        item.read(layer, read_weights(weights, rows, total, wanted, attention.geometry))
 
 
 def _measured_in_chunks(edits: CollectedEdits, attention: AttentionCall) -> list[tuple[Edit, Readout]]:
@@ -200,7 +197,7 @@ def _measured_in_chunks(edits: CollectedEdits, attention: AttentionCall) -> list
     if edits.extras or moves[1:] or edits.is_free:
         return edits.readouts
     for (layer, item), wanted in edits.readouts:
-        item.measure(layer, _read(edits, attention, wanted, moves[0] if moves else None))
+        item.read(layer, _read(edits, attention, wanted, moves[0] if moves else None))
     return []
 
 
@@ -226,7 +223,7 @@ def _rows(
     """The rows whose weights are needed: changed ones, rows looked at, and those `shown` in weights the user sees."""
     query = attention.query
     if edits.is_free:
-        _refuse_above_limit(attention, call.edit_limit, int(edits.edits[0].layer))
+        _refuse_above_limit(attention, call.edit_limit, edits.edits[0].layer.index)
         return Rows.of(torch.ones_like(query[:, 0, :, 0], dtype=torch.bool))
     touched = [spec.is_touched for spec in edits.specs if spec is not None] + looked
     found = (item.touched(attention.geometry) for item in shown)

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lvlm_attn.interventions.call import Call
+from lvlm_attn.interventions.context import Call
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.dispatch import unsupported_call, unsupported_spec
 from lvlm_attn.kernels.spec import Amplification, Redistribution
 from lvlm_attn.runtime.collected import CollectedEdits
-
-
-class Fused(NamedTuple):
-    """What the kernels made of a call.
-
-    Attributes:
-        output: `(batch, queries, heads, head_dim)`.
-        is_done: whether nothing is left to do; if not, the visibilities are in and the rest is torch's.
-    """
-
-    output: Tensor
-    is_done: bool
 
 
 def attend_fused(
@@ -35,7 +22,7 @@ def attend_fused(
     attention: AttentionCall,
     *,
     backend: str,
-) -> Fused | None:
+) -> Tensor | None:
     """Computes a call with the kernels.
 
     Args:
@@ -46,7 +33,7 @@ def attend_fused(
         backend: name of the user's backend.
 
     Returns:
-        What was made, or None if it is all left to the backend and the torch path.
+        `(batch, queries, heads, head_dim)`, or None if it is all left to the backend and the torch path.
     """
     dispatch = call.kernels
     if not dispatch.may_use(attention.query):
@@ -61,20 +48,17 @@ def attend_fused(
         return None
     from lvlm_attn.kernels.triton.path import PackedCall
 
-    # Rows whose weights someone holds are the torch path's, which has the weights; the visibilities stay here.
-    is_read = bool(edits.reads)
     ours = PackedCall.of(
         attention,
         visibility=edits.visible,
-        amplification=None if is_read or not amplifications else amplifications[0],
-        redistribution=None if is_read or not redistributions else redistributions[0],
+        amplification=amplifications[0] if amplifications else None,
+        redistribution=redistributions[0] if redistributions else None,
     )
-    readouts = [] if is_read else edits.readouts
-    if not ours.visibility and not ours.has_edits and not readouts:
-        # What may be read is over, or the rows are torch's.
-        return None if is_read else Fused(run_backend()[0], True)
+    if not ours.visibility and not ours.has_edits and not edits.readouts:
+        # No query of this call is one that the visibility restricts.
+        return run_backend()[0]
     dispatch.count("triton")
-    counts = None if is_read else _count(call, edits, attention.query)
+    counts = _count(call, edits, attention.query)
     if ours.visibility or (ours.is_short and ours.has_edits):
         output = ours.every_row(counts)
     else:
@@ -82,9 +66,9 @@ def attend_fused(
     if ours.has_edits and not ours.is_short:
         touched = [spec.is_touched for spec in edits.specs if spec is not None]
         output = ours.edited_rows(output, call.rows_of(_any_of(call, touched)), counts)
-    for (layer, item), wanted in readouts:
-        item.measure(layer, ours.read(wanted))
-    return Fused(output, not is_read)
+    for (layer, item), wanted in edits.readouts:
+        item.read(layer, ours.read(wanted))
+    return output
 
 
 def _any_of(call: Call, touched: list[Tensor]) -> Tensor:
@@ -118,9 +102,9 @@ def _count(call: Call, edits: CollectedEdits, query: Tensor) -> Tensor | None:
     for (layer, _), spec in zip(edits.edits, edits.specs):
         if spec is None:
             continue
-        known = layer.stats.get(int(layer))
+        known = layer.stats.get(layer.index)
         if known is None:
-            known = layer.stats[int(layer)] = torch.zeros(3, dtype=torch.float64, device=query.device)
+            known = layer.stats[layer.index] = torch.zeros(3, dtype=torch.float64, device=query.device)
         if isinstance(spec, Redistribution):
             counts = known
             continue

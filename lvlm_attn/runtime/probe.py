@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 
 from lvlm_attn.errors import UnsupportedError
-from lvlm_attn.interventions.base import Target
-from lvlm_attn.interventions.call import ACTIVE, TextPass
+from lvlm_attn.families.target import Target
+from lvlm_attn.runtime.active import without_interventions
 
 
 def probe(target: Target) -> None:
@@ -17,17 +17,12 @@ def probe(target: Target) -> None:
     Raises:
         UnsupportedError: naming the layers that do not.
     """
-    seen = TextPass()
-    token = ACTIVE.set((*ACTIVE.get(), seen))
     model = cast("Any", target.parts.language_model)
-    try:
-        with torch.no_grad():
-            embed = model.get_input_embeddings()
-            ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-            model(inputs_embeds=embed(ids), use_cache=False)
-    finally:
-        ACTIVE.reset(token)
-    missing = sorted(set(range(target.layers)) - seen.seen)
+    with without_interventions() as running, torch.no_grad():
+        embed = model.get_input_embeddings()
+        ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        model(inputs_embeds=embed(ids), use_cache=False)
+    missing = sorted(set(range(target.layers)) - running.seen)
     if missing:
         raise UnsupportedError(
             f"The attention of layers {missing} of {type(model).__name__} does not go through transformers' "

@@ -18,9 +18,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.interventions.call import ACTIVE, Call, TextPass, active_calls
+from lvlm_attn.interventions.context import Call, Layer
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.visible_path import attend_few
+from lvlm_attn.runtime.active import ACTIVE, Acting, TextPass, text_pass
 from lvlm_attn.runtime.collected import CollectedEdits, Edit
 from lvlm_attn.runtime.edits import apply_edits
 from lvlm_attn.runtime.fused import attend_fused
@@ -82,35 +83,38 @@ def attend(
     Returns:
         Output `(batch, queries, heads, head_dim)`, and the weights if the backend gives them, edited too.
     """
-    active = ACTIVE.get()
-    if not active:
-        raise LvlmAttnError(
-            "The language model was called by itself inside a wrap; call the model that was wrapped, which "
-            "knows where the images are."
-        )
     function = backend_function(backend, module)
 
     def run() -> tuple[Tensor, Tensor | None]:
         return function(module, query, key, value, attention_mask, **kwargs)
 
     index = cast(int, module.layer_idx)
-    if isinstance(active[-1], TextPass):
+    bare = text_pass()
+    if bare is not None:
         output, weights = run()
-        active[-1].seen.add(index)
-        if active[-1].capture is not None:
-            active[-1].capture(index, query, key, value)
+        bare.seen.add(index)
+        if bare.capture is not None:
+            bare.capture(index, query, key, value)
         return output, weights
-    calls = active_calls()
+    running = [item for item in ACTIVE.get() if not isinstance(item, TextPass) and module in item.editors]
+    if not running:
+        raise LvlmAttnError(
+            "The language model was called by itself inside a wrap; call the model that was wrapped, which "
+            "knows where the images are."
+        )
+    calls = [item for item in running if isinstance(item, Acting)]
     acting = [
-        Edit(call.layer(index, place), item) for call in calls for place, item in call.editors.get(index, ())
+        Edit(Layer(index, item.call, editor.state), editor.item)
+        for item in calls
+        for editor in item.editors[module]
     ]
     if not acting:
         return run()
     edits = CollectedEdits.of(acting)
     if edits.is_nothing:
         return run()
-    attention = _attention_call(calls[-1], query, key, value, attention_mask, kwargs)
-    return _attend_edited(run, calls[-1], edits, attention, backend)
+    attention = _attention_call(calls[-1].call, query, key, value, attention_mask, kwargs)
+    return _attend_edited(run, calls[-1].call, edits, attention, backend)
 
 
 def _attention_call(
@@ -131,11 +135,11 @@ def _attend_edited(
 ) -> tuple[Tensor, Tensor | None]:
     """The kernels if they can, else the backend (or, where few rows attend to others, not even that) and torch."""
     fused = attend_fused(run, call, edits, attention, backend=backend)
-    if fused is not None and fused.is_done:
-        return fused.output, None
+    if fused is not None:
+        return fused, None
     call.kernels.count("torch")
-    visible = None if fused is None else fused.output
-    if visible is None and edits.visible and not edits.extras and backend != "eager":
+    visible = None
+    if edits.visible and not edits.extras and backend != "eager":
         visible = attend_few(attention, edits.visible)
     if visible is not None:
         return apply_edits(visible, None, call, edits, attention, is_visible=True)

@@ -1,41 +1,39 @@
-"""What one active wrap holds: its hooks on the model, and the prompt that is being read."""
+"""What one active wrap holds: its hooks on the model, and the prompt that is being processed."""
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, NoReturn
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.families import Evidence, named_arguments, prompt_layout
-from lvlm_attn.interventions.base import ATTENTION_SITES, LAYER_SITES, Intervention, Target
-from lvlm_attn.interventions.call import (
-    ACTIVE,
-    Call,
-    Silence,
-    TextPass,
-    active_calls,
-    extended,
-    extended_validity,
-    in_text_pass,
-)
+from lvlm_attn.families import named_arguments
+from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.context import Call, Layer, State
+from lvlm_attn.interventions.sites import ATTENTION_SITES, LAYER_SITES
+from lvlm_attn.interventions.summary import add
 from lvlm_attn.kernels.dispatch import Dispatch
-from lvlm_attn.layout.prompt import PromptLayout
-from lvlm_attn.runtime.generate_frame import Generation, running_generation
+from lvlm_attn.runtime.active import ACTIVE, Acting, Editor, Silent, others, own_call, text_pass
+from lvlm_attn.runtime.generate_frame import running_generation
+from lvlm_attn.runtime.layer_hooks import install_layer_hooks
+from lvlm_attn.runtime.prompt_state import PromptState
 from lvlm_attn.runtime.text_pass import text_heads
+from lvlm_attn.runtime.thread_claim import ThreadClaim
 from lvlm_attn.runtime.vision_reader import VisionReader
 
 
 class Session:
     """Hooks of one wrap and the state of its current prompt.
 
-    State belongs to one prompt: it begins with an empty cache and ends with the next one.
+    Attributes:
+        target: the model.
+        editors: the interventions in order, each with what it holds in this wrap.
+        kernels: which path computes edited attention.
+        details: what interventions found out about the request that `lvlm.generate` serves, by name of the method.
     """
 
     def __init__(
@@ -48,66 +46,60 @@ class Session:
         kernels: str = "auto",
     ):
         self.target = target
-        self.interventions = tuple(interventions)
-        self.edit_limit = edit_limit
-        self.no_image = no_image
+        self.editors = tuple(Editor(item, State()) for item in interventions)
         self.kernels = Dispatch.of(kernels)
-        self.stats: dict[int, dict[Any, Any]] = {}
+        self.details: dict[str, Any] = {}
+        self._edit_limit = edit_limit
+        self._prompt = PromptState(target, interventions, no_image)
+        self._claim = ThreadClaim(target)
         self._handles: list[RemovableHandle] = []
         self._given: Mapping[str, Any] | None = None
         self._labels: Tensor | None = None
-        self._layout: PromptLayout | None = None
-        self._is_valid: Tensor | None = None
-        self._memory: dict[int, dict[Any, Any]] = {}
-        self._length = 0
-        self._cache: weakref.ref[Any] | None = None
-        self._thread: int | None = None
         self._last_call: Call | None = None
         self._mode: Literal["plain", "serving", "silent"] = "plain"
         wanted = [rows for item in self.interventions for rows in item.vision(target)]
         self._vision = VisionReader(target.parts.base, target.parts.vision, wanted) if wanted else None
-        self._sites = {site: self._by_layer(site) for site in (*LAYER_SITES, "attention")}
+        found = self._by_layer(ATTENTION_SITES)
+        self._at_attention = {
+            module: tuple(found.get(index, ())) for index, module in enumerate(target.parts.attentions)
+        }
 
-    def _by_layer(self, site: str) -> dict[int, list[tuple[int, Intervention]]]:
-        names = ATTENTION_SITES if site == "attention" else (site,)
-        found: dict[int, list[tuple[int, Intervention]]] = {}
-        for place, item in enumerate(self.interventions):
-            for name in names:
-                if item.overrides(name):
-                    for layer in item.layers_at(name, self.target):
-                        entry = (place, item)
-                        if entry not in found.setdefault(layer, []):
-                            found[layer].append(entry)
+    def _by_layer(self, sites: Sequence[str]) -> dict[int, list[Editor]]:
+        """The interventions that override one of the sites, by the layers where they do, in order."""
+        found: dict[int, list[Editor]] = {}
+        for editor in self.editors:
+            item = editor.item
+            chosen = {
+                layer for site in sites if item.overrides(site) for layer in item.layers_at(site, self.target)
+            }
+            for layer in sorted(chosen):
+                found.setdefault(layer, []).append(editor)
         return found
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """The interventions, in order."""
+        return tuple(editor.item for editor in self.editors)
 
     @property
     def needs_attention(self) -> bool:
         """Whether the attention registry has to call us."""
-        return bool(self._sites["attention"])
+        return any(self._at_attention.values())
 
     def install(self) -> None:
         """Puts the hooks on the model."""
         parts = self.target.parts
-        if not self.interventions:
+        if not self.editors:
             return
         keep = self._handles.append
         keep(self.target.model.register_forward_pre_hook(self._on_model, with_kwargs=True))
         keep(parts.base.register_forward_pre_hook(self._on_base, with_kwargs=True))
         keep(parts.language_model.register_forward_pre_hook(self._on_enter, with_kwargs=True))
         keep(parts.language_model.register_forward_hook(self._on_leave, with_kwargs=True, always_call=True))
-        for layer, items in self._sites["observe"].items():
-            keep(
-                parts.layers[layer].register_forward_pre_hook(self._observer(layer, items), with_kwargs=True)
-            )
-        for layer, items in self._sites["scale_heads"].items():
-            keep(parts.output_projections[layer].register_forward_pre_hook(self._scaler(layer, items)))
-        for layer, items in self._sites["modules"].items():
-            keeper, adder = self._adder(layer, items)
-            keep(parts.layers[layer].register_forward_pre_hook(keeper, with_kwargs=True))
-            keep(parts.attentions[layer].register_forward_hook(adder))
-        for layer, items in self._sites["frozen"].items():
-            freezer = self._freezer(layer, items)
-            keep(parts.layers[layer].register_forward_hook(freezer, with_kwargs=True))
+        for site in LAYER_SITES:
+            for index, editors in self._by_layer((site,)).items():
+                for handle in install_layer_hooks(self.target, site, index, editors, self._own_call):
+                    keep(handle)
         if self._vision is not None:
             self._handles += self._vision.install()
         if any(item.overrides("edit_logits") for item in self.interventions):
@@ -118,7 +110,7 @@ class Session:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        ACTIVE.set(self._other_calls())
+        ACTIVE.set(others(self._at_attention))
         self._forget()
 
     @contextmanager
@@ -142,134 +134,64 @@ class Session:
     # The hooks, in the order in which a forward reaches them.
 
     def _on_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._claim.take()
         self._labels = named_arguments(module, args, kwargs).get("labels")
 
     def _on_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._mode == "silent":
             return
-        if self._mode == "plain" and in_text_pass() is None:
+        if self._mode == "plain" and text_pass() is None:
             self._refuse_without_request()
+        self._claim.take()
         self._given = named_arguments(module, args, kwargs)
 
     def _on_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if in_text_pass() is not None:
+        if text_pass() is not None:
             return None
         if self._mode == "silent":
-            ACTIVE.set((*self._other_calls(), Silence(self)))
+            ACTIVE.set((*others(self._at_attention), Silent(self._at_attention)))
             return None
-        self._claim_thread()
-        try:
-            call = self._begin_call(kwargs)
-        except BaseException:
-            self._thread = None
-            raise
+        self._claim.take()
+        call = self._begin_call(kwargs)
         # A call of ours that an interrupt left behind is dropped here.
-        ACTIVE.set((*self._other_calls(), call))
+        ACTIVE.set((*others(self._at_attention), Acting(call, self._at_attention)))
         if call.start == 0:
-            for place, item in enumerate(self.interventions):
-                item.begin(call, place)
+            for item, state in self.editors:
+                item.begin(Layer(None, call, state))
         changed = False
-        for item in self.interventions:
+        for item, state in self.editors:
             if item.overrides("edit_embeds"):
-                embeds = item.edit_embeds(call, call.inputs["inputs_embeds"])
+                embeds = item.edit_embeds(Layer(None, call, state), call.inputs["inputs_embeds"])
                 if embeds is not None:
+                    add(state.counts, "rows_embedded", embeds.shape[0] * embeds.shape[1])
                     call.inputs["inputs_embeds"], changed = embeds, True
         return (args, call.inputs) if changed else None
 
     def _on_leave(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if in_text_pass() is not None:
+        if text_pass() is not None:
             return
         if self._mode == "silent":
-            ACTIVE.set(self._other_calls())
+            ACTIVE.set(others(self._at_attention))
             return
-        self._last_call = next((call for call in active_calls() if call.owner is self), None)
+        self._last_call = self._own_call()
         if self._last_call is not None:
             self._last_call.memo.clear()
-        ACTIVE.set(self._other_calls())
-        self._thread = None
+        ACTIVE.set(others(self._at_attention))
         cache = getattr(output, "past_key_values", None)
-        if cache is None:
-            cache = kwargs.get("past_key_values")
-        self._cache = None if cache is None else weakref.ref(cache)
-
-    def _observer(self, layer: int, items: list[tuple[int, Intervention]]) -> Any:
-        def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            call = self._own_call()
-            if call is not None:
-                hidden = _hidden(args, kwargs)
-                for place, item in items:
-                    item.observe(call.layer(layer, place), hidden)
-
-        return observe
-
-    def _scaler(self, layer: int, items: list[tuple[int, Intervention]]) -> Any:
-        def scale(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            call = self._own_call()
-            if call is None:
-                return None
-            joined = args[0]
-            heads = joined.view(*joined.shape[:-1], self.target.heads, -1)
-            for place, item in items:
-                scaled = item.scale_heads(call.layer(layer, place), heads)
-                heads = heads if scaled is None else scaled
-            return (heads.reshape(joined.shape), *args[1:])
-
-        return scale
-
-    def _adder(self, layer: int, items: list[tuple[int, Intervention]]) -> tuple[Any, Any]:
-        entered: list[Tensor] = []
-
-        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            entered[:] = [_hidden(args, kwargs)]
-
-        def add(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            call, before = self._own_call(), entered.pop()
-            if call is None:
-                return None
-            first = output[0] if isinstance(output, tuple) else output
-            attended = first
-            for place, item in items:
-                function = item.modules(call.layer(layer, place))
-                added = None if function is None else function(before + attended)
-                attended = attended if added is None else attended + added.to(attended.dtype)
-            if attended is first:
-                return None
-            return (attended, *output[1:]) if isinstance(output, tuple) else attended
-
-        return keep, add
-
-    def _freezer(self, layer: int, items: list[tuple[int, Intervention]]) -> Any:
-        def freeze(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            call = self._own_call()
-            if call is None:
-                return None
-            hidden = output[0] if isinstance(output, tuple) else output
-            for place, item in items:
-                is_frozen = item.frozen(call.layer(layer, place))
-                if is_frozen is not None:
-                    is_frozen = is_frozen.to(hidden.device)[..., None]
-                    hidden = torch.where(is_frozen, _hidden(args, kwargs), hidden)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-        return freeze
+        self._prompt.keep_cache(kwargs.get("past_key_values") if cache is None else cache)
 
     def _on_logits(self, module: nn.Module, args: Any, output: Any) -> Any:
         call, self._last_call = self._last_call, None
         if call is None or getattr(output, "logits", None) is None:
             return None
-        for item in self.interventions:
+        for item, state in self.editors:
             if item.overrides("edit_logits"):
-                edited = item.edit_logits(call, output.logits)
+                edited = item.edit_logits(Layer(None, call, state), output.logits)
                 output.logits = output.logits if edited is None else edited
         return output
 
-    def _other_calls(self) -> tuple[Call | TextPass | Silence, ...]:
-        return tuple(call for call in ACTIVE.get() if getattr(call, "owner", None) is not self)
-
     def _own_call(self) -> Call | None:
-        return next((call for call in active_calls() if call.owner is self), None)
-
-    # Reading the prompt.
+        return own_call(self._at_attention)
 
     def _begin_call(self, kwargs: dict[str, Any]) -> Call:
         given, self._given = self._given, None
@@ -285,126 +207,29 @@ class Session:
                 "The wrapped model got inputs_embeds without input_ids, so its image tokens cannot be found; "
                 "pass input_ids."
             )
-        queries = kwargs["inputs_embeds"].shape[1]
         cache = kwargs.get("past_key_values")
-        start = 0 if cache is None else int(cache.get_seq_length())
-        is_prompt = True
-        if start == 0:
-            self._begin_prompt(given, kwargs, ids, queries)
-        else:
-            is_prompt = self._continue_prompt(given, kwargs, ids, start, queries, cache)
-        self._length = start + queries
-        assert self._layout is not None
-        is_valid = self._is_valid
-        if is_valid is not None:
-            is_valid = nn.functional.pad(is_valid, (0, self._length - is_valid.shape[1]), value=True)
+        if cache is None or int(cache.get_seq_length()) == 0:
+            self._forget()
+        is_prompt = self._prompt.advance(given, kwargs, ids)
+        layout, length, queries = self._prompt.layout, self._prompt.length, kwargs["inputs_embeds"].shape[1]
+        assert layout is not None
         return Call(
-            owner=self,
-            editors=self._sites["attention"],
-            prompt=self._layout,
-            start=start,
+            target=self.target,
+            prompt=layout,
+            start=length - queries,
             queries=queries,
             is_prompt=is_prompt,
-            is_valid=is_valid,
-            memory=self._memory,
-            stats=self.stats,
-            edit_limit=self.edit_limit,
-            kernels=self.kernels,
-            has_own_mask=_is_dense(given) and running_generation(self.target.parts.base) is None,
+            is_valid=self._prompt.is_valid(),
+            edit_limit=self._edit_limit,
             inputs=dict(kwargs),
             ids=ids[:, -queries:],
             labels=labels if labels is not None and labels.shape == ids.shape else None,
-            text_heads=lambda layers: text_heads(self.target, self._layout, kwargs["inputs_embeds"], layers),
+            text_heads=lambda layers: text_heads(self.target, layout, kwargs["inputs_embeds"], layers),
+            kernels=self.kernels,
+            has_own_mask=_is_dense(given) and running_generation(self.target.parts.base) is None,
             vision=self._vision.find(given) if self._vision is not None and is_prompt else None,
+            details=self.details,
         )
-
-    def _begin_prompt(
-        self, given: Mapping[str, Any], kwargs: dict[str, Any], ids: Tensor, queries: int
-    ) -> None:
-        self._forget()
-        generation = running_generation(self.target.parts.base)
-        if generation is not None and generation.is_chunked:
-            self._refuse("chunked_prefill")
-        if generation is not None and generation.beams > 1:
-            self._refuse("beams")
-        length = queries if generation is None else min(queries, generation.prompt_length)
-        evidence = self._evidence(given, kwargs, ids[:, :length])
-        layout = prompt_layout(self.target.family, evidence, _padding(given, kwargs, length))
-        self._check_images(layout, generation)
-        self._set_layout(extended(layout, queries))
-
-    def _continue_prompt(
-        self,
-        given: Mapping[str, Any],
-        kwargs: dict[str, Any],
-        ids: Tensor,
-        start: int,
-        queries: int,
-        cache: object,
-    ) -> bool:
-        """Adds the positions of a call with a filled cache; returns whether they are prompt."""
-        if self._layout is None or self._cache is None or self._cache() is not cache or start > self._length:
-            raise UnsupportedError(
-                f"The cache holds {start} tokens that were not read inside this wrap, so what they are is not "
-                f"known; begin with an empty cache inside the wrap."
-            )
-        if ids.shape[0] != self._layout.batch:
-            raise UnsupportedError(
-                f"The batch grew from {self._layout.batch} to {ids.shape[0]} rows after the prompt was read; "
-                f"repeat the rows before the prompt."
-            )
-        if queries == 1 and start > self._layout.length:
-            return False
-        generation = running_generation(self.target.parts.base)
-        if generation is None and queries == 1:
-            return False
-        if generation is not None and start >= generation.prompt_length:
-            if start < self._layout.length:
-                self._set_layout(self._layout.crop(start))
-            return False
-        before = extended(self._layout, start)
-        evidence = self._evidence(given, kwargs, ids, before)
-        layout = prompt_layout(self.target.family, evidence, _padding(given, kwargs, queries, start))
-        if generation is not None and generation.is_chunked:
-            self._check_images(layout, generation)
-        self._set_layout(layout)
-        return True
-
-    def _evidence(
-        self, given: Mapping[str, Any], kwargs: dict[str, Any], ids: Tensor, after: PromptLayout | None = None
-    ) -> Evidence:
-        return Evidence(
-            config=cast("Any", self.target.parts.base).config,
-            input_ids=ids,
-            call=given,
-            position_ids=kwargs.get("position_ids"),
-            newline=self.target.parts.newline,
-            inputs_embeds=kwargs["inputs_embeds"],
-            after=after,
-        )
-
-    def _set_layout(self, layout: PromptLayout) -> None:
-        self._layout = layout
-        self._is_valid = extended_validity(layout, layout.length)
-
-    def _check_images(self, layout: PromptLayout, generation: Generation | None) -> None:
-        is_chunked = generation is not None and generation.is_chunked
-        needy = [item.title for item in self.interventions if item.needs_image]
-        if needy and self.no_image == "error" and not is_chunked and not bool(layout.has_image.any()):
-            raise LvlmAttnError(
-                f"There is no image in the prompt, and {' and '.join(needy)} can only act on one; pass an image, "
-                f"or wrap(..., no_image='pass') to run such prompts unchanged."
-            )
-        if is_chunked and needy and any(len(grids) > 1 for grids in layout.grids):
-            raise UnsupportedError(
-                f"{needy[0]} cannot read a prompt of several images in chunks, because text between the images "
-                f"would be treated before all images are known; pass prefill_chunk_size=None."
-            )
-
-    def _refuse(self, situation: str) -> None:
-        for item in self.interventions:
-            if reason := item.refuse(situation):
-                raise UnsupportedError(reason)
 
     def _refuse_without_request(self) -> None:
         needy = [item.title for item in self.interventions if item.needs_request()]
@@ -414,46 +239,14 @@ class Session:
                 f"or lvlm.generate(images=[...], prompts=[...]), where lvlm is what `with wrap(...) as lvlm` gives."
             )
 
-    def _claim_thread(self) -> None:
-        current = threading.get_ident()
-        if self._thread not in (None, current):
-            raise UnsupportedError(
-                "Two threads use one wrapped model at the same time; give each thread its own model, or take "
-                "turns."
-            )
-        self._thread = current
-
     def _forget(self) -> None:
-        self._layout, self._is_valid, self._cache, self._length = None, None, None, 0
+        self._prompt.forget()
         self._last_call = None
-        self._memory = {}
-
-
-def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The residual stream a layer was called with."""
-    return cast(Tensor, args[0] if args else kwargs["hidden_states"])
+        for _, state in self.editors:
+            state.memory = {}
 
 
 def _is_dense(given: Mapping[str, Any]) -> bool:
     """Whether the caller gave an attention mask of queries by keys."""
     mask = given.get("attention_mask")
     return isinstance(mask, Tensor) and mask.dim() == 4
-
-
-def _padding(given: Mapping[str, Any], kwargs: dict[str, Any], length: int, start: int = 0) -> Tensor | None:
-    """`(batch, length)` mask of the positions from `start` on, nonzero where valid, or None.
-
-    Where `generate` has already made the dense mask of a static cache, a position is valid if it may read
-    itself.
-    """
-    mask = given.get("attention_mask")
-    if mask is None:
-        mask = kwargs.get("attention_mask")
-    if isinstance(mask, Mapping):
-        mask = mask.get("full_attention", next(iter(mask.values())))
-    if not isinstance(mask, Tensor):
-        return None
-    if mask.dim() == 4:
-        diagonal = mask[:, 0, :, start:].diagonal(dim1=-2, dim2=-1)[:, :length]
-        return diagonal if diagonal.dtype == torch.bool else diagonal == 0
-    return mask[:, start : start + length]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.interventions.base import Target
-from lvlm_attn.interventions.call import ACTIVE, TextPass
+from lvlm_attn.families.target import Target
 from lvlm_attn.layout.prompt import PromptLayout
+from lvlm_attn.runtime.active import without_interventions
 
 
 def text_only(embeds: Tensor, layout: PromptLayout) -> tuple[Tensor, Tensor]:
@@ -74,13 +74,12 @@ def text_heads(
         return read
 
     handles = []
-    token = ACTIVE.set((*ACTIVE.get(), TextPass()))
     try:
         handles += [
             target.parts.output_projections[layer].register_forward_pre_hook(reader(layer), prepend=True)
             for layer in layers
         ]
-        with torch.no_grad():
+        with without_interventions(), torch.no_grad():
             cast("Any", target.parts.language_model)(
                 inputs_embeds=packed,
                 attention_mask=None if bool(mask.all()) else mask.long(),
@@ -88,7 +87,6 @@ def text_heads(
                 use_cache=False,
             )
     finally:
-        ACTIVE.reset(token)
         for handle in handles:
             handle.remove()
     return heads

@@ -169,7 +169,7 @@ class Rewrites(la.Intervention):
 
         class Reads(la.Intervention):
             def observe(self, layer, hidden):
-                seen.append(int(layer))
+                seen.append(layer.index)
 
         model = request.target.model
         with la.wrap(model, Reads()):

@@ -8,6 +8,7 @@ import torch
 
 import lvlm_attn as la
 from lvlm_attn.hooks.cmai import CMAI, lowest
+from lvlm_attn.kernels.readouts import Readout
 from tests.hooks.full_attention import dense, extended
 from tests.oracle_setup import generate, relative_error, sink_model, twin
 from tests.tiny import IMAGE, tiny_inputs, tiny_rows
@@ -124,13 +125,14 @@ class Look(la.Intervention):
         self.entered, self.weights = {}, {}
 
     def observe(self, layer, hidden):
-        self.entered[int(layer)] = hidden.clone()
+        self.entered[layer.index] = hidden.clone()
 
     def readout(self, layer):
-        return layer.call.text_queries(torch.device("cpu"))
+        return Readout(layer.call.text_queries(torch.device("cpu")), rows="heads")
 
-    def read(self, layer, weights, index, is_read):
-        self.weights[int(layer)] = (weights.clone(), index + layer.call.start, is_read)
+    def read(self, layer, reading):
+        index = reading.index + layer.call.start
+        self.weights[layer.index] = (reading.rows.clone(), index, reading.is_read)
 
 
 @families
@@ -206,7 +208,7 @@ def test_state_and_errors_leave_nothing_behind():
 
         class Breaks(la.Intervention):
             def observe(self, layer, hidden):
-                if layer == 3:
+                if layer.index == 3:
                     raise RuntimeError("broken")
 
         with pytest.raises(RuntimeError, match="broken"), la.wrap(model, METHOD, Breaks()):

@@ -163,7 +163,7 @@ def test_state_and_errors_leave_nothing_behind():
 
         class Breaks(la.Intervention):
             def observe(self, layer, hidden):
-                if layer == 3:
+                if layer.index == 3:
                     raise RuntimeError("broken")
 
         with pytest.raises(RuntimeError, match="broken"), la.wrap(model, DoLa(), Breaks()):

@@ -8,6 +8,7 @@ import torch
 
 import lvlm_attn as la
 from lvlm_attn.hooks.paint import PAINT, patch_sets
+from lvlm_attn.kernels.readouts import Readout
 from tests.hooks.full_attention import dense, extended, image_positions
 from tests.hooks.towers import deep_model, token_weights
 from tests.oracle_setup import generate, relative_error
@@ -196,10 +197,10 @@ def test_image_mass_grows_with_alpha(name):
             self.found = []
 
         def readout(self, layer):
-            return torch.arange(layer.call.queries)[None] == layer.call.queries - 1
+            return Readout(torch.arange(layer.call.queries)[None] == layer.call.queries - 1, rows="heads")
 
-        def read(self, layer, weights, index, is_read):
-            self.found.append(weights[0, :, -1][:, is_image].sum(-1))
+        def read(self, layer, reading):
+            self.found.append(reading.rows[0, :, -1][:, is_image].sum(-1))
 
     masses = Mass()
     for alpha in (0.01, 0.2, 0.5, 0.9, 2.0):
@@ -285,7 +286,7 @@ def test_head_modulation_scales_the_gain_by_the_share_of_the_head():
     cap = 1.2
 
     def edit(layer, scores):
-        if layer == 2:
+        if layer.index == 2:
             line = scores[0, :, -1]
             mass = line.softmax(-1)[:, gain > 0].sum(-1)
             factor = (mass / mass.mean()).clamp(0, cap)
@@ -346,7 +347,7 @@ def test_state_errors_and_refusals():
 
         class Breaks(la.Intervention):
             def observe(self, layer, hidden):
-                if layer == 3:
+                if layer.index == 3:
                     raise RuntimeError("broken")
 
         with pytest.raises(RuntimeError, match="broken"), la.wrap(model, PAINT(), Breaks()):

@@ -217,7 +217,7 @@ def test_report_counts_the_choices_that_changed():
     inputs = tiny_inputs("llava", model, BATCH)
     with la.wrap(model, la.VCD(alpha=0, beta=0.2)) as lvlm:
         generated(lvlm, inputs)
-        assert lvlm.report().rows == ([{"tokens": 15, "likeliest_changed": 0}],)
+        assert lvlm.report().rows == ([{"views": 1, "tokens": 15, "likeliest_changed": 0}],)
 
     class Turned(la.VCD):
         def fuse(self, main, views, step):
@@ -226,7 +226,7 @@ def test_report_counts_the_choices_that_changed():
     with la.wrap(model, Turned()) as lvlm:
         generated(lvlm, inputs)
     assert lvlm.report().rows == (
-        [{"tokens": 15, "likeliest_changed": 10}],
+        [{"views": 1, "tokens": 15, "likeliest_changed": 10}],
     )  # the row without an image stays
     assert "likeliest_changed" in str(lvlm.report())
 

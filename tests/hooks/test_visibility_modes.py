@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import lvlm_attn as la
+from lvlm_attn.kernels.readouts import Readout
 from tests.hooks.masked import BATCH, FEW, LAYERS, TOKENS, at_all, check, masked, model_of, sample_of, twin_of
 from tests.hooks.test_delayed import blind
 from tests.hooks.test_hollow import hollow
@@ -303,10 +304,10 @@ def test_readouts_see_the_weights_of_the_mask(name):
         def readout(self, layer):
             asked = torch.zeros(1, len(image), dtype=torch.bool)
             asked[0, [last, len(image) - 1]] = True
-            return asked
+            return Readout(asked, rows="heads")
 
-        def read(self, layer, weights, index, is_read):
-            seen.update(zip(index[0].tolist(), weights[0].transpose(0, 1)))
+        def read(self, layer, reading):
+            seen.update(zip(reading.index[0].tolist(), reading.rows[0].transpose(0, 1)))
 
     for item, ahead, back in (
         (None, False, True),

@@ -186,7 +186,7 @@ def test_state_errors_and_refusals():
 
         class Breaks(la.Intervention):
             def observe(self, layer, hidden):
-                if layer == 3:
+                if layer.index == 3:
                     raise RuntimeError("broken")
 
         with pytest.raises(RuntimeError, match="broken"), la.wrap(model, METHOD, Breaks()):

@@ -141,7 +141,7 @@ def test_own_interventions_decode_and_see_their_layer():
         layers = (0, 4)
 
         def observe(self, layer, hidden):
-            seen.append((int(layer), layer.is_prompt, hidden.shape[1], layer.layout.length))
+            seen.append((layer.index, layer.is_prompt, hidden.shape[1], layer.layout.length))
 
     model = sink_model("llava")
     row = tiny_rows("llava", model, [(1,)])[0]

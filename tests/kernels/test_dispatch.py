@@ -13,6 +13,7 @@ from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.kernels import dispatch
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.dispatch import Dispatch, picked, requested, unavailable, unsupported_call
+from lvlm_attn.kernels.readouts import Readout
 from lvlm_attn.kernels.spec import Geometry
 from tests.samples import VAR, Louder, Mutual
 from tests.tiny import tiny_inputs, tiny_model
@@ -30,10 +31,10 @@ class Reader(Intervention):
     def readout(self, layer):
         rows = torch.zeros(layer.layout.batch, layer.call.queries, dtype=torch.bool)
         rows[:, -1] = True
-        return rows
+        return Readout(rows, rows="heads")
 
-    def read(self, layer, weights, index, is_read):
-        self.seen.append(weights)
+    def read(self, layer, reading):
+        self.seen.append(reading.rows)
 
 
 class Free(Intervention):
@@ -102,7 +103,7 @@ def test_rows_that_are_read_have_the_weights_of_the_torch_path():
     readers = Reader(), Reader()
     for reader, kernels in zip(readers, ("torch", "triton")):
         _, _, report = outcome("llava", [Mutual(), la.VAR(**VAR), reader], kernels)
-    assert report.kernels == "triton and torch"
+    assert report.kernels == "triton"
     assert len(readers[0].seen) == len(readers[1].seen) > 0
     for a, b in zip(readers[0].seen, readers[1].seen):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -241,7 +242,7 @@ def test_a_mask_that_is_over_when_decoding_does_not_count_as_torch():
 def test_layers_without_anything_to_do_are_counted_under_no_path():
     class Late(Louder):
         def reweigh(self, layer):
-            return super().reweigh(layer) if layer.is_prompt and layer == 1 else None
+            return super().reweigh(layer) if layer.is_prompt and layer.index == 1 else None
 
     model = tiny_model("llava")
     inputs = tiny_inputs("llava", model, [(1, 2, 4), (0, 3, 9)])

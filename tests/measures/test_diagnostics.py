@@ -30,14 +30,15 @@ class Weights(Intervention):
         self.seen = []
 
     def readout(self, layer):
-        return rows_of(layer)
+        return Readout(rows_of(layer), rows="heads")
 
-    def read(self, layer, weights, index, is_read):
+    def read(self, layer, reading):
+        weights, index, is_read = reading.rows, reading.index, reading.is_read
         picked = []
         for sample in range(len(index)):
             order = index[sample][is_read[sample]].argsort()
             picked.append(weights[sample][:, is_read[sample]][:, order].double())
-        self.seen.append((int(layer), picked, layer.layout.is_patch))
+        self.seen.append((layer.index, picked, layer.layout.is_patch))
 
 
 class Measures(Intervention):
@@ -50,8 +51,8 @@ class Measures(Intervention):
         classes = layer.layout.is_patch * 2
         return Readout(rows_of(layer), classes, rows=self.rows, column_sums=True, entropy=True)
 
-    def measure(self, layer, reading):
-        self.seen.append((int(layer), reading))
+    def read(self, layer, reading):
+        self.seen.append((layer.index, reading))
 
 
 class Moves(Intervention):

@@ -29,7 +29,7 @@ class Look(la.Intervention):
         return ROWS
 
     def observe(self, layer, hidden):
-        if layer == 0 and layer.is_prompt:
+        if layer.index == 0 and layer.is_prompt:
             vision = layer.call.vision
             found = None if vision is None else [received(vision, rows, layer.layout) for rows in ROWS]
             self.seen.append(found)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_attn.errors import UnsupportedError
+from lvlm_attn.families.target import Target
 from lvlm_attn.hooks.crosslmm.adapter import BRANCHES, CrossLMMAdapter
 from lvlm_attn.hooks.crosslmm.pooling import pool_features, pooled_positions
 from lvlm_attn.hooks.crosslmm.reach import Runs, join, pooled_runs, text_runs
 from lvlm_attn.hooks.crosslmm.reuse import Patches
 from lvlm_attn.hooks.crosslmm.track import image_keys, spread
 from lvlm_attn.hooks.crosslmm.weights import check_fits, find_weights, load_adapter
-from lvlm_attn.interventions.base import Layer, Target
-from lvlm_attn.interventions.call import Call
+from lvlm_attn.interventions.context import Call, Layer
 from lvlm_attn.kernels.torch_path import Rows
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
@@ -226,7 +226,7 @@ def branches_at(plan: Plan, layer: Layer) -> Callable[[Tensor], Tensor | None]:
     """What the two branches of a hosting layer add to the residual stream `(batch, queries, hidden)`."""
     memory, call = layer.memory, layer.call
     patches, adapter = cast(Patches, memory["patches"]), cast(CrossLMMAdapter, plan.adapter)
-    norm = cast("nn.Module", getattr(plan.target.parts.layers[int(layer)], _NORM))
+    norm = cast("nn.Module", getattr(plan.target.parts.layers[layer.index], _NORM))
 
     def add(hidden: Tensor) -> Tensor | None:
         total: Tensor | None = None
@@ -234,8 +234,8 @@ def branches_at(plan: Plan, layer: Layer) -> Callable[[Tensor], Tensor | None]:
             runs, rows = _readers(plan, call, memory, name, hidden.device)
             if rows is None:
                 continue
-            branch = adapter.branch(int(layer), name)
-            kept = ("keys", int(layer), name)
+            branch = adapter.branch(layer.index, name)
+            kept = ("keys", layer.index, name)
             if kept not in memory:
                 memory[kept] = branch.keys_values(cast(Tensor, patches.features).to(hidden.device))
             index = rows.index[..., None].expand(-1, -1, hidden.shape[2])

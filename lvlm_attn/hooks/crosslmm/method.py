@@ -11,18 +11,20 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError, closest
+from lvlm_attn.families.target import Target
 from lvlm_attn.hooks.crosslmm import dual
 from lvlm_attn.hooks.crosslmm.adapter import CrossLMMAdapter
 from lvlm_attn.hooks.crosslmm.pooling import POOLS
 from lvlm_attn.hooks.crosslmm.reach import BRANCHES, SCOPES
 from lvlm_attn.hooks.crosslmm.track import SOURCES
-from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.interventions.base import Intervention, Situation
+from lvlm_attn.interventions.context import Layer
 from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
 from lvlm_attn.kernels.extra import ExtraKeys
 from lvlm_attn.kernels.visibility import Visibility
@@ -30,7 +32,6 @@ from lvlm_attn.kernels.visibility import Visibility
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lvlm_attn.interventions.call import Call
 
 RULES = ("R1", "R2")
 
@@ -175,7 +176,7 @@ class CrossLMM(Intervention):
             other = "lam" if idle == "w" else "w"
             raise LvlmAttnError(f"CrossLMM: {idle} has no meaning with rule={self.rule!r}; give {other}.")
 
-    def fit(self, target: Target) -> CrossLMM:
+    def fit(self, target: Target) -> Self:
         """Reads the adapter, if there is one, and checks it against the model."""
         if self.weights is None and self.adapter is None:
             layers = select_layers(self.layers, target.layers, self.title)
@@ -215,18 +216,18 @@ class CrossLMM(Intervention):
         is_used = (site == "modules") == (self.plan.adapter is not None)
         return self.plan.hosted if is_used else ()
 
-    def refuse(self, situation: str) -> str | None:
+    def refuse(self, situation: Situation) -> str | None:
         """A prompt that is read in pieces cannot be pooled."""
-        if situation == "chunked_prefill":
+        if situation == Situation.CHUNKED_PREFILL:
             return (
                 "CrossLMM pools whole images, so the prompt must be read in one pass; pass "
                 "prefill_chunk_size=None."
             )
         return None
 
-    def edit_embeds(self, call: Call, embeds: Tensor) -> Tensor | None:
+    def edit_embeds(self, context: Layer, embeds: Tensor) -> Tensor | None:
         """Keeps the patches of a prompt and puts pooled ones in their place."""
-        return dual.pool_call(self.plan, call, embeds, call.memory_of(self), call.stats_of(self))
+        return dual.pool_call(self.plan, context.call, embeds, context.memory, context.stats)
 
     def visibility(self, layer: Layer) -> Visibility | None:
         """Hides the patches that pooling leaves out."""
@@ -235,9 +236,9 @@ class CrossLMM(Intervention):
     def extra_keys(self, layer: Layer) -> ExtraKeys | None:
         """Gives the patches' keys and values to text and to pooled tokens."""
         patches = layer.memory.get("patches")
-        if patches is None or int(layer) not in patches.keys_values:
+        if patches is None or layer.index not in patches.keys_values:
             return None
-        key, value = patches.keys_values[int(layer)]
+        key, value = patches.keys_values[layer.index]
         runs = dual.runs_of(self.plan, layer.call, layer.memory)
         if self.rule == "R1":
             return ExtraKeys(key, value, patches.position, runs.first, runs.stop, gate=self.lam)

@@ -18,9 +18,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lvlm_attn.interventions.base import Target
-from lvlm_attn.interventions.call import ACTIVE, Call, TextPass
+from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.context import Call
 from lvlm_attn.kernels.torch_path import Rows
+from lvlm_attn.runtime.active import without_interventions
 
 SOURCES = ("S0", "S1", "S2")
 CHUNK = 1024
@@ -114,12 +115,8 @@ def _one_by_one(
 
 
 def _silent(target: Target, capture: Any, **inputs: Any) -> None:
-    token = ACTIVE.set((*ACTIVE.get(), TextPass(capture=capture)))
-    try:
-        with torch.no_grad():
-            cast("Any", target.parts.language_model)(use_cache=False, **inputs)
-    finally:
-        ACTIVE.reset(token)
+    with without_interventions(capture), torch.no_grad():
+        cast("Any", target.parts.language_model)(use_cache=False, **inputs)
 
 
 def _feed(layer: nn.Module, hidden: Tensor) -> Any:

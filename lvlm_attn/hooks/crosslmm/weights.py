@@ -15,7 +15,7 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.hooks.crosslmm.adapter import AdapterShape, CrossLMMAdapter
 
 if TYPE_CHECKING:
-    from lvlm_attn.interventions.base import Target
+    from lvlm_attn.families.target import Target
 
 FOLDER = Path(__file__).resolve().parent / "weights"
 """Adapters that come with the package, by the name of their model."""

@@ -10,14 +10,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
 from lvlm_attn.errors import LvlmAttnError, closest
+from lvlm_attn.families.target import Target
 from lvlm_attn.hooks.mma.groups import MODES, Spans, groups_of
-from lvlm_attn.interventions.base import Intervention, Layer, Target
-from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.interventions.base import Intervention, Situation
+from lvlm_attn.interventions.context import Layer
+from lvlm_attn.interventions.layers import Layers, canonical_layers
 from lvlm_attn.interventions.modality import Made, counted, is_image, once_per_call
 from lvlm_attn.kernels.visibility import ALL, Visibility
 from lvlm_attn.prompts.markers import assistant_marker, find_marker
@@ -105,7 +107,7 @@ class MMA(Intervention):
         """Whether no key is ever opened."""
         return self.strength == 0
 
-    def fit(self, target: Target) -> MMA:
+    def fit(self, target: Target) -> Self:
         """Chooses the layers, and finds the answer marker of the processor."""
         marker = self.marker
         needs_marker = self.mode in _NEED_MARKER or not self.include_marker
@@ -121,12 +123,11 @@ class MMA(Intervention):
                 f"MMA: {what} has to know where answers begin; pass wrap(..., processor=processor), or the token "
                 f"ids of the answer marker as MMA(marker=(...))."
             )
-        layers = select_layers(self.layers, target.layers, self.title)
-        return dataclasses.replace(self, layers=layers, marker=marker)
+        return dataclasses.replace(super().fit(target), marker=marker)
 
-    def refuse(self, situation: str) -> str | None:
+    def refuse(self, situation: Situation) -> str | None:
         """Image rows cannot read a question that comes in a later chunk."""
-        if situation == "chunked_prefill":
+        if situation == Situation.CHUNKED_PREFILL:
             return (
                 "MMA lets image tokens read the question behind them, so the prompt must be read in one pass; pass "
                 "prefill_chunk_size=None."

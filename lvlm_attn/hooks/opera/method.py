@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.checks import need_number, need_whole
+from lvlm_attn.interventions.context import Layer
+from lvlm_attn.kernels.readouts import Reading, Readout
 
 if TYPE_CHECKING:
     from lvlm_attn.prompts.request import Request
@@ -84,10 +87,6 @@ class OPERA(Intervention):
         """Whether plain beam search is left."""
         return self.candidates == 1 and self.r is None
 
-    def fit(self, target: Target) -> OPERA:
-        """Nothing depends on the model."""
-        return self
-
     def layers_at(self, site: str, target: Target) -> Sequence[int]:
         """The last layer."""
         return (target.layers - 1,)
@@ -107,20 +106,21 @@ class OPERA(Intervention):
 
         return loop
 
-    def readout(self, layer: Layer) -> Tensor | None:
+    def readout(self, layer: Layer) -> Readout | None:
         """Asks for the rows of the answer's tokens while a search listens."""
         tape = TAPE.get()
         if tape is None or layer.is_prompt:
             return None
-        return torch.ones(
+        every = torch.ones(
             layer.layout.batch, layer.call.queries, dtype=torch.bool, device=layer.layout.device
         )
+        return Readout(every, rows="heads")
 
-    def read(self, layer: Layer, weights: Tensor, index: Tensor, is_read: Tensor) -> None:
+    def read(self, layer: Layer, reading: Reading) -> None:
         """Keeps the rows, the largest over heads, made to sum to 1."""
         tape = TAPE.get()
         if tape is not None:
-            largest = weights.amax(1).double()
+            largest = cast("Tensor", reading.rows).amax(1).double()
             tape.rows = largest / largest.sum(-1, keepdim=True)
             tape.stats = layer.stats
 

@@ -1,0 +1,112 @@
+"""Hooks on single layers, through which interventions see and change the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.context import Call, Layer
+from lvlm_attn.interventions.summary import add
+from lvlm_attn.runtime.active import Editor
+
+CallOf = Callable[[], Call | None]
+"""Gives the running call of the wrap, or None where it does not act."""
+
+
+def install_layer_hooks(
+    target: Target, site: str, index: int, editors: Sequence[Editor], call_of: CallOf
+) -> Iterator[RemovableHandle]:
+    """Puts the hooks of a site on a layer, in the order in which a forward reaches them."""
+    layer = target.parts.layers[index]
+    if site == "observe":
+        yield layer.register_forward_pre_hook(_observer(index, editors, call_of), with_kwargs=True)
+    elif site == "scale_heads":
+        projection = target.parts.output_projections[index]
+        yield projection.register_forward_pre_hook(_scaler(index, editors, call_of, target.heads))
+    elif site == "modules":
+        keeper, adder = _adder(index, editors, call_of)
+        yield layer.register_forward_pre_hook(keeper, with_kwargs=True)
+        yield target.parts.attentions[index].register_forward_hook(adder)
+    elif site == "frozen":
+        yield layer.register_forward_hook(_freezer(index, editors, call_of), with_kwargs=True)
+
+
+def _observer(index: int, editors: Sequence[Editor], call_of: CallOf) -> Any:
+    def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = call_of()
+        if call is not None:
+            hidden = _hidden(args, kwargs)
+            for item, state in editors:
+                item.observe(Layer(index, call, state), hidden)
+
+    return observe
+
+
+def _scaler(index: int, editors: Sequence[Editor], call_of: CallOf, count: int) -> Any:
+    def scale(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        call = call_of()
+        if call is None:
+            return None
+        joined = args[0]
+        heads = joined.view(*joined.shape[:-1], count, -1)
+        before = heads
+        for item, state in editors:
+            scaled = item.scale_heads(Layer(index, call, state), heads)
+            if scaled is not None:
+                add(state.counts, "rows_scaled", scaled.shape[0] * scaled.shape[1], index)
+                heads = scaled
+        return None if heads is before else (heads.reshape(joined.shape), *args[1:])
+
+    return scale
+
+
+def _adder(index: int, editors: Sequence[Editor], call_of: CallOf) -> tuple[Any, Any]:
+    entered: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entered[:] = [_hidden(args, kwargs)]
+
+    def add_modules(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        call, before = call_of(), entered.pop()
+        if call is None:
+            return None
+        first = output[0] if isinstance(output, tuple) else output
+        attended = first
+        for item, state in editors:
+            function = item.modules(Layer(index, call, state))
+            added = None if function is None else function(before + attended)
+            if added is not None:
+                add(state.counts, "rows_added_to", added.shape[0] * added.shape[1], index)
+                attended = attended + added.to(attended.dtype)
+        if attended is first:
+            return None
+        return (attended, *output[1:]) if isinstance(output, tuple) else attended
+
+    return keep, add_modules
+
+
+def _freezer(index: int, editors: Sequence[Editor], call_of: CallOf) -> Any:
+    def freeze(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        call = call_of()
+        if call is None:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        for item, state in editors:
+            is_frozen = item.frozen(Layer(index, call, state))
+            if is_frozen is not None:
+                add(state.counts, "rows_frozen", is_frozen.sum(), index)
+                is_frozen = is_frozen.to(hidden.device)[..., None]
+                hidden = torch.where(is_frozen, _hidden(args, kwargs), hidden)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    return freeze
+
+
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The residual stream a layer was called with."""
+    return cast(Tensor, args[0] if args else kwargs["hidden_states"])

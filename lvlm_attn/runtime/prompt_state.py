@@ -1,0 +1,179 @@
+"""The prompt that a wrap is in: where it began, how it goes on, and when the next one begins."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lvlm_attn.errors import LvlmAttnError, UnsupportedError
+from lvlm_attn.families import Evidence, prompt_layout
+from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.base import Intervention, Situation
+from lvlm_attn.interventions.context import extended, extended_validity
+from lvlm_attn.layout.prompt import PromptLayout
+from lvlm_attn.runtime.generate_frame import Generation, running_generation
+
+
+class PromptState:
+    """One prompt: it begins with an empty cache and ends with the next one.
+
+    Args:
+        target: the model.
+        interventions: those of the wrap, some of which may refuse a situation or a prompt without images.
+        no_image: `"error"` or `"pass"`, see `wrap`.
+    """
+
+    def __init__(self, target: Target, interventions: Sequence[Intervention], no_image: str):
+        self._target = target
+        self._interventions = interventions
+        self._no_image = no_image
+        self.layout: PromptLayout | None = None
+        self.length = 0
+        self._is_valid: Tensor | None = None
+        self._cache: weakref.ref[Any] | None = None
+
+    def forget(self) -> None:
+        """Ends the prompt."""
+        self.layout, self._is_valid, self._cache, self.length = None, None, None, 0
+
+    def keep_cache(self, cache: Any) -> None:
+        """Remembers the cache that holds what was processed, so that no other one is taken for it."""
+        self._cache = None if cache is None else weakref.ref(cache)
+
+    def is_valid(self) -> Tensor | None:
+        """`(batch, length)`, False at padding, or None if nothing is padded."""
+        known = self._is_valid
+        return None if known is None else pad(known, (0, self.length - known.shape[1]), value=True)
+
+    def advance(self, given: Mapping[str, Any], kwargs: dict[str, Any], ids: Tensor) -> bool:
+        """Adds the positions of a call; returns whether they are prompt.
+
+        Args:
+            given: arguments of the base model.
+            kwargs: arguments of the language model.
+            ids: token ids, as many as the base model was given.
+
+        Raises:
+            LvlmAttnError: if there is no image and an intervention needs one.
+            UnsupportedError: if what the cache holds is not known, or an intervention refuses the situation.
+        """
+        queries = kwargs["inputs_embeds"].shape[1]
+        cache = kwargs.get("past_key_values")
+        start = 0 if cache is None else int(cache.get_seq_length())
+        is_prompt = True
+        if start == 0:
+            self._begin(given, kwargs, ids, queries)
+        else:
+            is_prompt = self._go_on(given, kwargs, ids, start, queries, cache)
+        self.length = start + queries
+        return is_prompt
+
+    def _begin(self, given: Mapping[str, Any], kwargs: dict[str, Any], ids: Tensor, queries: int) -> None:
+        self.forget()
+        generation = running_generation(self._target.parts.base)
+        if generation is not None and generation.is_chunked:
+            self._refuse(Situation.CHUNKED_PREFILL)
+        if generation is not None and generation.beams > 1:
+            self._refuse(Situation.BEAMS)
+        length = queries if generation is None else min(queries, generation.prompt_length)
+        evidence = self._evidence(given, kwargs, ids[:, :length])
+        layout = prompt_layout(self._target.family, evidence, _padding(given, kwargs, length))
+        self._check_images(layout, generation)
+        self._set_layout(extended(layout, queries))
+
+    def _go_on(
+        self,
+        given: Mapping[str, Any],
+        kwargs: dict[str, Any],
+        ids: Tensor,
+        start: int,
+        queries: int,
+        cache: object,
+    ) -> bool:
+        """Adds the positions of a call with a filled cache; returns whether they are prompt."""
+        if self.layout is None or self._cache is None or self._cache() is not cache or start > self.length:
+            raise UnsupportedError(
+                f"The cache holds {start} tokens that were not processed inside this wrap, so what they are is not "
+                f"known; begin with an empty cache inside the wrap."
+            )
+        if ids.shape[0] != self.layout.batch:
+            raise UnsupportedError(
+                f"The batch grew from {self.layout.batch} to {ids.shape[0]} rows after the prompt was processed; "
+                f"repeat the rows before the prompt."
+            )
+        if queries == 1 and start > self.layout.length:
+            return False
+        generation = running_generation(self._target.parts.base)
+        if generation is None and queries == 1:
+            return False
+        if generation is not None and start >= generation.prompt_length:
+            if start < self.layout.length:
+                self._set_layout(self.layout.crop(start))
+            return False
+        before = extended(self.layout, start)
+        evidence = self._evidence(given, kwargs, ids, before)
+        layout = prompt_layout(self._target.family, evidence, _padding(given, kwargs, queries, start))
+        if generation is not None and generation.is_chunked:
+            self._check_images(layout, generation)
+        self._set_layout(layout)
+        return True
+
+    def _evidence(
+        self, given: Mapping[str, Any], kwargs: dict[str, Any], ids: Tensor, after: PromptLayout | None = None
+    ) -> Evidence:
+        return Evidence(
+            config=cast("Any", self._target.parts.base).config,
+            input_ids=ids,
+            call=given,
+            position_ids=kwargs.get("position_ids"),
+            newline=self._target.parts.newline,
+            inputs_embeds=kwargs["inputs_embeds"],
+            after=after,
+        )
+
+    def _set_layout(self, layout: PromptLayout) -> None:
+        self.layout = layout
+        self._is_valid = extended_validity(layout, layout.length)
+
+    def _check_images(self, layout: PromptLayout, generation: Generation | None) -> None:
+        is_chunked = generation is not None and generation.is_chunked
+        needy = [item.title for item in self._interventions if item.needs_image]
+        if needy and self._no_image == "error" and not is_chunked and not bool(layout.has_image.any()):
+            raise LvlmAttnError(
+                f"There is no image in the prompt, and {' and '.join(needy)} can only act on one; pass an image, "
+                f"or wrap(..., no_image='pass') to run such prompts unchanged."
+            )
+        if is_chunked and needy and any(len(grids) > 1 for grids in layout.grids):
+            raise UnsupportedError(
+                f"{needy[0]} cannot process a prompt of several images in chunks, because text between the images "
+                f"would be treated before all images are known; pass prefill_chunk_size=None."
+            )
+
+    def _refuse(self, situation: Situation) -> None:
+        for item in self._interventions:
+            if reason := item.refuse(situation):
+                raise UnsupportedError(reason)
+
+
+def _padding(given: Mapping[str, Any], kwargs: dict[str, Any], length: int, start: int = 0) -> Tensor | None:
+    """`(batch, length)` mask of the positions from `start` on, nonzero where valid, or None.
+
+    Where `generate` has already made the dense mask of a static cache, a position is valid if it may attend to
+    itself.
+    """
+    mask = given.get("attention_mask")
+    if mask is None:
+        mask = kwargs.get("attention_mask")
+    if isinstance(mask, Mapping):
+        mask = mask.get("full_attention", next(iter(mask.values())))
+    if not isinstance(mask, Tensor):
+        return None
+    if mask.dim() == 4:
+        diagonal = mask[:, 0, :, start:].diagonal(dim1=-2, dim2=-1)[:, :length]
+        return diagonal if diagonal.dtype == torch.bool else diagonal == 0
+    return mask[:, start : start + length]

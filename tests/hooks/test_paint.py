@@ -286,7 +286,7 @@ def test_head_modulation_scales_the_gain_by_the_share_of_the_head():
     cap = 1.2
 
     def edit(layer, scores):
-        if layer.index == 2:
+        if layer == 2:
             line = scores[0, :, -1]
             mass = line.softmax(-1)[:, gain > 0].sum(-1)
             factor = (mass / mass.mean()).clamp(0, cap)

@@ -1,12 +1,19 @@
-"""VAR and VHR on every family against the float64 oracle, in plain forwards and over eight decode steps."""
+"""VAR and VHR on every family against the float64 oracle, in plain forwards and over eight decode steps.
+
+Judged in float64, where no CPU's rounding decides; fp32 may then be off by some multiple of what the bare model is
+off by itself.
+"""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 
 import lvlm_attn as la
+from tests.doubled import Doubled
 from tests.oracle import Truth, VarRule, VhrRule
 from tests.oracle_setup import (
     DIM,
@@ -25,6 +32,8 @@ from tests.tiny import NAMES, tiny_inputs, tiny_rows
 
 BATCH = [(1,), (0,), (2,)]
 TOLERANCE = 1e-5
+EXACT = 1e-9
+ROUNDING = 16  # scaled heads and moved weights amplify rounding; the worst seen is 4
 
 
 def var(**changes):
@@ -35,29 +44,45 @@ def vhr(**changes):
     return la.VHR(**{"layers": VHR_RULE.layers} | changes)
 
 
-def compare(
-    name, interventions, var_rule, vhr_rule, batch=BATCH, side="left", seed=0, model=None
-) -> list[Truth]:
+def compare(name, interventions, var_rule, vhr_rule, batch=BATCH, side="left", seed=0) -> list[Truth]:
     """Judges a plain forward and nine generated tokens; returns what the oracle did, row by row."""
-    model = model or sink_model(name)
+    rest = (tuple(batch), side, seed)
+    rules = (var_rule, vhr_rule)
+    error, expected = farthest(name, twin(name), interventions, rules, *rest)
+    assert error < EXACT
+    error, _ = farthest(name, sink_model(name), interventions, rules, *rest)
+    assert error < ROUNDING * rounding(name, *rest)
+    return expected
+
+
+@cache
+def rounding(name, batch, side, seed) -> float:
+    """How far the bare model is from the oracle in fp32."""
+    return farthest(name, sink_model(name), [], (None, None), batch, side, seed)[0]
+
+
+def farthest(name, model, interventions, rules, batch, side, seed) -> tuple[float, list[Truth]]:
+    """How far a model is from the oracle, and what the oracle did. Rows without an image keep their bits."""
     inputs, rows = tiny_inputs(name, model, batch, side, seed), tiny_rows(name, model, batch, seed)
     generated = None
-    with torch.no_grad():
-        with la.wrap(model, *interventions):
+    with torch.no_grad(), Doubled() if model.dtype == torch.float64 else nullcontext():
+        with la.wrap(model, *interventions) if interventions else nullcontext():
             plain = model(**inputs).logits
             if side == "left":
                 generated, steps = generate(model, inputs)
-        expected = truths(name, rows, generated, var_rule, vhr_rule)
         bare = model(**inputs).logits
+    with Doubled():
+        expected = truths(name, rows, generated, *rules)
+    errors = []
     for index, (row, truth) in enumerate(zip(rows, expected, strict=True)):
         length = row["input_ids"].shape[1]
         valid = slice(-length, None) if side == "left" else slice(length)
-        assert relative_error(plain[index, valid], truth.logits[:length]) < TOLERANCE
+        errors.append(relative_error(plain[index, valid], truth.logits[:length]))
         if generated is not None:
-            assert relative_error(steps[index], truth.logits[length - 1 : length + 8]) < TOLERANCE
+            errors.append(relative_error(steps[index], truth.logits[length - 1 : length + 8]))
         if not batch[index][0]:
             assert torch.equal(plain[index, valid], bare[index, valid])
-    return expected
+    return max(errors), expected
 
 
 def check_var_is_tested(expected, batch=BATCH):
@@ -148,9 +173,8 @@ VAR_SETTINGS = [
 @pytest.mark.parametrize("settings", VAR_SETTINGS, ids=str)
 @pytest.mark.parametrize("name", ["llava_next", "qwen2_vl"])
 def test_var_settings(name, settings):
-    """In float64, where rounding cannot hide in the tolerance."""
     rule = replace(VAR_RULE, **settings)
-    expected = compare(name, [var(**settings)], rule, None, [(2,), (1,)], seed=3, model=twin(name))
+    expected = compare(name, [var(**settings)], rule, None, [(2,), (1,)], seed=3)
     assert any(rows for truth in expected for rows in truth.rows.values())
 
 
@@ -190,9 +214,8 @@ VHR_SETTINGS = [
 @pytest.mark.parametrize("settings", VHR_SETTINGS, ids=str)
 @pytest.mark.parametrize("name", ["vipllava", "qwen3_vl"])
 def test_vhr_settings(name, settings):
-    """In float64, where rounding cannot hide in the tolerance."""
     rule = replace(VHR_RULE, **settings)
-    expected = compare(name, [vhr(**settings)], None, rule, [(2,), (1,)], seed=3, model=twin(name))
+    expected = compare(name, [vhr(**settings)], None, rule, [(2,), (1,)], seed=3)
     assert any(heads for truth in expected for heads in truth.heads.values())
 
 

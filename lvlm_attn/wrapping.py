@@ -23,6 +23,7 @@ from lvlm_attn.prompts.request import Request
 from lvlm_attn.runtime.probe import probe
 from lvlm_attn.runtime.registry import own_backend, registered_name
 from lvlm_attn.runtime.session import Session
+from lvlm_attn.runtime.transformers_private import attention_of, set_attention_of
 
 
 class Wrapped:
@@ -189,11 +190,11 @@ class Wrapped:
 
     def _take_attention(self, target: Target) -> None:
         for config in _attention_configs(target):
-            current = config._attn_implementation
+            current = attention_of(config)
             backend = own_backend(current) or current
             name = registered_name(backend)
             self._configs.append((config, current))
-            config._attn_implementation_internal = name
+            set_attention_of(config, name)
 
     def _restore(self) -> None:
         session, self._session = self._session, None
@@ -212,7 +213,7 @@ class Wrapped:
                     continue
                 if not others:
                     before = own_backend(before) or before
-                config._attn_implementation_internal = before
+                set_attention_of(config, before)
             self._configs.clear()
             self.model = None
 
@@ -297,7 +298,7 @@ def _written(item: Intervention) -> str:
 
 
 def _implementation(target: Target) -> str:
-    return str(_attention_configs(target)[0]._attn_implementation)
+    return attention_of(_attention_configs(target)[0])
 
 
 def _sessions(target: Target) -> list[Session]:

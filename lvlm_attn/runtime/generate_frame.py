@@ -7,21 +7,17 @@ lookup look like a prompt. `generate` holds the prompt in its own frame, so that
 
 from __future__ import annotations
 
-import inspect
-import sys
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin
 
-_GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
+from lvlm_attn.runtime.transformers_private import generate_variables
 
 
 @dataclass(frozen=True)
-class Generation:
+class GenerateCall:
     """The running `generate` call of a model.
 
     Attributes:
@@ -35,19 +31,18 @@ class Generation:
     beams: int = 1
 
 
-def running_generation(base: nn.Module) -> Generation | None:
+def running_generate(base: nn.Module) -> GenerateCall | None:
     """Finds the `generate` call on the stack that drives a base model, or None in a plain forward."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is _GENERATE and _drives(frame.f_locals.get("self"), base):
-            ids = frame.f_locals.get("input_ids")
-            if not isinstance(ids, torch.Tensor) or ids.dim() != 2:
-                return None
-            config = frame.f_locals.get("generation_config")
-            chunk = getattr(config, "prefill_chunk_size", None)
-            beams = getattr(config, "num_beams", None) or 1
-            return Generation(ids.shape[1], bool(chunk and chunk < ids.shape[1]), beams)
-        frame = frame.f_back
+    for variables in generate_variables():
+        if not _drives(variables.get("self"), base):
+            continue
+        ids = variables.get("input_ids")
+        if not isinstance(ids, torch.Tensor) or ids.dim() != 2:
+            return None
+        config = variables.get("generation_config")
+        chunk = getattr(config, "prefill_chunk_size", None)
+        beams = getattr(config, "num_beams", None) or 1
+        return GenerateCall(ids.shape[1], bool(chunk and chunk < ids.shape[1]), beams)
     return None
 
 

@@ -16,7 +16,7 @@ from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.base import Intervention, Situation
 from lvlm_attn.interventions.context import extended, extended_validity
 from lvlm_attn.layout.prompt import PromptLayout
-from lvlm_attn.runtime.generate_frame import Generation, running_generation
+from lvlm_attn.runtime.generate_frame import GenerateCall, running_generate
 
 
 class PromptState:
@@ -75,7 +75,7 @@ class PromptState:
 
     def _begin(self, given: Mapping[str, Any], kwargs: dict[str, Any], ids: Tensor, queries: int) -> None:
         self.forget()
-        generation = running_generation(self._target.parts.base)
+        generation = running_generate(self._target.parts.base)
         if generation is not None and generation.is_chunked:
             self._refuse(Situation.CHUNKED_PREFILL)
         if generation is not None and generation.beams > 1:
@@ -108,7 +108,7 @@ class PromptState:
             )
         if queries == 1 and start > self.layout.length:
             return False
-        generation = running_generation(self._target.parts.base)
+        generation = running_generate(self._target.parts.base)
         if generation is None and queries == 1:
             return False
         if generation is not None and start >= generation.prompt_length:
@@ -140,7 +140,7 @@ class PromptState:
         self.layout = layout
         self._is_valid = extended_validity(layout, layout.length)
 
-    def _check_images(self, layout: PromptLayout, generation: Generation | None) -> None:
+    def _check_images(self, layout: PromptLayout, generation: GenerateCall | None) -> None:
         is_chunked = generation is not None and generation.is_chunked
         needy = [item.title for item in self._interventions if item.needs_image]
         if needy and self._no_image == "error" and not is_chunked and not bool(layout.has_image.any()):

@@ -1,23 +1,19 @@
 """The one place where transformers calls us: attention and mask functions under names of our own.
 
-A name in the attention registry without its twin in the mask registry makes transformers drop the causal mask
-without a word, so both are registered together and checked at import. Every backend has its own name,
-`lvlm_attn|<backend>`, so that the mask a model builds is always the one its own backend expects, also where
-`generate` builds it ahead of the forward. `lvlm_attn` alone stands for `sdpa`.
+Both are registered together and checked at import. Every backend has its own name, `lvlm_attn|<backend>`, so that
+the mask a model builds is always the one its own backend expects, also where `generate` builds it ahead of the
+forward. `lvlm_attn` alone stands for `sdpa`.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lvlm_attn.errors import LvlmAttnError, UnsupportedError
+from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.interventions.context import Call, Layer
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.visible_path import attend_few
@@ -25,6 +21,7 @@ from lvlm_attn.runtime.active import ACTIVE, Acting, TextPass, text_pass
 from lvlm_attn.runtime.collected import CollectedEdits, Edit
 from lvlm_attn.runtime.edits import apply_edits
 from lvlm_attn.runtime.fused import attend_fused
+from lvlm_attn.runtime.transformers_private import backend_function, has_mask, is_registered, register
 
 NAME = "lvlm_attn"
 _KNOWN = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
@@ -37,8 +34,8 @@ def registered_name(backend: str) -> str:
         UnsupportedError: if transformers has no mask function for the backend.
     """
     name = f"{NAME}|{backend}"
-    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
-        _register(name, backend)
+    if not is_registered(name):
+        register(name, partial(attend, backend=backend), backend)
     return name
 
 
@@ -47,16 +44,6 @@ def own_backend(implementation: str) -> str | None:
     if implementation == NAME:
         return "sdpa"
     return implementation.removeprefix(f"{NAME}|") if implementation.startswith(f"{NAME}|") else None
-
-
-def _register(name: str, backend: str) -> None:
-    if backend not in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
-        raise UnsupportedError(
-            f"Attention backend {backend!r} has no mask function in transformers, so causality cannot be kept; "
-            f"load the model with attn_implementation='sdpa'."
-        )
-    ALL_ATTENTION_FUNCTIONS.register(name, partial(attend, backend=backend))
-    ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[backend])
 
 
 def attend(
@@ -147,30 +134,12 @@ def _attend_edited(
     return apply_edits(output, weights, call, edits, attention)
 
 
-def backend_function(backend: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The attention function of transformers behind a backend's name, for a module."""
-    if backend == "eager":
-        # Eager attention is in no registry: every modeling file defines its own.
-        for kind in type(module).__mro__:
-            function = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
-            if function is not None:
-                return cast("Callable[..., tuple[Tensor, Tensor | None]]", function)
-        raise UnsupportedError(
-            f"{type(module).__name__} has no eager attention function; load the model with "
-            f"attn_implementation='sdpa'."
-        )
-    return cast("Callable[..., tuple[Tensor, Tensor | None]]", ALL_ATTENTION_FUNCTIONS[backend])
-
-
 for _backend in _KNOWN:
-    if _backend in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
+    if has_mask(_backend):
         registered_name(_backend)
-_register(NAME, "sdpa")
+register(NAME, partial(attend, backend="sdpa"), "sdpa")
 for _name in (NAME, f"{NAME}|sdpa", f"{NAME}|eager"):
-    if (
-        _name not in ALL_ATTENTION_FUNCTIONS.valid_keys()
-        or _name not in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys()
-    ):
+    if not is_registered(_name):
         raise ImportError(
             f"transformers did not keep {_name!r} in both its attention and its mask registry; a model would "
             f"lose its causal mask. Install transformers >=5.17,<6."

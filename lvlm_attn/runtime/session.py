@@ -18,7 +18,7 @@ from lvlm_attn.interventions.sites import ATTENTION_SITES, LAYER_SITES
 from lvlm_attn.interventions.summary import add
 from lvlm_attn.kernels.dispatch import Dispatch
 from lvlm_attn.runtime.active import ACTIVE, Acting, Editor, Silent, others, own_call, text_pass
-from lvlm_attn.runtime.generate_frame import running_generation
+from lvlm_attn.runtime.generate_frame import running_generate
 from lvlm_attn.runtime.layer_hooks import install_layer_hooks
 from lvlm_attn.runtime.prompt_state import PromptState
 from lvlm_attn.runtime.text_pass import text_heads
@@ -110,6 +110,8 @@ class Session:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._vision is not None:
+            self._vision.remove()
         ACTIVE.set(others(self._at_attention))
         self._forget()
 
@@ -226,7 +228,7 @@ class Session:
             labels=labels if labels is not None and labels.shape == ids.shape else None,
             text_heads=lambda layers: text_heads(self.target, layout, kwargs["inputs_embeds"], layers),
             kernels=self.kernels,
-            has_own_mask=_is_dense(given) and running_generation(self.target.parts.base) is None,
+            has_own_mask=_is_dense(given) and running_generate(self.target.parts.base) is None,
             vision=self._vision.find(given) if self._vision is not None and is_prompt else None,
             details=self.details,
         )

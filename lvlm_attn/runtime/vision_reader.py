@@ -7,25 +7,28 @@ and rotary positions, query norms and windows are those of the model.
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
-from types import FrameType
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lvlm_attn.errors import UnsupportedError
 from lvlm_attn.families import named_arguments
 from lvlm_attn.families.encoder_patches import Encoded, VisionRead, VisionRows, entries_of, repeated_groups
-from lvlm_attn.runtime.registry import backend_function
+from lvlm_attn.runtime.image_sizes import GivenSizes
+from lvlm_attn.runtime.transformers_private import (
+    attention_of,
+    backend_function,
+    is_registered,
+    register,
+    set_attention_of,
+)
 
 PREFIX = "lvlm_attn_vision|"
 CHUNK = 512
@@ -58,6 +61,7 @@ class VisionReader:
             module = attentions[layer_with_all_patches(encoder, rows.layer, len(attentions))]
             self._wanted.setdefault(id(module), []).append(rows)
         self._modules = attentions
+        self._sizes = GivenSizes(base)
         self._running: VisionRead | None = None
         self._before: list[tuple[Any, str]] = []
         self._known: list[_Known] = []
@@ -65,11 +69,16 @@ class VisionReader:
         self._unread: deque[Any] = deque(maxlen=UNREAD)
 
     def install(self) -> list[RemovableHandle]:
-        """Puts the hooks on the encoder."""
+        """Puts the hooks on the encoder; `remove` takes back what they do not."""
+        self._sizes.install()
         return [
             self.encoder.register_forward_pre_hook(self._enter, with_kwargs=True),
             self.encoder.register_forward_hook(self._leave, always_call=True),
         ]
+
+    def remove(self) -> None:
+        """Gives the model its own `get_image_features` back; safe to call twice."""
+        self._sizes.remove()
 
     def find(self, given: Mapping[str, Any]) -> tuple[Encoded, ...] | None:
         """What was read when the images of a forward were encoded.
@@ -129,20 +138,18 @@ class VisionReader:
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         own = {"grid_thw": named_arguments(module, args, kwargs).get("grid_thw")}
-        sizes = {
-            key: value for key, value in (own | _sizes_of_caller(self.base)).items() if value is not None
-        }
-        self._running = VisionRead(sizes)
+        sizes = own | self._sizes.given
+        self._running = VisionRead({key: value for key, value in sizes.items() if value is not None})
         READING.set((*READING.get(), self))
         for config in {id(item.config): item.config for item in cast("list[Any]", self._modules)}.values():
-            current = config._attn_implementation
+            current = attention_of(config)
             self._before.append((config, current))
-            config._attn_implementation_internal = _registered(current)
+            set_attention_of(config, _registered(current))
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         while self._before:
             config, before = self._before.pop()
-            config._attn_implementation_internal = before
+            set_attention_of(config, before)
         READING.set(tuple(item for item in READING.get() if item is not self))
         read, self._running = self._running, None
         if read is None or output is None or not read.weights:
@@ -254,22 +261,6 @@ def _registered(backend: str) -> str:
     if backend.startswith(PREFIX):
         return backend
     name = PREFIX + backend
-    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
-        if backend not in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
-            raise UnsupportedError(
-                f"The image encoder's attention backend {backend!r} has no mask function in transformers; load the "
-                f"model with attn_implementation='sdpa'."
-            )
-        ALL_ATTENTION_FUNCTIONS.register(name, partial(_attend, backend=backend))
-        ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[backend])
+    if not is_registered(name):
+        register(name, partial(_attend, backend=backend), backend, "The image encoder's attention")
     return name
-
-
-def _sizes_of_caller(base: nn.Module) -> dict[str, Tensor]:
-    """The sizes of the images, which `get_image_features` was given and does not pass on to the encoder."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "get_image_features" and frame.f_locals.get("self") is base:
-            return {key: frame.f_locals.get(key) for key in ("image_sizes", "batch_num_images")}  # type: ignore[misc]
-        frame = frame.f_back
-    return {}

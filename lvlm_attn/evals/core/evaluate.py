@@ -123,12 +123,14 @@ def default_folder(settings: dict[str, Any]) -> Path:
 
 def describe_model(name: str, model: Any) -> dict[str, Any]:
     """Identity of a model: id, revision, dtype, attention backend and a fingerprint of its weights."""
+    from lvlm_attn.runtime.transformers_private import attention_of, revision_of
+
     text_config = model.config.get_text_config()
     return {
         "id": name,
-        "revision": getattr(model.config, "_commit_hash", None),
+        "revision": revision_of(model.config),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": str(getattr(text_config, "_attn_implementation", None)),
+        "attention": attention_of(text_config),
         "weights": fingerprint(model),
     }
 

@@ -78,7 +78,7 @@ class _Keeper:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         named = dict(zip(self._names, args)) | kwargs
         try:
-            self.given = {name: named[name] for name in SIZES if name in named}
+            self.given = {name: named[name] for name in SIZES if named.get(name) is not None}
             return self._method(*args, **kwargs)
         finally:
             self.given = {}

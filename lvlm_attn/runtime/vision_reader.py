@@ -137,9 +137,9 @@ class VisionReader:
                 read.weights.setdefault(rows, []).append(received)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        own = {"grid_thw": named_arguments(module, args, kwargs).get("grid_thw")}
-        sizes = own | self._sizes.given
-        self._running = VisionRead({key: value for key, value in sizes.items() if value is not None})
+        sizes = dict(self._sizes.given)
+        grids = named_arguments(module, args, kwargs).get("grid_thw")
+        self._running = VisionRead(sizes if grids is None else sizes | {"grid_thw": grids})
         READING.set((*READING.get(), self))
         for config in {id(item.config): item.config for item in cast("list[Any]", self._modules)}.values():
             current = attention_of(config)

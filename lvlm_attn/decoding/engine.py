@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lvlm_attn.decoding.contrast import count_choices
 from lvlm_attn.decoding.features import FeatureBank, can_share
-from lvlm_attn.decoding.folding import Folded, decode_folded
+from lvlm_attn.decoding.joined_rows import Fuse, JoinedRows
+from lvlm_attn.decoding.loop import decode
 from lvlm_attn.decoding.options import (
     own_stop_strings,
     refuse_config,
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from lvlm_attn.interventions.base import Intervention
     from lvlm_attn.prompts.request import Request
     from lvlm_attn.runtime.session import Session
+
+
+LOOP_KEYS = ("logits_processor", "stopping_criteria", "generation_config")
+"""What `generate` prepares for a decoding loop; all else is for the model."""
 
 
 class Branch(NamedTuple):
@@ -123,18 +128,14 @@ def _generate_joined(
     def outer(owner: Any, input_ids: Tensor, **prepared: Any) -> Any:
         config = prepared["generation_config"]
         refuse_config(config, titles)
-        loop = {
-            key: prepared[key]
-            for key in ("logits_processor", "stopping_criteria", "generation_config", "use_cache")
-        }
+        loop = {key: prepared[key] for key in LOOP_KEYS}
 
         def inner(owner: Any, all_ids: Tensor, **prepared: Any) -> Any:
-            for key in ("logits_processor", "stopping_criteria", "generation_config"):
-                del prepared[key]
-            give_room(prepared.get("past_key_values"), count)
-            layers = request.target.parts.layers
-            folded = Folded(owner, all_ids, prepared, input_ids, _fusion(branches, request), layers)
-            return decode_folded(folded, input_ids, **loop, streamer=streamer)
+            kwargs = {key: value for key, value in prepared.items() if key not in LOOP_KEYS}
+            give_room(kwargs.get("past_key_values"), count)
+            fuse, layers = _fusion(branches, request), request.target.parts.layers
+            rows = JoinedRows(owner, all_ids, kwargs, len(input_ids), fuse, layers)
+            return decode(rows, input_ids, **loop, streamer=streamer)
 
         count = config.max_length - input_ids.shape[1]
         with weight_first_layers(owner):
@@ -152,9 +153,7 @@ def _generate_joined(
             cast("Any", request.target.parts.base).rope_deltas = deltas
 
 
-def _fusion(
-    branches: Sequence[Branch], request: Request
-) -> Callable[[Tensor, Sequence[Tensor], int], Tensor]:
+def _fusion(branches: Sequence[Branch], request: Request) -> Fuse:
     """Joins the logits of all views; rows without an image keep theirs where the intervention needs one."""
     has_image = request.layout.has_image
     is_mixed = not bool(has_image.all())

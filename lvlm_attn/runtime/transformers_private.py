@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, cast
 
@@ -125,3 +126,90 @@ def revision_of(config: Any) -> str | None:
     When it fails: find where `from_pretrained` keeps the commit, or results files hold no revision.
     """
     return cast("str | None", getattr(config, "_commit_hash", None))
+
+
+# What decoding loops need of `generate`.
+
+
+def pad_token(config: Any) -> Tensor | None:
+    """The padding token that `generate` fills finished rows with, a scalar tensor.
+
+    When it fails: find what `GenerationMixin._prepare_special_tokens` leaves on the configuration.
+    """
+    return cast("Tensor | None", config._pad_token_tensor)
+
+
+def end_tokens(config: Any) -> Tensor | None:
+    """The tokens that end an answer, `(n,)`, or None.
+
+    When it fails: find what `GenerationMixin._prepare_special_tokens` leaves on the configuration.
+    """
+    return cast("Tensor | None", config._eos_token_tensor)
+
+
+def prefill(model: Any, ids: Tensor, config: Any, kwargs: dict[str, Any]) -> Any:
+    """The model's output for the prompt, of which a cache may hold the beginning.
+
+    When it fails: call `prepare_inputs_for_generation(ids, is_first_iteration=True, **kwargs)`, then the model, as
+    `GenerationMixin._sample` does before its first token; mind which part of `ids` a filled cache leaves.
+    """
+    return model._prefill(ids, config, kwargs, is_first_iteration=True)
+
+
+def kwargs_after(model: Any, output: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What `generate` hands on to the model, one token longer: mask, positions, token types, cache.
+
+    When it fails: find what `GenerationMixin._sample` does to its `model_kwargs` after each forward.
+    """
+    return cast("dict[str, Any]", model._update_model_kwargs_for_generation(output, kwargs))
+
+
+def tuned_for_decoding(model: Any) -> AbstractContextManager[None]:
+    """Lets mixtures of experts multiply in the way that suits single tokens, as `generate` does while it decodes.
+
+    When it fails: return `contextlib.nullcontext()`; only the speed of mixtures of experts depends on it.
+    """
+    return cast("AbstractContextManager[None]", model._optimize_model_for_decode())
+
+
+# The bookkeeping of transformers' beam search, for a search that chooses in another way.
+
+
+def best_continuations(model: Any, **beams: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The best continuations of all beams: log probabilities, sequences, and the beams they came from.
+
+    When it fails: compare the arguments with those in `GenerationMixin._beam_search`, step c.
+    """
+    return cast("tuple[Tensor, Tensor, Tensor]", model._get_top_k_continuations(**beams))
+
+
+def running_beams(model: Any, **beams: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The beams that go on: sequences, log probabilities, and the beams they came from.
+
+    When it fails: compare the arguments with those in `GenerationMixin._beam_search`, step e.
+    """
+    return cast("tuple[Tensor, Tensor, Tensor]", model._get_running_beams_for_next_iteration(**beams))
+
+
+def finished_beams(model: Any, **beams: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The finished answers: sequences, scores, the beams they came from, and whether they exist.
+
+    When it fails: compare the arguments with those in `GenerationMixin._beam_search`, step f.
+    """
+    return cast("tuple[Tensor, Tensor, Tensor, Tensor]", model._update_finished_beams(**beams))
+
+
+def may_improve(model: Any, **beams: Any) -> Tensor:
+    """Whether a running beam may still beat the finished ones, `(batch, 1)`.
+
+    When it fails: compare the arguments with those in `GenerationMixin._beam_search`, step g.
+    """
+    return cast(Tensor, model._check_early_stop_heuristic(**beams))
+
+
+def search_goes_on(model: Any, may_improve: Tensor, is_done: Tensor, stops: Tensor, early: Any) -> bool:
+    """Whether the beam search takes another step.
+
+    When it fails: compare the arguments with those in the loop condition of `GenerationMixin._beam_search`.
+    """
+    return bool(model._beam_search_has_unfinished_sequences(may_improve, is_done, stops, early))

@@ -14,6 +14,15 @@ from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
 
 from lvlm_attn.hooks.opera.method import TAPE, Tape, common_column, grown, penalties, refuse_setting
 from lvlm_attn.hooks.opera.reader import Reader
+from lvlm_attn.runtime.transformers_private import (
+    best_continuations,
+    end_tokens,
+    finished_beams,
+    may_improve,
+    pad_token,
+    running_beams,
+    search_goes_on,
+)
 
 if TYPE_CHECKING:
     from lvlm_attn.hooks.opera.method import OPERA
@@ -104,7 +113,7 @@ def _search(
 ) -> Any:
     beams, prompt = config.num_beams, ids.shape[1]
     batch = ids.shape[0] // beams
-    ends = config._eos_token_tensor
+    ends = end_tokens(config)
     width = max(2, 1 + (0 if ends is None else ends.shape[0])) * beams
     count = max(rule.candidates, width // beams) if rule.candidates > 1 else 1
     state = _begun(ids, batch, beams, config)
@@ -124,7 +133,7 @@ def _search(
         scores, raw = [*scores[: state.length - prompt], values], [*raw[: state.length - prompt], logits]
         state, stops = _step(model, state, values, stopping, config, width, prompt, tuple(scores))
         taken += 1
-        if not bool(_goes_on(model, state, stops, config)):
+        if not search_goes_on(model, state.may_improve, state.is_done, stops, config.early_stopping):
             break
         parents = state.indices[..., state.length - 1 - prompt].flatten().long()
         words = state.sequences[:, :, state.length - 1].flatten()
@@ -182,7 +191,7 @@ def _judged(
 
 def _begun(ids: Tensor, batch: int, beams: int, config: Any) -> State:
     prompt, most = ids.shape[1], config.max_length
-    ends, fill = config._eos_token_tensor, config._pad_token_tensor
+    ends, fill = end_tokens(config), pad_token(config)
     value = -1 if ends is None else int(fill if fill is not None and int(fill) else ends[0])
     sequences = torch.full((batch, beams, most), value, dtype=torch.long, device=ids.device)
     sequences[:, :, :prompt] = ids.view(batch, beams, prompt)
@@ -218,7 +227,8 @@ def _step(
     """Chooses the next tokens of all beams; gives also which of the best continuations ended."""
     batch, beams = state.scores.shape
     total = (values.view(batch, beams, -1) + state.scores[:, :, None]).flatten(1)
-    best, sequences, indices = model._get_top_k_continuations(
+    best, sequences, indices = best_continuations(
+        model,
         accumulated_log_probs=total,
         running_sequences=state.sequences,
         running_beam_indices=state.indices,
@@ -231,7 +241,8 @@ def _step(
         batch_size=batch,
     )
     stops = stopping(sequences[:, :, : state.length + 1].flatten(0, 1), all_scores).view(batch, width)
-    running, scores, running_indices = model._get_running_beams_for_next_iteration(
+    running, scores, running_indices = running_beams(
+        model,
         topk_log_probs=best,
         topk_running_sequences=sequences,
         topk_running_beam_indices=indices,
@@ -239,7 +250,8 @@ def _step(
         num_beams=beams,
     )
     is_top = torch.arange(width, device=best.device) < beams
-    done, done_scores, done_indices, is_done = model._update_finished_beams(
+    done, done_scores, done_indices, is_done = finished_beams(
+        model,
         sequences=state.done,
         topk_running_sequences=sequences,
         beam_scores=state.done_scores,
@@ -256,7 +268,8 @@ def _step(
         length_penalty=config.length_penalty,
         early_stopping=config.early_stopping,
     )
-    may_improve = model._check_early_stop_heuristic(
+    improves = may_improve(
+        model,
         is_early_stop_heuristic_unsatisfied=state.may_improve,
         running_beam_scores=scores,
         beam_scores=done_scores,
@@ -276,17 +289,11 @@ def _step(
         done_scores=done_scores,
         done_indices=done_indices,
         is_done=is_done,
-        may_improve=may_improve,
+        may_improve=improves,
         columns=state.columns,
         largest=state.largest,
     )
     return new, stops
-
-
-def _goes_on(model: Any, state: State, stops: Tensor, config: Any) -> Any:
-    return model._beam_search_has_unfinished_sequences(
-        state.may_improve, state.is_done, stops, config.early_stopping
-    )
 
 
 def _retreat(rule: OPERA, state: State, retreats: Retreats, prompt: int) -> int | None:

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 from lvlm_attn.errors import UnsupportedError
 from lvlm_attn.hooks.opera.method import Tape
+from lvlm_attn.runtime.transformers_private import attention_of, kwargs_after, prefill
 
 
 class Reader:
@@ -29,9 +30,9 @@ class Reader:
 
     def read_prompt(self, ids: Tensor, config: Any) -> Tensor:
         """`(rows, vocabulary)` logits behind the prompt."""
-        output = self.model._prefill(ids, config, self.kwargs, is_first_iteration=True)
+        output = prefill(self.model, ids, config, self.kwargs)
         logits = self._updated(output)
-        name = str(self.model.config.get_text_config(decoder=True)._attn_implementation)
+        name = attention_of(self.model.config.get_text_config(decoder=True))
         if "flash" in name or "flex" in name:
             raise UnsupportedError(
                 f"OPERA reads candidates side by side under a dense mask, which {name.split('|')[-1]} does not take; "
@@ -102,7 +103,7 @@ class Reader:
                 length = held.shape[2] - self._ahead
                 place = (length + candidate)[:, None, None, None].expand(-1, held.shape[1], 1, held.shape[3])
                 setattr(layer, name, torch.cat((held[:, :, :length], held.gather(2, place)), 2))
-        self.kwargs = self.model._update_model_kwargs_for_generation({}, self.kwargs)
+        self.kwargs = kwargs_after(self.model, {}, self.kwargs)
 
     def reorder(self, parents: Tensor) -> None:
         """Puts the cache in the order of the beams."""
@@ -119,5 +120,5 @@ class Reader:
         return self._updated(self.model(**inputs, return_dict=True))
 
     def _updated(self, output: Any) -> Tensor:
-        self.kwargs = self.model._update_model_kwargs_for_generation(output, self.kwargs)
+        self.kwargs = kwargs_after(self.model, output, self.kwargs)
         return cast(Tensor, output.logits[:, -1].float())

@@ -21,7 +21,6 @@ from lvlm_attn.decoding.options import (
     split_model_options,
 )
 from lvlm_attn.decoding.roomy_cache import give_room
-from lvlm_attn.decoding.small_batches import weight_first_layers
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.interventions.context import State
 from lvlm_attn.interventions.summary import add
@@ -138,10 +137,9 @@ def _generate_joined(
             return decode(rows, input_ids, **loop, streamer=streamer)
 
         count = config.max_length - input_ids.shape[1]
-        with weight_first_layers(owner):
-            return owner.generate(
-                **joined, **handed_on, generation_config=_inner_config(config, count), custom_generate=inner
-            )
+        return owner.generate(
+            **joined, **handed_on, generation_config=_inner_config(config, count), custom_generate=inner
+        )
 
     deltas = getattr(request.target.parts.base, "rope_deltas", None)
     tokens = {"input_ids": request.inputs["input_ids"], "attention_mask": request.mask}

@@ -20,7 +20,7 @@ LEAST_PADDING = 0.1
 
 @contextmanager
 def skipped_padding(modules: Iterable[nn.Module], mask: Tensor | None) -> Iterator[None]:
-    """Lets linear layers compute the tokens of a padded batch only. The hooks are gone behind the block.
+    """Lets linear layers compute the tokens of a padded batch only. The hooks are gone after the block.
 
     Args:
         modules: the decoder layers.
@@ -49,25 +49,46 @@ def skipped_padding(modules: Iterable[nn.Module], mask: Tensor | None) -> Iterat
     def hook(layer: nn.Module, stack: ExitStack) -> None:
         packed: list[bool] = []
 
-        def pack(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            packed[:] = [bool(args) and isinstance(args[0], Tensor) and args[0].shape[:-1] == shape]
+        def pack(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            # Arguments beside the input may be about rows (PEFT's adapter of each row), which packing mixes.
+            alone = len(args) == 1 and not kwargs
+            packed[:] = [alone and isinstance(args[0], Tensor) and args[0].shape[:-1] == shape]
             if not packed[0]:
                 return None
             rows = args[0].flatten(0, 1)
-            return (rows.index_select(0, places_at(rows.device)), *args[1:])
+            return (rows.index_select(0, places_at(rows.device))[None],), kwargs
 
         def unpack(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if not packed.pop():
                 return None
             full = output.new_zeros(shape.numel(), output.shape[-1])
-            return full.index_copy_(0, places_at(output.device), output).view(*shape, -1)
+            return full.index_copy_(0, places_at(output.device), output[0]).view(*shape, -1)
 
         # In this order the hooks of others are given the whole batch and the whole output.
-        stack.enter_context(layer.register_forward_pre_hook(pack))
+        stack.enter_context(layer.register_forward_pre_hook(pack, with_kwargs=True))
         stack.enter_context(layer.register_forward_hook(unpack, prepend=True))
 
     with ExitStack() as stack:
-        for layer in (layer for module in modules for layer in module.modules()):
-            if type(layer) is nn.Linear:
+        for module in modules:
+            for layer in linear_layers(module):
                 hook(layer, stack)
         yield
+
+
+def linear_layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The linear layers of a module, of any kind, and no parts of them.
+
+    `nn.Linear`, quantised layers (bitsandbytes, GPTQ, AWQ, HQQ, torchao) and adapters around either (PEFT's LoRA
+    and its kin) all say how many features go in and come out. An adapter is one linear layer with all it wraps.
+
+    Example:
+        >>> [type(layer).__name__ for layer in linear_layers(nn.Sequential(nn.Linear(8, 3), nn.ReLU()))]
+        ['Linear']
+    """
+    if all(isinstance(getattr(module, name, None), int) for name in ("in_features", "out_features")):
+        yield module
+        return
+    for child in module.children():
+        yield from linear_layers(child)

@@ -11,6 +11,7 @@ from torch import nn
 
 from lvlm_attn.decoding.engine import generate
 from lvlm_attn.decoding.options import split_options
+from lvlm_attn.decoding.roomy_cache import with_roomy_cache
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.families import family_of, parts_of
 from lvlm_attn.families.target import Target
@@ -120,7 +121,8 @@ class Wrapped:
         session = self._entered_session()
         if prompts is None and images is None:
             if not any(item.needs_request() for item in session.interventions):
-                return cast("Any", self.model).generate(**options)
+                model = cast("Any", self.model)
+                return model.generate(**with_roomy_cache(model, options))
             inputs, options = split_options(options)
             return self.ask(Request.of_tensors(session.target, inputs), **options)[0]
         output, request = self.ask(Request.of_prompts(session.target, images, prompts), **options)

@@ -20,7 +20,7 @@ from lvlm_attn.decoding.options import (
     refuse_options,
     split_model_options,
 )
-from lvlm_attn.decoding.roomy_cache import give_room
+from lvlm_attn.decoding.roomy_cache import give_room, with_roomy_cache
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.interventions.context import State
 from lvlm_attn.interventions.summary import add
@@ -75,8 +75,9 @@ def generate(session: Session, request: Request, options: Mapping[str, Any]) -> 
             return _generate_joined(model, request, branches, options), request
         if loop is not None:
             options = own_stop_strings(dict(options), model.generation_config)
-            return model.generate(**request.inputs, **options, custom_generate=loop), request
-        return model.generate(**request.inputs, **options), request
+            given = with_roomy_cache(model, dict(**request.inputs, **options))
+            return model.generate(**given, custom_generate=loop), request
+        return model.generate(**with_roomy_cache(model, dict(**request.inputs, **options))), request
 
 
 def _branch(item: Intervention, state: State, request: Request) -> Branch | None:

@@ -32,7 +32,10 @@ def test_holds_what_a_plain_layer_holds(room):
     "change",
     [
         pytest.param(lambda layer: layer.reorder_cache(torch.tensor([1, 1])), id="reorder"),
+        pytest.param(lambda layer: layer.reorder_cache(torch.tensor([1, 0, 1])), id="more rows"),
+        pytest.param(lambda layer: (layer.crop(-2), layer.reorder_cache(torch.tensor([1, 0]))), id="both"),
         pytest.param(lambda layer: layer.crop(-2), id="crop"),
+        pytest.param(lambda layer: layer.crop(0), id="no crop"),
         pytest.param(lambda layer: layer.batch_repeat_interleave(2), id="repeat"),
         pytest.param(lambda layer: layer.batch_select_indices(torch.tensor([1])), id="select"),
         pytest.param(lambda layer: layer.offload(), id="offload"),
@@ -67,6 +70,17 @@ def test_a_step_does_not_copy_the_cache():
     place = layer.update(*steps([4])[0])[0].data_ptr()
     assert all(layer.update(*new)[0].data_ptr() == place for new in steps([1] * 8))
     assert layer.update(*steps([1])[0])[0].data_ptr() != place
+
+
+def test_neither_do_beams_and_going_back():
+    layer = RoomyLayer(8)
+    layer.update(*steps([4])[0])
+    layer.reorder_cache(torch.tensor([1, 0]))
+    place = layer.keys.data_ptr()
+    layer.update(*steps([2])[0])
+    layer.crop(-1)
+    layer.update(*steps([1])[0])
+    assert layer.keys.data_ptr() == place
 
 
 def test_only_plain_empty_layers_get_room():

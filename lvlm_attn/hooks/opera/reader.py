@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from lvlm_attn.decoding.roomy_cache import RoomyLayer
 from lvlm_attn.errors import UnsupportedError
 from lvlm_attn.hooks.opera.method import Tape
 from lvlm_attn.runtime.transformers_private import attention_of, kwargs_after, prefill
@@ -39,7 +40,7 @@ class Reader:
                 f"load the model with attn_implementation='sdpa'."
             )
         layers = getattr(self._cache, "layers", None)
-        if layers is None or not all(type(layer) is DynamicLayer for layer in layers):
+        if layers is None or not all(type(layer) in (DynamicLayer, RoomyLayer) for layer in layers):
             raise UnsupportedError(
                 "OPERA needs a cache that grows and can be cropped; leave out cache_implementation and use_cache=False."
             )
@@ -97,12 +98,14 @@ class Reader:
             parents: `(rows,)`, the row each successor comes from.
             candidate: `(rows,)`, which of the words of that row it took.
         """
+        length = self._cache.get_seq_length() - self._ahead
+        self._cache.reorder_cache(parents)
         for layer in self._cache.layers:
-            for name in ("keys", "values"):
-                held = getattr(layer, name).index_select(0, parents)
-                length = held.shape[2] - self._ahead
-                place = (length + candidate)[:, None, None, None].expand(-1, held.shape[1], 1, held.shape[3])
-                setattr(layer, name, torch.cat((held[:, :, :length], held.gather(2, place)), 2))
+            rows = torch.arange(len(parents), device=layer.keys.device)
+            place = (length + candidate).to(layer.keys.device)
+            for held in (layer.keys, layer.values):
+                held[:, :, length] = held[rows, :, place]
+        self._cache.crop(1 - self._ahead)
         self.kwargs = kwargs_after(self.model, {}, self.kwargs)
 
     def reorder(self, parents: Tensor) -> None:

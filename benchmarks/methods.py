@@ -56,7 +56,7 @@ def main() -> None:
     options = parser.parse_args()
 
     import lvlm_attn as la
-    from lvlm_attn.evals.core.report import markdown, show
+    from lvlm_attn.evals.core.report import limits, markdown, show
     from lvlm_attn.evals.study import study
     from lvlm_attn.toy.benchmarks import toy_chair, toy_pope
 
@@ -67,7 +67,7 @@ def main() -> None:
     }
     model, processor = la.load("toy")
     done = study(
-        chosen,
+        {name: la.parse(text) for name, text in chosen.items()},
         toy_pope(options.split, options.scenes),
         toy_chair(options.split, options.scenes),
         "toy",
@@ -78,7 +78,8 @@ def main() -> None:
     )
     questions = next(iter(done.pope.values())).metrics["n"]
     data = f"{options.scenes} {options.split} scenes: {questions} questions and {options.scenes} captions"
-    title = f"Toy, {data}, greedy (%)"
+    pope, chair = (limits(next(iter(runs.values())).generation) for runs in (done.pope, done.chair))
+    title = f"Toy, {data} (%; questions {pope}; captions {chair})"
     table = done.overview(title)
     show(table)
     if options.save:

@@ -20,6 +20,10 @@ from lvlm_attn._version import __version__
 if TYPE_CHECKING:
     from lvlm_attn.errors import LvlmAttnError as LvlmAttnError
     from lvlm_attn.errors import UnsupportedError as UnsupportedError
+    from lvlm_attn.evals.chair.benchmark import Chair as Chair
+    from lvlm_attn.evals.compare import compare as compare
+    from lvlm_attn.evals.core.evaluate import evaluate as evaluate
+    from lvlm_attn.evals.pope.benchmark import Pope as Pope
     from lvlm_attn.families import models as models
     from lvlm_attn.families import register_family as register_family
     from lvlm_attn.families.family import Family as Family
@@ -62,6 +66,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AGLA": "hooks.agla",
     "CARVE": "hooks.carve",
+    "Chair": "evals.chair.benchmark",
     "CARVEAttention": "hooks.carve_attention",
     "CMAI": "hooks.cmai",
     "CrossLMM": "hooks.crosslmm.method",
@@ -81,6 +86,7 @@ _HOMES = {
     "OPERA": "hooks.opera.method",
     "PAI": "hooks.pai",
     "PAINT": "hooks.paint",
+    "Pope": "evals.pope.benchmark",
     "Power": "hooks.power",
     "PromptLayout": "layout.prompt",
     "SinkDims": "measures.sinks",
@@ -91,6 +97,8 @@ _HOMES = {
     "VMTC": "hooks.vmtc",
     "VisualSelf": "hooks.visual_self",
     "Wrapped": "wrapping",
+    "compare": "evals.compare",
+    "evaluate": "evals.core.evaluate",
     "find_sinks": "measures.diagnostics",
     "load": "loading",
     "methods": "hooks.catalogue",
@@ -110,7 +118,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'lvlm_attn' has no attribute {name!r}")
     # Names in transformers' registries are there from the first use on, not from the first wrap.
-    import_module("lvlm_attn.runtime.registry")
+    if not _HOMES[name].startswith("evals."):
+        import_module("lvlm_attn.runtime.registry")
     return getattr(import_module(f"lvlm_attn.{_HOMES[name]}"), name)
 
 

@@ -117,14 +117,14 @@ def run_benchmark(
     )
     try:
         return evaluate(
-            benchmark,
-            model_name,
             *loaded,
+            benchmark,
             interventions,
-            decoding,
-            out,
-            batch_size,
-            seed,
+            out=out,
+            decoding=decoding,
+            batch_size=batch_size,
+            seed=seed,
+            model_name=model_name,
             show_progress=sys.stderr.isatty(),
         )
     except RunInterrupted as error:

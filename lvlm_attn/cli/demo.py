@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 
-from lvlm_attn.cli.common import Device, Split, Stopped, load_model
+from lvlm_attn.cli.common import Device, Split, Stopped, load_model, read_interventions
 from lvlm_attn.evals.core.report import Table
 
 RUNS = {"baseline": "none", "VAR": "var", "VHR": "vhr", "VAR+VHR": "var+vhr"}
-CAPTION_TOKENS = 64
 
 
 def demo(
@@ -44,20 +43,19 @@ def demo(
     )
     try:
         done = study(
-            RUNS,
+            {name: read_interventions([text]) for name, text in RUNS.items()},
             pope,
             chair,
             model,
             *loaded,
             out / f"{split}-{limit}",
             batch_size=batch_size,
-            caption_tokens=CAPTION_TOKENS,
             show_progress=sys.stderr.isatty(),
             on_done=lambda benchmark, name, taken: typer.echo(f"  {benchmark:<6}{name:<10}{taken:6.1f} s"),
         )
     except RunInterrupted as error:
         raise Stopped(str(error)) from None
-    tables = done.tables(f"{Path(model).name}, {limit} {split} scenes, greedy")
+    tables = done.tables(f"{Path(model).name}, {limit} {split} scenes")
     for table in tables:
         typer.echo("")
         show(table)

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from lvlm_attn._version import __version__
-from lvlm_attn.cli import demo, doctor, evaluate, generate, info, pope, score
+from lvlm_attn.cli import compare, demo, doctor, evaluate, generate, info, pope, score
 from lvlm_attn.cli.common import Stopped
 from lvlm_attn.errors import LvlmAttnError
 
@@ -27,6 +27,8 @@ app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.add_typer(evaluate.app, name="eval")
 evaluate.app.add_typer(score.app, name="score")
+evaluate.app.command("compare")(compare.compare)
+evaluate.app.command("report")(compare.report)
 app.add_typer(pope.app, name="pope")
 app.command("methods")(info.methods)
 app.command("models")(info.models)

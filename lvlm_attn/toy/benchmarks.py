@@ -13,6 +13,8 @@ from lvlm_attn.toy import scenes
 
 QUESTION_SEED = 0
 PAIRS = 3
+CAPTION_TOKENS = 64
+"""Length limit of captions of the toy's scenes, which take 30 tokens; everywhere, so that commands agree."""
 
 
 def toy_pope(
@@ -69,4 +71,6 @@ def toy_chair(
     pictures = {scene.id: scene.image for scene in shown}
     truth = {scene.id: nodes_of(scene.names, mode)[0] for scene in shown}
     dataset = {"data": "toy", "split": split, "scenes": len(shown)}
-    return Chair(pictures, truth, dataset, mode, drop_incomplete_sentence, prompt, limit)
+    chair = Chair(pictures, truth, dataset, mode, drop_incomplete_sentence, prompt, limit)
+    chair.max_new_tokens = CAPTION_TOKENS
+    return chair

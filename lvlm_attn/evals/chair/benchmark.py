@@ -95,7 +95,12 @@ class Chair:
 
     def samples(self) -> list[Sample]:
         """One sample per picture."""
-        return [Sample(image_key(name), image, name, self._prompt) for name, image in self._images.items()]
+        return [
+            Sample(
+                image_key(name), image, name, self._prompt, {"objects": sorted(self.truth[image_key(name)])}
+            )
+            for name, image in self._images.items()
+        ]
 
     def describe(self) -> dict[str, Any]:
         """What the pictures are and what is asked about them."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm_attn._version import __version__
+from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.core.benchmark import Benchmark
 from lvlm_attn.evals.core.jsonio import write_json
 from lvlm_attn.evals.core.run_folder import RunFolder
@@ -33,23 +34,31 @@ class Evaluation:
         metrics: what the benchmark scored.
         lines: the result line of every sample.
         folder: where both were written.
+        settings: everything that decided the answers.
     """
 
     metrics: dict[str, Any]
     lines: list[dict[str, Any]]
     folder: Path
+    settings: dict[str, Any]
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """Decoding, token limit and prompt template."""
+        return dict(self.settings["generation"])
 
 
 def evaluate(
-    benchmark: Benchmark,
-    model_name: str,
     model: Any,
     processor: Any,
-    interventions: Sequence[Intervention] = (),
-    decoding: Decoding | None = None,
+    benchmark: Benchmark,
+    interventions: Sequence[Intervention] | Intervention = (),
+    *,
     out: str | Path | None = None,
+    decoding: Decoding | None = None,
     batch_size: int = 8,
     seed: int = 0,
+    model_name: str | None = None,
     show_progress: bool = False,
 ) -> Evaluation:
     """Runs a benchmark and writes a run folder; an unfinished folder with the same settings is continued.
@@ -58,28 +67,31 @@ def evaluate(
     call is written to ``report.json``.
 
     Args:
-        benchmark: what to ask and how to score.
-        model_name: hub id, path or ``toy``, for the run's settings.
         model: the model.
         processor: its processor.
-        interventions: what to put on the model.
-        decoding: how to generate; None is greedy with the benchmark's own length limit.
+        benchmark: what to ask and how to score, such as ``la.Pope.from_files(...)`` or ``toy_pope()``.
+        interventions: what to put on the model, as ``la.VAR()`` or ``la.parse("var+vhr")``; none is the bare model.
         out: the run folder; None makes one under ``lvlm-runs`` named after the settings.
+        decoding: how to generate; None is greedy with the benchmark's own length limit.
         batch_size: prompts per forward pass.
         seed: seeds sampling.
+        model_name: hub id, path or ``toy``, for the run's settings; None takes it from the model.
         show_progress: draw a progress bar on standard error.
 
     Raises:
-        LvlmAttnError: the folder holds another run or cannot be written, or a setting does not fit the model.
+        LvlmAttnError: the folder holds another run, is being written by another process or cannot be written, or a
+            setting does not fit the model.
         RunInterrupted: Ctrl-C; finished samples are kept.
 
     Example:
         >>> model, processor = la.load("toy")  # doctest: +SKIP
-        >>> done = evaluate(toy_pope(count=20), "toy", model, processor, la.parse("var"))  # doctest: +SKIP
+        >>> done = la.evaluate(model, processor, toy_pope(count=20), la.VAR(), out="runs/var")  # doctest: +SKIP
         >>> done.metrics["accuracy"], done.folder  # doctest: +SKIP
     """
     from lvlm_attn.evals.core.answerer import Decoding, ModelAnswerer
 
+    interventions = _checked(benchmark, interventions)
+    model_name = model_name or str(getattr(model, "name_or_path", "") or type(model).__name__)
     decoding = decoding or Decoding(max_new_tokens=benchmark.max_new_tokens)
     answerer = ModelAnswerer(model, processor, interventions, decoding, benchmark.asks_yes_no)
     settings = {
@@ -110,7 +122,23 @@ def evaluate(
             write_json(folder.path / "report.json", answerer.wrapped.report().to_dict())
     metrics = benchmark.score(lines)
     folder.write_metrics(metrics)
-    return Evaluation(metrics, lines, folder.path)
+    return Evaluation(metrics, lines, folder.path, settings)
+
+
+def _checked(
+    benchmark: Benchmark, interventions: Sequence[Intervention] | Intervention
+) -> tuple[Intervention, ...]:
+    from lvlm_attn.interventions.base import Intervention
+
+    if not hasattr(benchmark, "samples") or not hasattr(benchmark, "score"):
+        raise LvlmAttnError(
+            f"{benchmark!r} is no benchmark; pass an object such as la.Pope.from_files(...) or toy_pope()."
+        )
+    listed = (interventions,) if isinstance(interventions, Intervention | str) else tuple(interventions)
+    for item in listed:
+        if not isinstance(item, Intervention):
+            raise LvlmAttnError(f"{item!r} is no intervention; pass la.VAR() or la.parse('var+vhr').")
+    return tuple(item for item in listed if isinstance(item, Intervention))
 
 
 def default_folder(settings: dict[str, Any]) -> Path:

@@ -1,32 +1,16 @@
-"""Results as tables: rich on a terminal, aligned plain lines elsewhere, Markdown for a README."""
+"""The tables of results: POPE, CHAIR, any other benchmark, and comparisons."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import IO, Any
+from collections.abc import Mapping
+from typing import Any
 
-
-@dataclass(frozen=True)
-class Table:
-    """A table of finished text.
-
-    Attributes:
-        title: one line above it.
-        columns: headings.
-        rows: cells, as many per row as there are columns; the first columns are text, the others numbers.
-        text_columns: how many columns are text, set left.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    text_columns: int = 1
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A fraction of 1 as a percentage without sign; a dash for None."""
-    return "-" if value is None else f"{100 * value:.{digits}f}"
+from lvlm_attn.evals.core.tables import Table as Table
+from lvlm_attn.evals.core.tables import markdown as markdown
+from lvlm_attn.evals.core.tables import p_value as p_value
+from lvlm_attn.evals.core.tables import percent as percent
+from lvlm_attn.evals.core.tables import plain as plain
+from lvlm_attn.evals.core.tables import show as show
 
 
 def pope_table(runs: Mapping[str, Mapping[str, Any]], title: str = "POPE (%)") -> Table:
@@ -87,83 +71,18 @@ def chair_table(runs: Mapping[str, Mapping[str, Any]], title: str = "CHAIR (%)")
     return Table(title, columns, tuple(rows))
 
 
-def comparison_table(tests: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """One row per comparison with the baseline.
+def limits(generation: Mapping[str, Any]) -> str:
+    """How answers were generated, for titles: decoding and token limit.
 
-    Args:
-        tests: results of :mod:`lvlm_attn.evals.core.compare` by name, ``p_holm`` added where there are several.
-        title: the table's title.
+    Example:
+        >>> limits({"decode": "greedy", "max_new_tokens": 16})
+        'greedy, at most 16 tokens'
     """
-    columns = ("run", "difference", "95 % interval", "better", "worse", "p", "p (Holm)")
-    rows = []
-    for name, test in tests.items():
-        adjusted = test.get("p_holm", test["mcnemar_p"])
-        rows.append(
-            (
-                name,
-                *difference_cells(test),
-                str(test["only_second_right"]),
-                str(test["only_first_right"]),
-                p_value(test["mcnemar_p"]),
-                p_value(adjusted),
-            )
-        )
-    return Table(title, columns, tuple(rows))
-
-
-def difference_cells(test: Mapping[str, Any]) -> tuple[str, str]:
-    """A comparison's difference and its interval, in points."""
-    return (
-        f"{100 * test['difference']:+.1f}",
-        f"{100 * test['low']:+.1f} to {100 * test['high']:+.1f}",
-    )
-
-
-def p_value(value: float) -> str:
-    """A p-value with three digits."""
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def markdown(table: Table) -> str:
-    """The table in Markdown, title in bold above it."""
-    right = ["---" if i < table.text_columns else "---:" for i in range(len(table.columns))]
-    lines = [table.columns, tuple(right), *table.rows]
-    return f"**{table.title}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def plain(table: Table) -> str:
-    """The table as aligned lines without any frame."""
-    lines: Sequence[tuple[str, ...]] = [table.columns, *table.rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
-    aligned = (
-        "  ".join(
-            cell.ljust(width) if i < table.text_columns else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths))
-        ).rstrip()
-        for line in lines
-    )
-    return "\n".join([table.title, *aligned])
-
-
-def show(table: Table, stream: IO[str] | None = None) -> None:
-    """Prints a table: drawn by rich on a terminal, as plain lines into a pipe or file.
-
-    Args:
-        table: the table.
-        stream: where to; standard output by default.
-    """
-    import sys
-
-    target = stream or sys.stdout
-    if not target.isatty():
-        print(plain(table), file=target)
-        return
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    drawn = RichTable(title=table.title, title_justify="left")
-    for i, column in enumerate(table.columns):
-        drawn.add_column(column, justify="left" if i < table.text_columns else "right", no_wrap=True)
-    for row in table.rows:
-        drawn.add_row(*row)
-    Console(file=target).print(drawn)
+    decode = str(generation.get("decode", "unknown decoding"))
+    if decode == "sample":
+        decode = f"sampled at temperature {generation.get('temperature') or 1.0:g}"
+    beams = generation.get("num_beams", 1)
+    if beams > 1:
+        decode = f"{beams} beams"
+    limit = generation.get("max_new_tokens")
+    return decode if limit is None else f"{decode}, at most {limit} tokens"

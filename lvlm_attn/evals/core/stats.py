@@ -2,7 +2,7 @@
 
 Rows about one picture are not independent, and the yes questions of POPE's three splits are the same rows, so
 everything here resamples pictures. Sources: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993),
-chapter 13 (percentile interval); McNemar (1947), in its exact binomial form; Holm (1979).
+chapters 13 (percentile interval) and 15 (permutation tests); McNemar (1947), in its exact binomial form; Holm (1979).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from lvlm_attn.errors import LvlmAttnError
 
 Totals = NDArray[np.float64]
+Statistic = Callable[[Totals], Totals]
+"""Maps column sums ``(draws, columns)`` to values ``(draws, metrics)``."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,65 @@ def cluster_bootstrap(
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     value = float(statistic(totals.sum(axis=0, keepdims=True))[0])
     return Interval(value, float(low), float(high), level)
+
+
+def paired_bootstrap(
+    first: Totals, second: Totals, statistic: Statistic, resamples: int = 2000, seed: int = 0
+) -> tuple[Totals, Totals]:
+    """Differences between two runs on resampled pictures, both runs on the same ones; seeds are resampled too.
+
+    Args:
+        first: ``(seeds, pictures, columns)``; one seed where decoding has none.
+        second: the other run, the same pictures in the same order.
+        statistic: maps column sums to metrics.
+        resamples: how many draws.
+        seed: seeds the draws.
+
+    Returns:
+        Metrics of the second run minus those of the first, ``(metrics,)``, each a mean over seeds, and the same for
+        every draw, ``(draws, metrics)``.
+    """
+    generator = np.random.default_rng(seed)
+    pictures = first.shape[1]
+    weights = generator.multinomial(pictures, np.full(pictures, 1 / pictures), size=resamples)
+
+    def means(run: Totals) -> tuple[Totals, Totals]:
+        seeds = len(run)
+        found = statistic(run.sum(1)).mean(0)
+        drawn = np.stack([statistic(weights @ totals) for totals in run])
+        counts = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
+        return found, np.einsum("rs,srm->rm", counts, drawn)
+
+    before, before_drawn = means(first)
+    after, after_drawn = means(second)
+    return after - before, after_drawn - before_drawn
+
+
+def exchange_p_values(
+    first: Totals, second: Totals, statistic: Statistic, draws: int = 2000, seed: int = 0
+) -> Totals:
+    """Two-sided p values of a permutation test: if the runs do not differ, a picture's answers may change places.
+
+    Exact for every metric, ratios of sums among them, however strongly the answers about one picture depend on
+    each other; a draw exchanges the runs' answers about each picture with probability a half.
+
+    Args:
+        first: ``(pictures, columns)``, a mean over seeds where there are several.
+        second: the other run.
+        statistic: maps column sums to metrics.
+        draws: random exchanges; the least p value is 1 / (draws + 1).
+        seed: seeds the draws.
+
+    Returns:
+        ``(metrics,)``.
+    """
+    is_moved = np.random.default_rng(seed).integers(0, 2, size=(draws, len(first))).astype(np.float64)
+    moved = is_moved @ (second - first)
+    drawn = statistic(second.sum(0) - moved) - statistic(first.sum(0) + moved)
+    found = statistic(second.sum(0, keepdims=True)) - statistic(first.sum(0, keepdims=True))
+    # Equal sums in another order differ in their last bits, and must count as equal.
+    as_far = np.abs(drawn) >= np.abs(found) - 1e-12
+    return np.asarray((1 + as_far.sum(0)) / (draws + 1))
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:

@@ -113,7 +113,7 @@ def test_the_model_is_left_as_it_was(loaded, images):
 
 def test_pope_on_the_toy_writes_a_run_and_resumes(loaded, tmp_path):
     benchmark = toy_pope("dev", 8, limit=4)
-    done = evaluate(benchmark, "untrained", *loaded, la.parse("vhr"), out=tmp_path, batch_size=4)
+    done = evaluate(*loaded, benchmark, la.parse("vhr"), out=tmp_path, batch_size=4)
     assert done.metrics["n"] == 12
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "config.json",
@@ -124,19 +124,17 @@ def test_pope_on_the_toy_writes_a_run_and_resumes(loaded, tmp_path):
     assert (
         sum("same_as" in line for line in done.lines) >= 4
     )  # the yes questions of three splits are the same
-    again = evaluate(benchmark, "untrained", *loaded, la.parse("vhr"), out=tmp_path, batch_size=4)
+    again = evaluate(*loaded, benchmark, la.parse("vhr"), out=tmp_path, batch_size=4)
     assert again.lines == done.lines
     with pytest.raises(LvlmAttnError, match="interventions"):
-        evaluate(benchmark, "untrained", *loaded, la.parse("var"), out=tmp_path, batch_size=4)
+        evaluate(*loaded, benchmark, la.parse("var"), out=tmp_path, batch_size=4)
 
 
 def test_sampled_runs_do_not_depend_on_batch_size(loaded, tmp_path):
     benchmark = toy_chair("dev", 5)
     decoding = Decoding("sample", 5)
     runs = [
-        evaluate(
-            benchmark, "u", *loaded, decoding=decoding, out=tmp_path / str(size), batch_size=size, seed=3
-        )
+        evaluate(*loaded, benchmark, decoding=decoding, out=tmp_path / str(size), batch_size=size, seed=3)
         for size in (1, 3)
     ]
     assert [line["raw_text"] for line in runs[0].lines] == [line["raw_text"] for line in runs[1].lines]

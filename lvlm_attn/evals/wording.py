@@ -1,0 +1,181 @@
+"""A comparison of runs as tables and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from lvlm_attn.evals.compare import Comparison, Difference, Pairing
+from lvlm_attn.evals.core.finished import Run
+from lvlm_attn.evals.core.report import chair_table, limits, pope_table
+from lvlm_attn.evals.core.tables import Table, p_value, percent, plain, terminal_width
+from lvlm_attn.evals.core.tally import Tally
+
+LEVEL = 0.05
+_NAMES = {"accuracy": "accuracy", "chair_s": "the share of captions with a hallucination"}
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """All tables and sentences, for a terminal."""
+    parts = []
+    for name, pairing in comparison.runs.items():
+        parts.append(plain(pair_table(comparison, name), terminal_width()))
+        parts.append(_fill([verdict(comparison, name), *(f"Warning: {item}" for item in pairing.warnings)]))
+    return "\n\n".join(parts)
+
+
+def _fill(sentences: Sequence[str]) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.fill(text, terminal_width()) for text in sentences)
+
+
+def pair_table(comparison: Comparison, name: str) -> Table:
+    """One row per metric: before, after, the change with its interval, and whether it is more than chance."""
+    pairing = comparison.runs[name]
+    is_corrected = len(comparison.runs) > 1
+    columns = ("metric", "before", "after", "change", "95 % interval", "p", "p (Holm)")
+    rows = [
+        (_label(metric, comparison.tally), *_cells(metric, change, comparison.tally))
+        for metric, change in pairing.metrics.items()
+    ]
+    kept = len(columns) if is_corrected else len(columns) - 1
+    title = (
+        f"{comparison.tally.title}: {name} against {comparison.reference.name} "
+        f"({limits(comparison.reference.generation)}; {size_of(pairing)}; % and points)"
+    )
+    return Table(title, columns[:kept], tuple(row[:kept] for row in rows))
+
+
+def size_of(pairing: Pairing) -> str:
+    """How much was compared."""
+    seeds = f", {len(pairing.run.seeds)} seeds" if len(pairing.run.seeds) > 1 else ""
+    return f"n={pairing.samples} samples, {pairing.pictures} pictures{seeds}"
+
+
+def _label(metric: str, tally: Tally) -> str:
+    unit = tally.units.get(metric)
+    return f"{metric} ({unit})" if unit else metric
+
+
+def _cells(metric: str, change: Difference, tally: Tally) -> tuple[str, ...]:
+    scale, digits = (1.0, 2) if metric in tally.units else (100.0, 1)
+    before, after = (f"{scale * value:.{digits}f}" for value in (change.before, change.after))
+    low, high = (f"{scale * value:+.{digits}f}" for value in (change.low, change.high))
+    return (
+        before,
+        after,
+        f"{scale * change.difference:+.{digits}f}",
+        f"{low} to {high}",
+        p_value(change.p),
+        p_value(change.p_holm),
+    )
+
+
+def verdict(comparison: Comparison, name: str) -> str:
+    """What one pair shows, in two sentences."""
+    pairing, reference = comparison.runs[name], comparison.reference.name
+    if pairing.is_identical:
+        return (
+            f"{name} and {reference} are identical: every one of the {pairing.samples} answers is the same, word for "
+            "word."
+        )
+    metric = comparison.tally.outcome
+    change = pairing.metrics[metric]
+    test = (
+        f"{pairing.better} of {pairing.questions} distinct questions better, {pairing.worse} worse, exact McNemar"
+        if len(pairing.run.seeds) == len(comparison.reference.seeds) == 1
+        else "by exchange of pictures,"
+    )
+    told = (
+        f"{_NAMES.get(metric, metric).capitalize()} changes by {100 * change.difference:+.1f} points "
+        f"(95 % interval {100 * change.low:+.1f} to {100 * change.high:+.1f}; {test} p {p_value(change.p)}"
+        + (f", {p_value(change.p_holm)} after Holm" if len(comparison.runs) > 1 else "")
+        + ")"
+    )
+    floor = f"changes below {100 * change.noise:.1f} points cannot be told from chance with these samples."
+    if change.p_holm >= LEVEL:
+        return f"{told}: no difference is shown; {floor}"
+    is_better = (change.difference < 0) == (metric in comparison.tally.lower_is_better)
+    return f"{told}: {name} is {'better' if is_better else 'worse'} than {reference}; {floor}"
+
+
+def overview_table(comparison: Comparison) -> Table:
+    """One row per run: the main outcome against the reference, distinct questions counted once."""
+    metric = comparison.tally.outcome
+    columns = ("run", "change", "95 % interval", "better", "worse", "noise floor", "p", "p (Holm)")
+    rows = []
+    for name, pairing in comparison.runs.items():
+        change = pairing.metrics[metric]
+        cells = _cells(metric, change, comparison.tally)
+        rows.append(
+            (
+                name,
+                *cells[2:4],
+                str(pairing.better),
+                str(pairing.worse),
+                f"{100 * change.noise:.1f}",
+                *cells[4:],
+            )
+        )
+    title = (
+        f"{comparison.tally.title}: {metric} against {comparison.reference.name}, in points "
+        f"({limits(comparison.reference.generation)})"
+    )
+    return Table(title, columns, tuple(rows))
+
+
+def once_table(comparison: Comparison, title: str) -> Table:
+    """One row per run: right answers against the reference, each distinct question once."""
+    columns = ("run", "difference", "95 % interval", "better", "worse", "p", "p (Holm)")
+    rows = []
+    for name, pairing in comparison.runs.items():
+        points, interval = points_of(pairing.once)
+        p_values = p_value(pairing.once.p), p_value(pairing.once.p_holm)
+        rows.append((name, points, interval, str(pairing.better), str(pairing.worse), *p_values))
+    return Table(title, columns, tuple(rows))
+
+
+def points_of(change: Difference) -> tuple[str, str]:
+    """A difference and its interval, in points."""
+    return (
+        f"{100 * change.difference:+.1f}",
+        f"{100 * change.low:+.1f} to {100 * change.high:+.1f}",
+    )
+
+
+def result_table(runs: Sequence[Run], tally: Tally) -> Table:
+    """The scores of runs of one benchmark: mean and spread where there are several seeds."""
+    title = f"{tally.title} (%; {limits(runs[0].generation)})"
+    if any(limits(run.generation) != limits(runs[0].generation) for run in runs):
+        title = (
+            f"{tally.title} (%; " + "; ".join(f"{run.name}: {limits(run.generation)}" for run in runs) + ")"
+        )
+    known: Mapping[str, Any] = {run.name: run.metrics for run in runs}
+    if all(len(run.seeds) == 1 for run in runs):
+        if all({"per_category", "mean", "accuracy"} <= set(item) for item in known.values()):
+            return pope_table(known, title)
+        if all({"chair_s", "chair_i", "truncated"} <= set(item) for item in known.values()):
+            return chair_table(known, title)
+    rows = []
+    for run in runs:
+        per_seed = [score(run, lines, tally) for lines in run.seeds]
+        cells = [_spread([found[name] for found in per_seed], name, tally) for name in tally.compared]
+        rows.append((run.name, *cells, str(len(run.seeds)), str(len(run.lines))))
+    columns = ("run", *(_label(name, tally) for name in tally.compared), "seeds", "n")
+    return Table(f"{title}, mean ± standard deviation over seeds", columns, tuple(rows))
+
+
+def score(run: Run, lines: Sequence[Mapping[str, Any]], tally: Tally) -> Mapping[str, float]:
+    """The metrics of one list of lines."""
+    counts = [tally.count(line, run.scoring) for line in lines]
+    return tally.metrics([sum(column) for column in zip(*counts, strict=True)])
+
+
+def _spread(values: Sequence[float], name: str, tally: Tally) -> str:
+    if name in tally.units:
+        middle, wide = f"{mean(values):.2f}", f"{stdev(values):.2f}" if len(values) > 1 else ""
+    else:
+        middle, wide = percent(mean(values)), percent(stdev(values)) if len(values) > 1 else ""
+    return f"{middle} ± {wide}" if wide else middle

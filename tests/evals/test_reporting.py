@@ -116,7 +116,7 @@ def test_the_page_is_self_contained_and_escaped(folders):
     cards = [attributes for tag, attributes in parser.tags if tag == "article"]
     assert {card["data-run"] for card in cards} == {"vhr", "e_vil"}
     assert {card["data-change"] for card in cards} == {"worse"}
-    assert len(cards) == 9 + 7
+    assert len(cards) == 9 + 4
 
 
 def test_pictures_that_cannot_be_found_are_said(folders):

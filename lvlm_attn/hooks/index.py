@@ -1,0 +1,324 @@
+"""What there is to know about the methods without importing them: read off their source.
+
+Importing a method imports torch, which takes seconds; a list of names and parameters should not. Everything here comes
+from the dataclass, its docstring and its checks, so there is nothing to keep in step.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_HOOKS = Path(__file__).parent
+_MUST = re.compile(r"\s*must be (.+?)(?:[.;]|$)")
+_CHECKS = ("need_number", "need_whole", "need_choice", "need_flag")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a method.
+
+    Attributes:
+        name: as it is written.
+        default: as `parse` reads it; None where it has to be given.
+        kind: number, whole number, true or false, text, layers, ...
+        allowed: the values it may take, in words; empty where nothing is checked.
+        text: what it does.
+        in_code_only: whether it cannot be written as text.
+    """
+
+    name: str
+    default: str | None
+    kind: str
+    allowed: str
+    text: str
+    in_code_only: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method.
+
+    Attributes:
+        name: as `parse` reads it.
+        class_name: its class, in `lvlm_attn` for those of this package.
+        summary: the first sentence of its docstring.
+        text: the rest of it, up to the parameters.
+        parameters: in the order of the dataclass.
+        presets: settings by name.
+        source: where it was published, from the docstring of its module.
+        example: one written form.
+    """
+
+    name: str
+    class_name: str
+    summary: str
+    text: str
+    parameters: tuple[Parameter, ...]
+    presets: Mapping[str, str]
+    source: str
+    example: str
+
+
+def index() -> dict[str, Method]:
+    """The methods of this package by name, sorted; nothing is imported.
+
+    Example:
+        >>> index()["vhr"].parameters[0]
+        Parameter(name='alpha', default='2.0', kind='number', allowed='at least 0', text='...')  # doctest: +SKIP
+    """
+    found = {
+        method.name: method for path in sorted(_HOOKS.rglob("*.py")) for method in methods_in(path.read_text("utf-8"))
+    }
+    return dict(sorted(found.items()))
+
+
+def method_of(kind: type) -> Method:
+    """A method of someone else's, from the file that defines its class.
+
+    Where the file cannot be read, name and docstring are what is left.
+    """
+    try:
+        path = inspect.getsourcefile(kind)
+        text = Path(path).read_text("utf-8") if path else ""
+    except (OSError, TypeError):
+        text = ""
+    for method in methods_in(text):
+        if method.class_name == kind.__name__:
+            return method
+    summary, _, rest = (inspect.getdoc(kind) or "").partition("\n")
+    return Method(str(getattr(kind, "name", "")), kind.__name__, summary, rest.strip(), (), {}, "", "")
+
+
+def methods_in(source: str) -> Iterator[Method]:
+    """The methods a file defines: its classes with a `name: ClassVar[str]`."""
+    tree = ast.parse(source)
+    constants = _constants(tree)
+    module = ast.get_docstring(tree) or ""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and (name := _name_of(node)):
+            yield _method(node, name, constants, module)
+
+
+def _constants(tree: ast.Module) -> dict[str, Any]:
+    """Module constants that are plain data, and names of `Literal` types as their choices."""
+    found: dict[str, Any] = {}
+    for node in tree.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        value = getattr(node, "value", None)
+        if not isinstance(target, ast.Name) or value is None:
+            continue
+        try:
+            found[target.id] = ast.literal_eval(value)
+        except ValueError:
+            if isinstance(value, ast.Subscript) and ast.unparse(value.value) == "Literal":
+                found[target.id] = value
+    return found
+
+
+def _name_of(node: ast.ClassDef) -> str | None:
+    for item in node.body:
+        target = item.target if isinstance(item, ast.AnnAssign) else None
+        if isinstance(item, ast.Assign) and len(item.targets) == 1:
+            target = item.targets[0]  # type: ignore[assignment]
+        if isinstance(target, ast.Name) and target.id == "name":
+            value = getattr(item, "value", None)
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                return value.value or None
+    return None
+
+
+def _method(node: ast.ClassDef, name: str, constants: Mapping[str, Any], module: str) -> Method:
+    sections = _sections(ast.get_docstring(node) or "")
+    summary, _, rest = sections.get("", "").partition("\n")
+    told = _described(sections.get("Args", ""))
+    ranges = _ranges(node, constants)
+    presets = constants.get("PRESETS", {})
+    source = re.search(r"(?:Source|After)\b.*?(?=\n\n|\Z)", module, re.DOTALL)
+    example = re.search(rf"'({re.escape(name)}(?::[^']*)?)'", sections.get("Example", ""))
+    return Method(
+        name=name,
+        class_name=node.name,
+        summary=summary.strip(),
+        text=rest.strip(),
+        parameters=tuple(_parameters(node, constants, told, ranges)),
+        presets={
+            key: ",".join(f"{k}={_written(v)}" for k, v in value.items()) for key, value in presets.items()
+        },
+        source=" ".join(source.group().split()).removeprefix("Source: ") if source else "",
+        example=example.group(1) if example else name,
+    )
+
+
+def _sections(text: str) -> dict[str, str]:
+    """A Google-style docstring by its headings; what stands before the first is under an empty one."""
+    found: dict[str, list[str]] = {"": []}
+    current = ""
+    for line in text.splitlines():
+        heading = re.fullmatch(r"(Args|Attributes|Raises|Returns|Example|Examples|Note|Notes):", line)
+        if heading:
+            current = heading.group(1).removesuffix("s") if line.startswith("Examples") else heading.group(1)
+            found[current] = []
+            continue
+        found[current].append(line)
+    return {key: inspect.cleandoc("\n".join(lines)) for key, lines in found.items()}
+
+
+def _described(text: str) -> dict[str, str]:
+    found: dict[str, list[str]] = {}
+    current = ""
+    for line in text.splitlines():
+        entry = re.match(r"(\*{0,2}\w+)(?: \([^)]*\))?: (.*)", line)
+        if entry:
+            current = entry.group(1)
+            found[current] = [entry.group(2)]
+        elif current:
+            found[current].append(line.strip())
+    return {key: " ".join(lines).strip() for key, lines in found.items()}
+
+
+def _parameters(
+    node: ast.ClassDef, constants: Mapping[str, Any], told: Mapping[str, str], ranges: Mapping[str, str]
+) -> Iterator[Parameter]:
+    for item in node.body:
+        if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
+            continue
+        annotation = ast.unparse(item.annotation)
+        if annotation.startswith("ClassVar"):
+            continue
+        name = item.target.id
+        options = {}
+        value = item.value
+        if isinstance(value, ast.Call):
+            options = {key.arg: key.value for key in value.keywords}
+            value = options.get("default")
+        hidden = options.get("repr")
+        choices = _choices(item.annotation, constants)
+        kind = _kind(annotation, bool(choices))
+        yield Parameter(
+            name=name,
+            default=None if value is None else _default(value, constants),
+            kind=kind,
+            allowed=ranges.get(name) or choices or "",
+            text=told.get(name, ""),
+            in_code_only=isinstance(hidden, ast.Constant) and hidden.value is False,
+        )
+
+
+def _default(value: ast.expr, constants: Mapping[str, Any]) -> str:
+    try:
+        return _written(ast.literal_eval(value))
+    except ValueError:
+        name = ast.unparse(value)
+        return _written(constants[name]) if name in constants else name
+
+
+def _written(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (tuple, list)):
+        return "[" + ",".join(_written(item) for item in value) + "]"
+    if isinstance(value, str) and re.search(r"[,+\[\]]|^\s|\s$", value):
+        return f'"{value}"'
+    return str(value)
+
+
+def _choices(annotation: ast.expr, constants: Mapping[str, Any]) -> str:
+    found = constants.get(ast.unparse(annotation), annotation)
+    if isinstance(found, ast.Subscript) and ast.unparse(found.value) == "Literal":
+        return ", ".join(str(ast.literal_eval(item)) for item in getattr(found.slice, "elts", [found.slice]))
+    return ""
+
+
+def _kind(annotation: str, is_choice: bool) -> str:
+    if is_choice:
+        return "one of"
+    for pattern, kind in (
+        (r"^Layers$", "layers"),
+        (r"^bool$", "true or false"),
+        (r"^int\b(?! \|.*float)", "whole number"),
+        (r"^float\b", "number"),
+        (r"^str\b", "text"),
+        (r"^(tuple|Sequence|list)\[int", "list of whole numbers"),
+        (r"^(tuple|Sequence|list)", "list"),
+    ):
+        if re.search(pattern, annotation):
+            return kind + (" or none" if "None" in annotation and kind != "layers" else "")
+    return annotation
+
+
+def _ranges(node: ast.ClassDef, constants: Mapping[str, Any]) -> dict[str, str]:
+    """What the checks of a class demand of each parameter, in words."""
+    found: dict[str, str] = {}
+    for item in ast.walk(node):
+        if isinstance(item, ast.Call) and isinstance(item.func, ast.Name) and item.func.id in _CHECKS:
+            name, text = _checked(item, constants)
+            found[name] = text
+        elif isinstance(item, ast.For):
+            keys = _loop_keys(item)
+            for inner in ast.walk(item):
+                if isinstance(inner, ast.JoinedStr) and (text := _demand(inner, None)):
+                    found.update({key: text for key in keys if key not in found})
+    for item in ast.walk(node):
+        if isinstance(item, ast.JoinedStr):
+            for place in item.values:
+                name = _attribute(place)
+                if name and name not in found and (text := _demand(item, name)):
+                    found[name] = text
+    return found
+
+
+def _checked(call: ast.Call, constants: Mapping[str, Any]) -> tuple[str, str]:
+    function = call.func.id if isinstance(call.func, ast.Name) else ""
+    name = str(ast.literal_eval(call.args[1]))
+    options = {key.arg: key.value for key in call.keywords}
+    if function == "need_flag":
+        return name, "true or false"
+    if function == "need_choice":
+        choices = call.args[2] if len(call.args) > 2 else options["choices"]
+        return name, ", ".join(map(str, _value(choices, constants)))
+    least = call.args[2] if len(call.args) > 2 else options.get("least")
+    words = [("at least", least), ("above", options.get("above")), ("at most", options.get("most"))]
+    bounds = [f"{word} {_value(bound, constants):g}" for word, bound in words if bound is not None]
+    return name, " and ".join(bounds)
+
+
+def _value(node: ast.expr, constants: Mapping[str, Any]) -> Any:
+    name = ast.unparse(node)
+    return constants[name] if name in constants else ast.literal_eval(node)
+
+
+def _loop_keys(loop: ast.For) -> list[str]:
+    """The names a check loops over: `for key in ("a", "b")` or `for key, low, high in (("a", 0, 1), ...)`."""
+    try:
+        listed = ast.literal_eval(loop.iter)
+    except ValueError:
+        return []
+    return [item for item in listed if isinstance(item, str)] if isinstance(listed, (tuple, list)) else []
+
+
+def _attribute(node: ast.expr) -> str | None:
+    if isinstance(node, ast.FormattedValue) and isinstance(node.value, ast.Attribute):
+        return node.value.attr if ast.unparse(node.value.value) == "self" else None
+    return None
+
+
+def _demand(text: ast.JoinedStr, name: str | None) -> str:
+    """What the message of a failed check says a parameter must be; empty for other messages."""
+    parts = text.values
+    for place, part in enumerate(parts):
+        is_it = (_attribute(part) == name) if name else isinstance(part, ast.FormattedValue)
+        if not is_it or place + 1 >= len(parts) or not isinstance(parts[place + 1], ast.Constant):
+            continue
+        rest = "".join(
+            str(item.value) if isinstance(item, ast.Constant) else "\0" for item in parts[place + 1 :]
+        )
+        found = _MUST.match(rest)
+        if found and "\0" not in found.group(1):
+            return found.group(1)
+    return ""

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import torch
 
@@ -32,7 +38,7 @@ def load(
 
     Args:
         name: `"toy"` for the bundled model, a hub id such as `"llava-hf/llava-1.5-7b-hf"`, or a folder.
-        device: where to put it; None takes the GPU if there is one.
+        device: where to put it; None takes the GPU (CUDA, else Apple's) if there is one.
         dtype: `"auto"`, `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype; None is the checkpoint's own
             on a GPU, and fp32 on the CPU.
         **options: passed to `from_pretrained` (`revision`, `attn_implementation`, `device_map`, ...).
@@ -59,9 +65,10 @@ def load(
     chosen = torch_dtype(dtype if dtype is not None else "float32" if place.type == "cpu" else "auto")
     hub = {key: options[key] for key in ("revision", "token", "trust_remote_code") if key in options}
     try:
-        family_of(AutoConfig.from_pretrained(name, **hub))
-        processor = load_processor(str(name), **hub)
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=chosen, **options)
+        with _cache_alone_where_the_hub_is_away(name):
+            family_of(AutoConfig.from_pretrained(name, **hub))
+            processor = load_processor(str(name), **hub)
+            model = AutoModelForImageTextToText.from_pretrained(name, dtype=chosen, **options)
     except LvlmAttnError:
         raise
     except (OSError, ValueError, ImportError) as error:
@@ -85,5 +92,43 @@ def torch_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
     return _DTYPES[dtype]
 
 
+@contextmanager
+def _cache_alone_where_the_hub_is_away(name: str | Path) -> Iterator[None]:
+    """Keeps a look-up that cannot work from being tried for minutes: without a connection, the cache decides."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    if not before and not Path(name).is_dir() and not _reachable(constants.ENDPOINT):
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _reachable(address: str, seconds: float = 4.0) -> bool:
+    """Whether a connection to the address, or to the proxy in front of it, comes about in time."""
+    parts = urlsplit(address)
+    proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+    place = urlsplit(proxy if "//" in proxy else f"//{proxy}") if proxy else parts
+    answers: list[bool] = []
+
+    def connect() -> None:
+        try:
+            port = place.port or (80 if place.scheme == "http" else 443)
+            socket.create_connection((place.hostname or "", port), timeout=seconds).close()
+            answers.append(True)
+        except OSError:
+            pass
+
+    # Looking up a name knows no time limit of its own.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(answers)
+
+
 def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

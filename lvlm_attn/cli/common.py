@@ -26,10 +26,22 @@ Intervene = Annotated[
         "--intervene", help="A method, e.g. `var:rho=0.5`; repeat it, or join with `+`.", show_default=False
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="`auto`, `cpu`, `cuda`, `cuda:1`, ...")]
+Device = Annotated[
+    str, typer.Option("--device", help="`auto`, `cuda`, `mps`, `cpu`, or one GPU as `cuda:1`.")
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option("--device-map", help="`auto` spreads a model over all devices.", show_default=False),
+]
 Dtype = Annotated[str, typer.Option("--dtype", help="`auto`, `float32`, `bfloat16` or `float16`.")]
 Limit = Annotated[
-    int | None, typer.Option("--limit", min=1, help="Only the first so many.", show_default=False)
+    int | None,
+    typer.Option(
+        "--limit",
+        min=1,
+        help="Only the first so many questions of each split, or pictures.",
+        show_default=False,
+    ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts per forward pass.")]
 Decode = Annotated[str, typer.Option("--decode", help="`greedy`, or `sample` from the whole distribution.")]
@@ -51,6 +63,27 @@ Json = Annotated[
 Split = Annotated[str, typer.Option("--split", help="Toy data: `dev` to tune on, `test` to report.")]
 
 
+def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
+    """Registers the methods of plugin files as soon as they are named."""
+    if paths:
+        from lvlm_attn.hooks.plugins import load_plugin
+
+        for path in paths:
+            load_plugin(path)
+    return paths
+
+
+Plugin = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        help="A Python file that defines methods of your own; repeat for several.",
+        show_default=False,
+        callback=_load_plugins,
+    ),
+]
+
+
 class Stopped(LvlmAttnError):
     """Ctrl-C; the message tells what is kept."""
 
@@ -62,14 +95,18 @@ def read_interventions(texts: Sequence[str] | None) -> tuple[Intervention, ...]:
     return tuple(item for text in texts or () for item in parse(text))
 
 
-def load_model(name: str, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
-    """Loads a model and its processor onto a device.
+def load_model(
+    name: str, device: str = "auto", dtype: str = "auto", device_map: str | None = None
+) -> tuple[Any, Any]:
+    """Loads a model and its processor onto a device, and says what `auto` chose.
 
     Raises:
         LvlmAttnError: unknown dtype or device, or the model cannot be loaded.
     """
     if dtype not in DTYPES:
         raise LvlmAttnError(f"no dtype {dtype!r}.{closest(dtype, DTYPES)} Choose one of {', '.join(DTYPES)}.")
+    if device_map is not None and device != "auto":
+        raise LvlmAttnError(f"--device {device} and --device-map {device_map} exclude each other; give one.")
     import torch
 
     if device != "auto":
@@ -82,7 +119,25 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> tuple[An
     quiet_transformers()
     from lvlm_attn.loading import load
 
-    return load(name, device=None if device == "auto" else device, dtype=None if dtype == "auto" else dtype)
+    options = {} if device_map is None else {"device_map": device_map}
+    loaded = load(
+        name,
+        device=None if device == "auto" else device,
+        dtype=None if dtype == "auto" else dtype,
+        **options,
+    )
+    tell(f"Model {name}: {_chosen(loaded[0])}.")
+    return loaded
+
+
+def _chosen(model: Any) -> str:
+    """Device, dtype, backend and kernels of a model."""
+    from lvlm_attn.kernels.dispatch import picked
+
+    places = sorted({str(item.device) for item in model.parameters()})
+    backend = getattr(model.config.get_text_config(), "_attn_implementation", None)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"{' and '.join(places)}, {dtype}, attention {backend}, kernels {picked(model.device)}"
 
 
 def quiet_transformers() -> None:

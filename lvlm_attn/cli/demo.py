@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lvlm_attn.cli.common import Device, Split, Stopped, load_model, read_interventions
+from lvlm_attn.cli.common import Device, DeviceMap, Split, Stopped, load_model, read_interventions
 from lvlm_attn.evals.core.report import Table
 
 RUNS = {"baseline": "none", "VAR": "var", "VHR": "vhr", "VAR+VHR": "var+vhr"}
@@ -22,6 +22,7 @@ def demo(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts per forward pass.")] = 16,
     model: Annotated[str, typer.Option("--model", help="Another model for the toy's scenes.")] = "toy",
     device: Device = "auto",
+    device_map: DeviceMap = None,
 ) -> None:
     """Compare a small trained model with and without interventions on POPE and CHAIR; takes minutes on a CPU.
 
@@ -36,7 +37,7 @@ def demo(
     start = time.perf_counter()
     check_writable(out)
     pope, chair = toy_pope(split, limit), toy_chair(split, limit)
-    loaded = load_model(model, device)
+    loaded = load_model(model, device, device_map=device_map)
     typer.echo(
         f"Model {model}, {limit} {split} scenes of the toy world: {len(pope.questions)} yes/no questions "
         f"and {limit} captions, {len(RUNS)} runs each, greedy decoding."

@@ -12,6 +12,7 @@ from lvlm_attn.cli.common import (
     BatchSize,
     Decode,
     Device,
+    DeviceMap,
     Dtype,
     Intervene,
     Json,
@@ -19,6 +20,7 @@ from lvlm_attn.cli.common import (
     MaxNewTokens,
     Model,
     Out,
+    Plugin,
     Seed,
     Split,
     Suffix,
@@ -74,7 +76,9 @@ def pope(
     suffix: Suffix = "",
     max_new_tokens: MaxNewTokens = None,
     out: Out = None,
+    plugin: Plugin = None,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
@@ -96,11 +100,12 @@ def pope(
         benchmark = Pope.from_files(files, images, parser, limit, fix_typo)
         for remark in benchmark.remarks:
             tell(f"note: {remark}")
-    generation = Generation(decode, temperature, suffix, max_new_tokens, batch_size, seed, out, device, dtype)
+    generation = Generation(
+        decode, temperature, suffix, max_new_tokens, batch_size, seed, out, device, dtype, device_map
+    )
     from lvlm_attn.evals.core.report import pope_table
 
-    title = f"POPE, {model}, {decode}, parser {parser} (%)"
-    measure(benchmark, model, intervene, generation, pope_table, title, as_json)
+    measure(benchmark, model, intervene, generation, pope_table, f"POPE, {model}, parser {parser}", as_json)
 
 
 @app.command("chair")
@@ -126,7 +131,12 @@ def chair(
     prompt: Annotated[str | None, typer.Option("--prompt", help="What to ask.", show_default=False)] = None,
     mode: Annotated[str, typer.Option("--mode", help="strict, pattern or wordnet.")] = "strict",
     drop_incomplete_sentence: Annotated[
-        bool, typer.Option("--drop-incomplete-sentence", help="Cut captions after their last full stop.")
+        bool,
+        typer.Option(
+            "--drop-unfinished-sentence",
+            "--drop-incomplete-sentence",
+            help="Cut captions after their last full stop.",
+        ),
     ] = False,
     limit: Limit = None,
     batch_size: BatchSize = 8,
@@ -136,7 +146,9 @@ def chair(
     suffix: Suffix = "",
     max_new_tokens: MaxNewTokens = None,
     out: Out = None,
+    plugin: Plugin = None,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
@@ -158,7 +170,9 @@ def chair(
         from lvlm_attn.evals.chair.benchmark import Chair
 
         benchmark = Chair.from_files(ground_truth, images, ids, mode, drop_incomplete_sentence, asked, limit)
-    generation = Generation(decode, temperature, suffix, max_new_tokens, batch_size, seed, out, device, dtype)
+    generation = Generation(
+        decode, temperature, suffix, max_new_tokens, batch_size, seed, out, device, dtype, device_map
+    )
     from lvlm_attn.evals.core.report import chair_table
 
     measure(
@@ -167,7 +181,7 @@ def chair(
         intervene,
         generation,
         chair_table,
-        f"CHAIR, {model}, {decode}, mode {mode} (%)",
+        f"CHAIR, {model}, mode {mode}",
         as_json,
     )
 
@@ -184,6 +198,7 @@ class Generation(NamedTuple):
     out: Path | None
     device: str
     dtype: str
+    device_map: str | None = None
 
 
 def measure(
@@ -196,13 +211,15 @@ def measure(
     as_json: bool,
 ) -> None:
     """Checks what can be checked without the model, generates, scores and prints."""
+    from lvlm_attn.evals.core.report import limits
+
     interventions = read_interventions(intervene)
     check_decoding(generation.decode, generation.temperature)
     check_out(generation.out)
     done = run_benchmark(
         benchmark,
         model,
-        load_model(model, generation.device, generation.dtype),
+        load_model(model, generation.device, generation.dtype, generation.device_map),
         interventions,
         decode=generation.decode,
         temperature=generation.temperature,
@@ -213,7 +230,7 @@ def measure(
         seed=generation.seed,
     )
     name = "+".join(map(str, interventions)) or "baseline"
-    finish(done, table({name: done.metrics}, title), as_json)
+    finish(done, table({name: done.metrics}, f"{title}, {limits(done.generation)} (%)"), as_json)
 
 
 def use_toy(data: str | None, files: dict[str, object]) -> bool:

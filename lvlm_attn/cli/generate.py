@@ -1,4 +1,4 @@
-"""`lvlm-attn generate`: one picture, one prompt, one answer."""
+"""`lvlm-attn generate`: one prompt about one or several pictures, one answer."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import typer
 from lvlm_attn.cli.common import (
     Decode,
     Device,
+    DeviceMap,
     Dtype,
     Intervene,
     Json,
     Model,
+    Plugin,
     Seed,
     Temperature,
     check_decoding,
@@ -26,7 +28,9 @@ from lvlm_attn.cli.common import (
 
 def generate(
     model: Model,
-    image: Annotated[Path, typer.Option("--image", help="The picture.")],
+    image: Annotated[
+        list[Path], typer.Option("--image", help="The picture; repeat it for several in one prompt.")
+    ],
     prompt: Annotated[str, typer.Option("--prompt", help="What to ask about it.")],
     intervene: Intervene = None,
     max_new_tokens: Annotated[
@@ -35,12 +39,14 @@ def generate(
     decode: Decode = "greedy",
     temperature: Temperature = 1.0,
     seed: Seed = 0,
+    plugin: Plugin = None,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     report: Annotated[bool, typer.Option("--report", help="Also tell what each method did.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Answer a prompt about a picture, with or without interventions.
+    """Answer a prompt about a picture or several, with or without interventions.
 
     Example: lvlm-attn generate --model toy --image kitchen.png --prompt "Describe this image." --intervene vhr
     """
@@ -48,12 +54,12 @@ def generate(
     check_decoding(decode, temperature)
     from lvlm_attn.evals.core.runner import load_image
 
-    picture = load_image(image)
-    loaded = load_model(model, device, dtype)
+    pictures = [load_image(path) for path in image]
+    loaded = load_model(model, device, dtype, device_map)
     from lvlm_attn.evals.core.answerer import Decoding, ModelAnswerer
 
     with ModelAnswerer(*loaded, interventions, Decoding(decode, max_new_tokens, temperature)) as answerer:
-        (answer,) = answerer.answer([picture], [prompt], [seed])
+        (answer,) = answerer.answer([pictures], [prompt], [seed])
         did = answerer.wrapped.report() if answerer.wrapped is not None else None
     if as_json:
         print_json(

@@ -3,27 +3,139 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from typing import Any
+import re
+import textwrap
+from collections.abc import Iterator
+from typing import Annotated
 
 import typer
 
-from lvlm_attn.cli.common import Device, Dtype, Json, Model, load_model, print_json
-from lvlm_attn.evals.core.report import Table, show
+from lvlm_attn.cli.common import Device, DeviceMap, Dtype, Json, Model, Plugin, load_model, print_json
+from lvlm_attn.errors import LvlmAttnError, closest
+from lvlm_attn.evals.core.tables import Table, show, terminal_width
+from lvlm_attn.hooks.index import Method, Parameter, index, method_of
+
+_LAYERS = "none, a number, a range like 18..31, a slice like 2:-1, or a list of them in brackets"
 
 
-def methods(as_json: Json = False) -> None:
-    """List the interventions with their parameters."""
-    from lvlm_attn.hooks.catalogue import methods as known
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(help="A method to explain, such as `var`.", show_default=False)
+    ] = None,
+    plugin: Plugin = None,
+    as_json: Json = False,
+) -> None:
+    """List the methods with their parameters, or explain one.
 
-    rows = [(name, _parameters(kind), _first_line(kind)) for name, kind in sorted(known().items())]
-    if as_json:
-        print_json([{"name": name, "parameters": text, "summary": line} for name, text, line in rows])
+    Example: lvlm-attn methods var
+    """
+    known = _known()
+    if name is not None:
+        if name not in known:
+            raise LvlmAttnError(
+                f"there is no method named {name!r}.{closest(name, known)} "
+                f"The methods are {', '.join(known)}."
+            )
+        if as_json:
+            print_json(dataclasses.asdict(known[name]))
+            return
+        typer.echo("\n".join(_explained(known[name])))
         return
-    for name, text, line in rows:
-        typer.echo(f"{name}  {line}")
-        if text:
-            typer.echo(f"    {name}:{text}")
+    if as_json:
+        print_json(
+            [
+                {"name": item.name, "parameters": _defaults(item), "summary": item.summary}
+                for item in known.values()
+            ]
+        )
+        return
+    for item in known.values():
+        head = textwrap.wrap(f"{item.name}  {item.summary}", terminal_width(), subsequent_indent="    ")
+        typer.echo("\n".join(head))
+        if item.parameters:
+            typer.echo("\n".join(_at_commas(f"    {item.name}:{_defaults(item)}", 8)))
+    typer.echo("\n`lvlm-attn methods NAME` explains one of them.")
+
+
+def _known() -> dict[str, Method]:
+    """This package's methods from their source; others only where there are any, since that means importing."""
+    import sys
+    from importlib.metadata import entry_points
+
+    found = index()
+    if "lvlm_attn.hooks.catalogue" in sys.modules or entry_points(group="lvlm_attn.methods"):
+        from lvlm_attn.hooks.catalogue import methods as registered
+
+        found |= {key: method_of(kind) for key, kind in registered().items() if key not in found}
+    return dict(sorted(found.items()))
+
+
+def _defaults(item: Method) -> str:
+    return ",".join(
+        f"{part.name}={part.default if part.default is not None else ''}"
+        for part in item.parameters
+        if not part.in_code_only
+    )
+
+
+def _at_commas(text: str, indent: int) -> Iterator[str]:
+    """A list without blanks over several lines, which end after a comma."""
+    line = text[: len(text) - len(text.lstrip())]
+    for part in re.findall(r"[^,]+,?", text.strip()):
+        if len(line) + len(part) > terminal_width() and line.strip():
+            yield line
+            line = " " * indent
+        line += part
+    yield line
+
+
+def _explained(item: Method) -> Iterator[str]:
+    width = terminal_width()
+    yield f"{item.name} ({item.class_name})"
+    yield from textwrap.wrap(item.summary, width)
+    for paragraph in filter(None, item.text.split("\n\n")):
+        yield ""
+        for line in _paragraph(paragraph):
+            yield from textwrap.wrap(line, width, subsequent_indent="  " if line.startswith("- ") else "")
+    if item.parameters:
+        yield ""
+        yield "Parameters"
+    for part in item.parameters:
+        default = "has to be given" if part.default is None else part.default
+        allowed = _allowed(part)
+        yield from textwrap.wrap(
+            f"{part.name}={default}  {allowed}", width, initial_indent="  ", subsequent_indent="      "
+        )
+        yield from textwrap.wrap(part.text, width, initial_indent="      ", subsequent_indent="      ")
+    if item.presets:
+        yield ""
+        yield "Presets"
+        for name, text in item.presets.items():
+            yield f"  {name}: {text}"
+    yield ""
+    yield from textwrap.wrap(f"Source: {item.source or 'not said'}", width, subsequent_indent="  ")
+    yield from textwrap.wrap(f"Example: --intervene {item.example}", width, subsequent_indent="  ")
+
+
+def _paragraph(text: str) -> list[str]:
+    """The lines of a paragraph joined, points of a list each by itself."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("- ") or not lines:
+            lines.append(line)
+        else:
+            lines[-1] += " " + line.strip()
+    return lines
+
+
+def _allowed(part: Parameter) -> str:
+    if part.kind == "layers":
+        return f"(layers: {_LAYERS}{'; or ' + part.allowed if part.allowed else ''})"
+    if part.in_code_only:
+        return "(given in code only)"
+    if not part.allowed or part.allowed == part.kind:
+        return f"({part.kind})"
+    return f"({part.kind}: {part.allowed})"
 
 
 def models(as_json: Json = False) -> None:
@@ -39,26 +151,18 @@ def models(as_json: Json = False) -> None:
     show(Table("Model families", ("model_type", "title", "for example"), tuple(rows), text_columns=3))
 
 
-def sinks(model: Model, device: Device = "auto", dtype: Dtype = "auto", as_json: Json = False) -> None:
+def sinks(
+    model: Model,
+    device: Device = "auto",
+    device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
     """Find the dimensions that mark a model's attention sinks."""
     from lvlm_attn.measures.diagnostics import find_sinks
 
-    found = find_sinks(*load_model(model, device, dtype))
+    found = find_sinks(*load_model(model, device, dtype, device_map))
     if as_json:
         print_json({"model": model, **dataclasses.asdict(found)})
         return
     typer.echo(str(found))
-
-
-def _first_line(kind: Any) -> str:
-    return (inspect.getdoc(kind) or "").split("\n")[0]
-
-
-def _parameters(kind: Any) -> str:
-    if not dataclasses.is_dataclass(kind):
-        return ""
-    shown = []
-    for item in dataclasses.fields(kind):
-        default = "" if item.default is dataclasses.MISSING else str(item.default)
-        shown.append(f"{item.name}={default}")
-    return ",".join(shown)

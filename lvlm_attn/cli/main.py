@@ -13,7 +13,7 @@ import typer
 
 from lvlm_attn._version import __version__
 from lvlm_attn.cli import compare, demo, doctor, evaluate, generate, info, pope, score
-from lvlm_attn.cli.common import Stopped
+from lvlm_attn.cli.common import Plugin, Stopped
 from lvlm_attn.errors import LvlmAttnError
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    plugin: Plugin = None,
 ) -> None:
     """Change how a vision-language model pays attention while it generates, and measure what that does."""
 
@@ -60,8 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    # Both may stand anywhere, as options of every command.
+    plugins, rest = _taken([item for item in given if item != "--debug"], "--plugin")
     try:
-        app(args=[item for item in given if item != "--debug"], prog_name="lvlm-attn")
+        app(args=[*plugins, *rest], prog_name="lvlm-attn")
     except Stopped as stopped:
         print(f"\n{stopped}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -70,6 +73,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {_sentence(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _taken(arguments: list[str], option: str) -> tuple[list[str], list[str]]:
+    """The uses of an option with its values, and the arguments without them."""
+    taken: list[str] = []
+    rest: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        item = waiting.pop(0)
+        if item == "--":
+            rest += [item, *waiting]
+            break
+        if item == option:
+            taken += [item, *waiting[:1]]
+            waiting = waiting[1:]
+        elif item.startswith(f"{option}="):
+            taken.append(item)
+        else:
+            rest.append(item)
+    return taken, rest
 
 
 def _sentence(error: Exception) -> str:

@@ -61,7 +61,12 @@ def chair(
     ground_truth: Annotated[Path, typer.Option("--ground-truth", help="JSON lines {image_id, objects}.")],
     mode: Annotated[str, typer.Option("--mode", help="strict, pattern or wordnet.")] = "strict",
     drop_incomplete_sentence: Annotated[
-        bool, typer.Option("--drop-incomplete-sentence", help="Cut captions after their last full stop.")
+        bool,
+        typer.Option(
+            "--drop-unfinished-sentence",
+            "--drop-incomplete-sentence",
+            help="Cut captions after their last full stop.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:

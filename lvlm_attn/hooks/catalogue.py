@@ -57,10 +57,15 @@ _METHODS: dict[str, type[Intervention]] = {
 def methods() -> dict[str, type[Intervention]]:
     """The interventions by the name that `lvlm_attn.parse` and the command line use.
 
+    Those of other packages, found by the entry-point group `lvlm_attn.methods`, are among them.
+
     Example:
         >>> methods()["var"].__name__
         'VAR'
     """
+    from lvlm_attn.hooks.plugins import load_entry_points
+
+    load_entry_points()
     return dict(_METHODS)
 
 

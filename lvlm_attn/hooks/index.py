@@ -7,6 +7,7 @@ from the dataclass, its docstring and its checks, so there is nothing to keep in
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 import re
 from collections.abc import Iterator, Mapping
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 _HOOKS = Path(__file__).parent
+_PACKAGE = _HOOKS.parent
 _MUST = re.compile(r"\s*must be (.+?)(?:[.;]|$)")
-_CHECKS = ("need_number", "need_whole", "need_choice", "need_flag")
+_CHECKS = ("need_number", "need_whole", "need_choice", "need_flag", "whole_number")
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ def index() -> dict[str, Method]:
         Parameter(name='alpha', default='2.0', kind='number', allowed='at least 0', text='...')  # doctest: +SKIP
     """
     found = {
-        method.name: method for path in sorted(_HOOKS.rglob("*.py")) for method in methods_in(path.read_text("utf-8"))
+        method.name: method
+        for path in sorted(_HOOKS.rglob("*.py"))
+        for method in methods_in(path.read_text("utf-8"))
     }
     return dict(sorted(found.items()))
 
@@ -106,18 +110,24 @@ def methods_in(source: str) -> Iterator[Method]:
 
 
 def _constants(tree: ast.Module) -> dict[str, Any]:
-    """Module constants that are plain data, and names of `Literal` types as their choices."""
+    """Module constants that are plain data, and `Literal` types, those imported from this package among them."""
     found: dict[str, Any] = {}
     for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{_PACKAGE.name}."):
+            path = _PACKAGE.parent.joinpath(*(node.module or "").split(".")).with_suffix(".py")
+            wanted = {item.name for item in node.names if not item.name[0].islower()}
+            if wanted and path.is_file() and any(f"\n{name}" in path.read_text("utf-8") for name in wanted):
+                theirs = _constants(ast.parse(path.read_text("utf-8")))
+                found.update({name: theirs[name] for name in wanted if name in theirs})
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         value = getattr(node, "value", None)
         if not isinstance(target, ast.Name) or value is None:
             continue
-        try:
-            found[target.id] = ast.literal_eval(value)
-        except ValueError:
-            if isinstance(value, ast.Subscript) and ast.unparse(value.value) == "Literal":
-                found[target.id] = value
+        if isinstance(value, ast.Subscript) and ast.unparse(value.value) == "Literal":
+            found[target.id] = value
+            continue
+        with contextlib.suppress(ValueError):
+            found[target.id] = _value(value, found)
     return found
 
 
@@ -150,7 +160,9 @@ def _method(node: ast.ClassDef, name: str, constants: Mapping[str, Any], module:
         presets={
             key: ",".join(f"{k}={_written(v)}" for k, v in value.items()) for key, value in presets.items()
         },
-        source=" ".join(source.group().split()).removeprefix("Source: ") if source else "",
+        source=" ".join((source.group() if source else module.partition("\n")[2]).split()).removeprefix(
+            "Source: "
+        ),
         example=example.group(1) if example else name,
     )
 
@@ -212,10 +224,9 @@ def _parameters(
 
 def _default(value: ast.expr, constants: Mapping[str, Any]) -> str:
     try:
-        return _written(ast.literal_eval(value))
+        return _written(_value(value, constants))
     except ValueError:
-        name = ast.unparse(value)
-        return _written(constants[name]) if name in constants else name
+        return ast.unparse(value)
 
 
 def _written(value: Any) -> str:
@@ -253,23 +264,27 @@ def _kind(annotation: str, is_choice: bool) -> str:
 
 
 def _ranges(node: ast.ClassDef, constants: Mapping[str, Any]) -> dict[str, str]:
-    """What the checks of a class demand of each parameter, in words."""
+    """What the checks of a class demand of each parameter, in words: calls of checks first, then messages."""
     found: dict[str, str] = {}
     for item in ast.walk(node):
         if isinstance(item, ast.Call) and isinstance(item.func, ast.Name) and item.func.id in _CHECKS:
             name, text = _checked(item, constants)
             found[name] = text
+        elif isinstance(item, ast.Compare) and isinstance(item.ops[0], ast.NotIn):
+            choices = constants.get(ast.unparse(item.comparators[0]))
+            name = ast.unparse(item.left).removeprefix("self.")
+            if isinstance(choices, (dict, tuple)):
+                found[name] = ", ".join(map(str, choices))
         elif isinstance(item, ast.For):
-            keys = _loop_keys(item)
-            for inner in ast.walk(item):
-                if isinstance(inner, ast.JoinedStr) and (text := _demand(inner, None)):
-                    found.update({key: text for key in keys if key not in found})
+            listed = constants.get(ast.unparse(item.iter).removesuffix(".items()"))
+            if isinstance(listed, dict):
+                found.update({name: ", ".join(map(str, choices)) for name, choices in listed.items()})
     for item in ast.walk(node):
-        if isinstance(item, ast.JoinedStr):
-            for place in item.values:
-                name = _attribute(place)
-                if name and name not in found and (text := _demand(item, name)):
-                    found[name] = text
+        keys = _loop_keys(item) if isinstance(item, ast.For) else [None]
+        for inner in ast.walk(item) if isinstance(item, ast.For) else [item]:
+            if isinstance(inner, ast.JoinedStr) and (demand := _demand(inner)):
+                for key in keys:
+                    found.setdefault(key or demand[0], demand[1])
     return found
 
 
@@ -280,8 +295,10 @@ def _checked(call: ast.Call, constants: Mapping[str, Any]) -> tuple[str, str]:
     if function == "need_flag":
         return name, "true or false"
     if function == "need_choice":
-        choices = call.args[2] if len(call.args) > 2 else options["choices"]
-        return name, ", ".join(map(str, _value(choices, constants)))
+        return name, ", ".join(map(str, _value(call.args[2], constants)))
+    if function == "whole_number":
+        least, said = _value(call.args[3], constants), ast.literal_eval(call.args[4])
+        return name, f"at least {least}, {said}"
     least = call.args[2] if len(call.args) > 2 else options.get("least")
     words = [("at least", least), ("above", options.get("above")), ("at most", options.get("most"))]
     bounds = [f"{word} {_value(bound, constants):g}" for word, bound in words if bound is not None]
@@ -289,8 +306,22 @@ def _checked(call: ast.Call, constants: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _value(node: ast.expr, constants: Mapping[str, Any]) -> Any:
-    name = ast.unparse(node)
-    return constants[name] if name in constants else ast.literal_eval(node)
+    """A literal whose parts may be names of constants.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(node, ast.Name) and node.id in constants:
+        return constants[node.id]
+    if isinstance(node, ast.Tuple | ast.List):
+        return tuple(_value(item, constants) for item in node.elts)
+    if isinstance(node, ast.Dict) and None not in node.keys:
+        return {
+            ast.literal_eval(key): _value(value, constants)
+            for key, value in zip(node.keys, node.values, strict=True)
+            if key is not None
+        }
+    return ast.literal_eval(node)
 
 
 def _loop_keys(loop: ast.For) -> list[str]:
@@ -302,23 +333,18 @@ def _loop_keys(loop: ast.For) -> list[str]:
     return [item for item in listed if isinstance(item, str)] if isinstance(listed, (tuple, list)) else []
 
 
-def _attribute(node: ast.expr) -> str | None:
-    if isinstance(node, ast.FormattedValue) and isinstance(node.value, ast.Attribute):
-        return node.value.attr if ast.unparse(node.value.value) == "self" else None
-    return None
-
-
-def _demand(text: ast.JoinedStr, name: str | None) -> str:
-    """What the message of a failed check says a parameter must be; empty for other messages."""
+def _demand(text: ast.JoinedStr) -> tuple[str, str] | None:
+    """The parameter a message names (`name=...`, empty in a loop) and what it says it must be."""
     parts = text.values
-    for place, part in enumerate(parts):
-        is_it = (_attribute(part) == name) if name else isinstance(part, ast.FormattedValue)
-        if not is_it or place + 1 >= len(parts) or not isinstance(parts[place + 1], ast.Constant):
+    for place, part in enumerate(parts[:-1]):
+        before = parts[place - 1] if place else None
+        if not isinstance(part, ast.FormattedValue) or not isinstance(before, ast.Constant):
             continue
+        name = re.search(r"(\w*)=$", str(before.value))
         rest = "".join(
             str(item.value) if isinstance(item, ast.Constant) else "\0" for item in parts[place + 1 :]
         )
-        found = _MUST.match(rest)
-        if found and "\0" not in found.group(1):
-            return found.group(1)
-    return ""
+        must = _MUST.match(rest)
+        if name and must and "\0" not in must.group(1):
+            return name.group(1), must.group(1)
+    return None

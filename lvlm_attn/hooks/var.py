@@ -19,6 +19,7 @@ from torch import Tensor
 from lvlm_attn.errors import LvlmAttnError, closest
 from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.checks import need_number
 from lvlm_attn.interventions.context import Layer
 from lvlm_attn.interventions.layers import Layers, canonical_layers
 from lvlm_attn.kernels.spec import KeyClass, Redistribution, class_indicator
@@ -93,17 +94,10 @@ class VAR(Intervention):
             for key, value in PRESETS[self.preset].items():
                 if getattr(self, key) == getattr(type(self), key):
                     object.__setattr__(self, key, value)
-        for key, low, high in (
-            ("rho", 0.0, math.inf),
-            ("removed_fraction", 0.0, 1.0),
-            ("tau", 0.0, math.inf),
-            ("mass_floor", 0.0, 1.0),
-        ):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-                raise LvlmAttnError(f"VAR: {key}={value!r} must be a number {bounds}.")
-            object.__setattr__(self, key, float(value))
+        need_number(self, "rho", least=0)
+        need_number(self, "removed_fraction", least=0, most=1)
+        need_number(self, "tau", least=0)
+        need_number(self, "mass_floor", least=0, most=1)
         if self.sink_dims is not None:
             dims = (self.sink_dims,) if isinstance(self.sink_dims, (int, str)) else tuple(self.sink_dims)
             if not all(isinstance(dim, int) and not isinstance(dim, bool) for dim in dims):

@@ -131,7 +131,9 @@ class ModelAnswerer:
             "prompt_template": format_prompt(self.processor, "{question}"),
         }
 
-    def answer(self, images: Sequence[Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
+    def answer(
+        self, images: Sequence[Image | Sequence[Image]], prompts: Sequence[str], seeds: Sequence[int]
+    ) -> list[Answer]:
         """Answers a left-padded batch; sampling depends on each row's seed alone, not on its batch."""
         limits = [item.rows_at_once() for item in self._interventions]
         count = min([limit for limit in limits if limit is not None], default=len(prompts))
@@ -139,7 +141,9 @@ class ModelAnswerer:
         return [answer for part in parts for answer in self._answer(images[part], prompts[part], seeds[part])]
 
     @torch.inference_mode()
-    def _answer(self, images: Sequence[Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
+    def _answer(
+        self, images: Sequence[Image | Sequence[Image]], prompts: Sequence[str], seeds: Sequence[int]
+    ) -> list[Answer]:
         processors: list[Any] = []
         first = None
         if self._yes_no is not None:

@@ -24,6 +24,7 @@ from lvlm_attn.hooks.crosslmm.pooling import POOLS
 from lvlm_attn.hooks.crosslmm.reach import BRANCHES, SCOPES
 from lvlm_attn.hooks.crosslmm.track import SOURCES
 from lvlm_attn.interventions.base import Intervention, Situation
+from lvlm_attn.interventions.checks import need_number
 from lvlm_attn.interventions.context import Layer
 from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
 from lvlm_attn.kernels.extra import ExtraKeys
@@ -142,14 +143,8 @@ class CrossLMM(Intervention):
                 )
         if not isinstance(self.causal_images, bool):
             raise LvlmAttnError(f"CrossLMM: causal_images={self.causal_images!r} must be true or false.")
-        for name, high in (("w", 1.0), ("lam", math.inf)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
-                most = " and at most 1" if high == 1 else ""
-                raise LvlmAttnError(f"CrossLMM: {name}={value!r} must be a number of at least 0{most}.")
-            object.__setattr__(self, name, float(value))
-        if not math.isfinite(self.lam):
-            raise LvlmAttnError(f"CrossLMM: lam={self.lam!r} must be finite.")
+        need_number(self, "w", least=0, most=1)
+        need_number(self, "lam", least=0)
         self._refuse_idle()
 
     def _refuse_idle(self) -> None:

@@ -1,0 +1,116 @@
+"""Methods of other people: from a file, or from installed packages.
+
+A package names its methods in its `pyproject.toml`, and they are there wherever `lvlm_attn` is:
+
+    [project.entry-points."lvlm_attn.methods"]
+    quiet = "my_package.quiet:QuietHead"
+
+The value is a subclass of `Intervention`, or a function without parameters that registers methods itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import warnings
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.hooks.catalogue import register
+from lvlm_attn.interventions.base import Intervention
+
+GROUP = "lvlm_attn.methods"
+_loaded: set[str] = set()
+
+
+def load_plugin(path: str | Path) -> tuple[str, ...]:
+    """Runs a Python file and registers the methods it defines, those it does not register itself among them.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The names of its methods.
+
+    Raises:
+        LvlmAttnError: the file is missing, fails, or defines no method.
+
+    Example:
+        >>> load_plugin("quiet.py")  # doctest: +SKIP
+        ('quiet',)
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LvlmAttnError(f"plugin {path} does not exist; name a Python file that defines a method.")
+    name = f"lvlm_attn_plugin_{sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path.resolve())
+        if spec is None or spec.loader is None:
+            raise LvlmAttnError(f"plugin {path} is no Python file; its name must end in .py.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            if isinstance(error, LvlmAttnError):
+                raise
+            raise LvlmAttnError(
+                f"plugin {path} failed ({_place(error, path)}); run it with Python."
+            ) from error
+    kinds = [item for item in vars(sys.modules[name]).values() if _is_own(item, name)]
+    if not kinds:
+        raise LvlmAttnError(
+            f"plugin {path} defines no method; derive a class from la.Intervention and give it a `name`."
+        )
+    for kind in kinds:
+        register(kind)
+    return tuple(kind.name for kind in kinds)
+
+
+def _is_own(item: Any, module: str) -> bool:
+    return (
+        isinstance(item, type)
+        and issubclass(item, Intervention)
+        and bool(item.name)
+        and item.__module__ == module
+    )
+
+
+def _place(error: Exception, path: Path) -> str:
+    """The error and, where it is known, the line of the file."""
+    line = getattr(error, "lineno", None)
+    trace = error.__traceback__
+    while trace is not None:
+        if Path(trace.tb_frame.f_code.co_filename) == path.resolve():
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    return f"{type(error).__name__}: {first}" + (f", line {line}" if line else "")
+
+
+def entry_points() -> tuple[metadata.EntryPoint, ...]:
+    """What installed packages offer; nothing of it is imported."""
+    return tuple(metadata.entry_points(group=GROUP))
+
+
+def load_entry_points() -> None:
+    """Registers what installed packages offer, each once; one that fails is warned about and left out."""
+    for point in entry_points():
+        if point.value in _loaded:
+            continue
+        _loaded.add(point.value)
+        try:
+            found = point.load()
+            if isinstance(found, type) and issubclass(found, Intervention):
+                register(found)
+            else:
+                found()
+        except Exception as error:  # someone else's package must not take the command line down
+            warnings.warn(
+                f"The method {point.name!r} ({point.value}) could not be loaded: {type(error).__name__}: {error}",
+                stacklevel=2,
+            )

@@ -10,6 +10,7 @@ from lvlm_attn.hooks.cmai import CMAI
 from lvlm_attn.hooks.crosslmm.method import CrossLMM
 from lvlm_attn.hooks.delayed import Delayed
 from lvlm_attn.hooks.dola import DoLa
+from lvlm_attn.hooks.entry_points import load_entry_points
 from lvlm_attn.hooks.frozen_visual import FrozenVisual
 from lvlm_attn.hooks.hollow import Hollow
 from lvlm_attn.hooks.icd import ICD
@@ -63,9 +64,7 @@ def methods() -> dict[str, type[Intervention]]:
         >>> methods()["var"].__name__
         'VAR'
     """
-    from lvlm_attn.hooks.plugins import load_entry_points
-
-    load_entry_points()
+    load_entry_points(register)
     return dict(_METHODS)
 
 

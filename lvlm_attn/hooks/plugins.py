@@ -1,29 +1,16 @@
-"""Methods of other people: from a file, or from installed packages.
-
-A package names its methods in its `pyproject.toml`, and they are there wherever `lvlm_attn` is:
-
-    [project.entry-points."lvlm_attn.methods"]
-    quiet = "my_package.quiet:QuietHead"
-
-The value is a subclass of `Intervention`, or a function without parameters that registers methods itself.
-"""
+"""Methods of other people, from a Python file; `entry_points` finds those of installed packages."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-import warnings
 from hashlib import sha256
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.hooks.catalogue import register
 from lvlm_attn.interventions.base import Intervention
-
-GROUP = "lvlm_attn.methods"
-_loaded: set[str] = set()
 
 
 def load_plugin(path: str | Path) -> tuple[str, ...]:
@@ -90,27 +77,3 @@ def _place(error: Exception, path: Path) -> str:
         trace = trace.tb_next
     first = str(error).strip().splitlines()[0] if str(error).strip() else ""
     return f"{type(error).__name__}: {first}" + (f", line {line}" if line else "")
-
-
-def entry_points() -> tuple[metadata.EntryPoint, ...]:
-    """What installed packages offer; nothing of it is imported."""
-    return tuple(metadata.entry_points(group=GROUP))
-
-
-def load_entry_points() -> None:
-    """Registers what installed packages offer, each once; one that fails is warned about and left out."""
-    for point in entry_points():
-        if point.value in _loaded:
-            continue
-        _loaded.add(point.value)
-        try:
-            found = point.load()
-            if isinstance(found, type) and issubclass(found, Intervention):
-                register(found)
-            else:
-                found()
-        except Exception as error:  # someone else's package must not take the command line down
-            warnings.warn(
-                f"The method {point.name!r} ({point.value}) could not be loaded: {type(error).__name__}: {error}",
-                stacklevel=2,
-            )

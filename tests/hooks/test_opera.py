@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import lvlm_attn as la
-from lvlm_attn.hooks.opera.method import OPERA, common_column, grown, penalties
+from lvlm_attn.hooks.opera.method import OPERA
+from lvlm_attn.hooks.opera.scores import common_column, grown, penalties
 from tests.hooks.full_attention import dense, extended, image_positions
 from tests.oracle_setup import relative_error, sink_model, twin
 from tests.tiny import FIRST_WORD, VOCAB, tiny_inputs, tiny_rows

@@ -6,14 +6,15 @@ Bookkeeping of beams is that of transformers, so that without penalty and going 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
 
-from lvlm_attn.hooks.opera.method import TAPE, Tape, common_column, grown, penalties, refuse_setting
+from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.hooks.opera.reader import Reader
+from lvlm_attn.hooks.opera.scores import TAPE, Rule, Tape, common_column, grown, penalties
 from lvlm_attn.runtime.transformers_private import (
     best_continuations,
     end_tokens,
@@ -23,9 +24,6 @@ from lvlm_attn.runtime.transformers_private import (
     running_beams,
     search_goes_on,
 )
-
-if TYPE_CHECKING:
-    from lvlm_attn.hooks.opera.method import OPERA
 
 LOWEST = -1.0e9
 """Score of a beam that does not exist yet, as in transformers."""
@@ -72,7 +70,7 @@ def search(
     model: Any,
     input_ids: Tensor,
     *,
-    rule: OPERA,
+    rule: Rule,
     is_image: Tensor,
     logits_processor: Any,
     stopping_criteria: Any,
@@ -98,7 +96,7 @@ def search(
     """
     config, beams = generation_config, generation_config.num_beams or 1
     batch, prompt = input_ids.shape[0] // max(beams, 1), input_ids.shape[1]
-    refuse_setting(config, beams, batch, rule)
+    _refuse_setting(config, beams, batch, rule)
     tape = Tape()
     token = TAPE.set(tape)
     try:
@@ -109,7 +107,7 @@ def search(
 
 
 def _search(
-    model: Any, ids: Tensor, rule: OPERA, reader: Reader, processor: Any, stopping: Any, config: Any
+    model: Any, ids: Tensor, rule: Rule, reader: Reader, processor: Any, stopping: Any, config: Any
 ) -> Any:
     beams, prompt = config.num_beams, ids.shape[1]
     batch = ids.shape[0] // beams
@@ -174,9 +172,7 @@ class Ahead:
     values: Tensor
 
 
-def _judged(
-    rule: OPERA, reader: Reader, state: State, logits: Tensor, processed: Tensor, count: int
-) -> Ahead:
+def _judged(rule: Rule, reader: Reader, state: State, logits: Tensor, processed: Tensor, count: int) -> Ahead:
     words = processed.topk(min(count, processed.shape[-1]), dim=-1).indices
     following, on_answer, on_image = reader.look_ahead(words)
     columns = grown(state.columns[:, None].expand(-1, words.shape[1], -1), on_answer, rule.sigma)
@@ -296,7 +292,7 @@ def _step(
     return new, stops
 
 
-def _retreat(rule: OPERA, state: State, retreats: Retreats, prompt: int) -> int | None:
+def _retreat(rule: Rule, state: State, retreats: Retreats, prompt: int) -> int | None:
     """The length to go back to, if the beams agree on a column, and what is banned behind it."""
     column = None if rule.r is None else common_column(state.largest, rule.r)
     if column is None or column < retreats.last or column + 1 >= state.length - prompt:
@@ -337,3 +333,21 @@ def _result(
         beam_indices=indices[:, :longest],
         past_key_values=reader.kwargs.get("past_key_values"),
     )
+
+
+def _refuse_setting(config: Any, beams: int, batch: int, rule: Rule) -> None:
+    """Refuses ways of generating that the search cannot follow.
+
+    Raises:
+        LvlmAttnError: naming the option and what to pass instead.
+    """
+    if beams < 2:
+        raise LvlmAttnError(f"OPERA searches with beams, and num_beams is {beams}; pass num_beams=5.")
+    if batch > 1 and rule.r is not None:
+        raise LvlmAttnError(
+            f"OPERA goes back in each answer at another place, and got {batch} prompts at once; pass one prompt at a "
+            f"time, or OPERA(r=None)."
+        )
+    for key in ("output_attentions", "output_hidden_states", "prefill_chunk_size", "low_memory"):
+        if getattr(config, key, None):
+            raise LvlmAttnError(f"OPERA decodes in a loop of its own, without {key}; leave it out.")

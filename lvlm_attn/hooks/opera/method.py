@@ -7,15 +7,15 @@ Retrospection-Allocation", CVPR 2024 (arXiv 2311.17911), sections 3.2 and 3.3, a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.families.target import Target
+from lvlm_attn.hooks.opera.loop import search
+from lvlm_attn.hooks.opera.scores import TAPE, Rule
 from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.checks import need_number, need_whole
 from lvlm_attn.interventions.context import Layer
@@ -23,12 +23,6 @@ from lvlm_attn.kernels.readouts import Reading, Readout
 
 if TYPE_CHECKING:
     from lvlm_attn.prompts.request import Request
-
-EARLY = 10
-"""Answers of up to so many tokens are judged by their attention on the image, and no column before is gone back to."""
-
-SCALE = 1e-7
-"""Factor on the column scores, as in the released code."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +91,11 @@ class OPERA(Intervention):
 
     def loop(self, request: Request) -> Callable[..., Any]:
         """The beam search."""
-        from lvlm_attn.hooks.opera.loop import search
-
+        rule = Rule(self.candidates, self.sigma, self.alpha, self.r, self.beta)
         is_image = (request.layout.image >= 0).to(request.inputs["input_ids"].device)
 
         def loop(model: Any, input_ids: Tensor, **options: Any) -> Any:
-            return search(model, input_ids, rule=self, is_image=is_image, **options)
+            return search(model, input_ids, rule=rule, is_image=is_image, **options)
 
         return loop
 
@@ -127,85 +120,3 @@ class OPERA(Intervention):
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
         """Answers, tokens chosen and how often the search went back."""
         return [dict(stats["search"])] if "search" in stats else []
-
-
-@dataclass
-class Tape:
-    """The attention rows of the last forward, `(rows, queries, keys)` in fp64."""
-
-    rows: Tensor | None = None
-    stats: dict[Any, Any] = field(default_factory=dict)
-
-
-TAPE: ContextVar[Tape | None] = ContextVar("lvlm_attn_opera", default=None)
-"""Where the running search listens."""
-
-
-def grown(columns: Tensor, weights: Tensor, sigma: float) -> Tensor:
-    """Column scores of an answer when a row is added.
-
-    Args:
-        columns: `(..., n)` logarithms of the scores so far.
-        weights: `(..., n + 1)` weights of the new row on the answer's tokens, itself last.
-        sigma: factor on the weights.
-
-    Returns:
-        `(..., n + 1)` logarithms: `1e-7` times the product of `sigma * weight` over the rows from the diagonal on.
-
-    Example:
-        >>> grown(torch.zeros(1, 0), torch.ones(1, 1), sigma=1e7).exp().round().tolist()
-        [[1.0]]
-    """
-    scaled = (sigma * weights).log()
-    own = scaled[..., -1:] + torch.tensor(SCALE, dtype=scaled.dtype).log().item()
-    return torch.cat((columns + scaled[..., :-1], own), -1)
-
-
-def penalties(columns: Tensor, image_mass: Tensor) -> Tensor:
-    """What is taken from the logit of a word: its largest column score, or in short answers minus its image weight.
-
-    Args:
-        columns: `(..., n)` logarithms of column scores with the word in place.
-        image_mass: `(...)`, weight of the word's row on the image.
-    """
-    if columns.shape[-1] <= EARLY:
-        return -image_mass
-    return columns.amax(-1).exp().clamp(max=torch.finfo(torch.float32).max)
-
-
-def common_column(history: Tensor, r: int) -> int | None:
-    """The column that is the largest at least `r` times in every beam, if any; the most frequent of several.
-
-    Args:
-        history: `(beams, steps)`, index of the largest column at each step.
-        r: how often.
-
-    Example:
-        >>> common_column(torch.tensor([[3, 12, 12], [12, 12, 12]]), 2)
-        12
-    """
-    if history.shape[1] == 0:
-        return None
-    size = int(history.max()) + 1
-    counts = torch.stack([torch.bincount(row, minlength=size) for row in history]).amin(0)
-    counts[:EARLY] = 0
-    best = int(counts.argmax())
-    return best if int(counts[best]) >= r else None
-
-
-def refuse_setting(config: Any, beams: int, batch: int, rule: OPERA) -> None:
-    """Refuses ways of generating that the search cannot follow.
-
-    Raises:
-        LvlmAttnError: naming the option and what to pass instead.
-    """
-    if beams < 2:
-        raise LvlmAttnError(f"OPERA searches with beams, and num_beams is {beams}; pass num_beams=5.")
-    if batch > 1 and rule.r is not None:
-        raise LvlmAttnError(
-            f"OPERA goes back in each answer at another place, and got {batch} prompts at once; pass one prompt at a "
-            f"time, or OPERA(r=None)."
-        )
-    for key in ("output_attentions", "output_hidden_states", "prefill_chunk_size", "low_memory"):
-        if getattr(config, key, None):
-            raise LvlmAttnError(f"OPERA decodes in a loop of its own, without {key}; leave it out.")

@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 from lvlm_attn.decoding.roomy_cache import RoomyLayer
 from lvlm_attn.errors import UnsupportedError
-from lvlm_attn.hooks.opera.method import Tape
+from lvlm_attn.hooks.opera.scores import Tape
 from lvlm_attn.runtime.transformers_private import attention_of, kwargs_after, prefill
 
 

@@ -256,6 +256,8 @@ def unsupported_edits(
         return "several interventions move weight"
     if any(item.head_cap is not None for item in amplifications):
         return "an amplification is scaled per head"
+    if any(item.signed and item.gain is not None for item in amplifications):
+        return "an amplification multiplies scores with their sign"
     return None
 
 

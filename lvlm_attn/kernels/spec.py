@@ -142,7 +142,10 @@ def redistribution_gains(masses: Tensor, spec: Redistribution) -> tuple[Tensor, 
 
 @dataclass(frozen=True, eq=False)
 class Amplification:
-    """Changes the scores of some keys before the softmax: `s + h * (gain * |s| + bias)`, in the touched rows.
+    """Changes the scores of some keys before the softmax, in the touched rows: `s + h * (gain * |s| + bias)`.
+
+    With `signed` the gain keeps the sign of the score, `s + h * (gain * s + bias)`: a gain of 0.15 multiplies the scores
+    by 1.15.
 
     Source: Liu et al., "Paying More Attention to Image" (PAI, ECCV 2024), section 3.2, where `gain` is alpha on
     image tokens. Scores of keys a row may not read stay as they are.
@@ -154,6 +157,7 @@ class Amplification:
         heads: `(heads,)` or `(batch, heads)`, the factor h of each head, or None for 1; heads of 0 stay as they are.
         head_cap: scale gain and bias per head and row by the weight on keys of nonzero gain relative to its mean
             over heads, at most this much; None for all heads alike.
+        signed: whether the gain is on the score itself instead of its size.
     """
 
     is_touched: Tensor
@@ -161,6 +165,7 @@ class Amplification:
     bias: Tensor | None = None
     heads: Tensor | None = None
     head_cap: float | None = None
+    signed: bool = False
 
     @staticmethod
     def multiplying(is_touched: Tensor, factor: Tensor, heads: Tensor | None = None) -> Amplification:
@@ -225,7 +230,8 @@ def amplified(scores: Tensor, spec: Amplification, geometry: Geometry, is_row: T
     readable = scores > -torch.inf
     if spec.gain is not None:
         gain = geometry.to_columns(spec.gain.to(scores))[:, None, None]
-        change = gain * torch.where(readable, scores, 0).abs()
+        finite = torch.where(readable, scores, 0)
+        change = gain * (finite if spec.signed else finite.abs())
     if spec.bias is not None:
         change = change + geometry.to_columns(spec.bias.to(scores))[:, None, None]
     if spec.heads is not None:

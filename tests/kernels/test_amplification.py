@@ -34,11 +34,12 @@ HEAD_FACTORS = {
 }
 
 
+@pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("heads", HEAD_FACTORS)
-def test_scores_equal_loops(heads):
+def test_scores_equal_loops(heads, signed):
     query, key, touched, gain, bias = drawn()
     factors = HEAD_FACTORS[heads]
-    spec = Amplification(touched, gain, bias, factors)
+    spec = Amplification(touched, gain, bias, factors, signed=signed)
     _, got = attention(query, key, key, scaling=0.5, geometry=GEOMETRY, amplification=[spec])
     for b in range(BATCH):
         for h in range(HEADS):
@@ -48,7 +49,8 @@ def test_scores_equal_loops(heads):
                 for column in range(LENGTH):
                     score = float((query[b, h, row] * key[b, h // 2, column]).sum()) * 0.5
                     if bool(touched[b, row]) and column < LENGTH - 2:
-                        score += factor * (float(gain[b, column]) * abs(score) + float(bias[b, column]))
+                        size = score if signed else abs(score)
+                        score += factor * (float(gain[b, column]) * size + float(bias[b, column]))
                     scores.append(score if loops.may_read(GEOMETRY, b, row, column) else -torch.inf)
                 want = torch.tensor(scores, dtype=torch.float64).softmax(0)
                 assert (got[b, h, row] - want).abs().max() < 1e-12

@@ -1,0 +1,108 @@
+"""The worked examples of CONTRIBUTING run as they are printed, and do what they say."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import lvlm_attn as la
+from lvlm_attn.interventions.sites import SITES
+from tests.tiny import IMAGE, tiny_inputs, tiny_model, tiny_rows
+
+PAGE = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+BATCH = [(1,), (2,)]
+
+
+def defined(name):
+    """What the block that defines a name defines."""
+    block = next(block for block in BLOCKS if re.search(rf"^(class )?{name}\b", block, re.MULTILINE))
+    names = {"__name__": "contributing"}
+    exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+    return names[name]
+
+
+def logits(model, inputs, *items):
+    with torch.no_grad(), la.wrap(model, *items):
+        return model(**inputs).logits
+
+
+def test_the_table_of_sites_names_all_of_them():
+    rows = re.findall(r"^\| `(\w+)\(", PAGE[: PAGE.index("### The context")], re.MULTILINE)
+    assert sorted(rows) == sorted(SITES)
+
+
+def test_scaling_heads():
+    kind = defined("Dim")
+    model = tiny_model("llava")
+    inputs = tiny_inputs("llava", model, BATCH)
+    bare = logits(model, inputs)
+    assert torch.equal(logits(model, inputs, kind(factor=1)), bare)
+    seen = []
+    projection = model.model.language_model.layers[1].self_attn.o_proj
+    handle = projection.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    dimmed = logits(model, inputs, kind(heads=(1,), factor=0.0, layers=(1,)))
+    handle.remove()
+    heads = seen[0].view(*seen[0].shape[:2], model.config.text_config.num_attention_heads, -1)
+    assert (heads[:, :, 1] == 0).all()
+    assert (heads[:, :, 0] != 0).any()
+    assert not torch.equal(dimmed, bare)
+
+
+def test_a_mask():
+    kind = defined("NearText")
+    model = tiny_model("llava", attn="eager")
+    row = tiny_rows("llava", model, [(1, 2, 9)])[0]
+    with torch.no_grad(), la.wrap(model, kind(reach=2)):
+        weights = model(**row, output_attentions=True).attentions[0][0]
+    ids = row["input_ids"][0]
+    image = ids == IMAGE
+    last = int(image.nonzero().max())
+    for query in range(last + 1, len(ids)):
+        for key in range(len(ids)):
+            may = key <= query and (bool(image[key]) or query - key <= 2)
+            assert bool((weights[:, query, key] > 0).all()) == may
+    bare = logits(model, row)
+    assert torch.equal(logits(model, row, kind(reach=2))[:, : last + 1], bare[:, : last + 1])
+
+
+def test_a_contrastive_view():
+    kind = defined("AgainstDark")
+    model = tiny_model("llava")
+    inputs = tiny_inputs("llava", model, BATCH)
+    options = {
+        "max_new_tokens": 3,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
+    dark = inputs | {"pixel_values": inputs["pixel_values"] * 0.2}
+    with torch.no_grad():
+        with la.wrap(model, kind()) as lvlm:
+            got = lvlm.generate(**inputs, **options).logits[0]
+            assert lvlm.report().rows[0][0]["views"] == 1
+        main, other = (model(**given).logits[:, -1] for given in (inputs, dark))
+    torch.testing.assert_close(got, 1.5 * main - 0.5 * other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_misspelt_site_names_the_nearest():
+    with pytest.raises(la.LvlmAttnError, match=r"edit_weight is no site.*'edit_weights'"):
+
+        class Wrong(la.Intervention):
+            def edit_weight(self, layer, weights):
+                return weights
+
+    with pytest.raises(la.LvlmAttnError, match=r"VAR has no parameter named 'roh'. Did you mean 'rho'"):
+        la.VAR(roh=0.5)
+
+
+def test_a_layer_is_not_compared_with_a_number():
+    class Third(la.Intervention):
+        def observe(self, layer, hidden):
+            if layer == 3:
+                raise AssertionError
+
+    model = tiny_model("llava")
+    with pytest.raises(TypeError, match=r"layer.index == 3"), la.wrap(model, Third()):
+        model(**tiny_inputs("llava", model, BATCH))

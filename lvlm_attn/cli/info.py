@@ -53,7 +53,7 @@ def methods(
         head = textwrap.wrap(f"{item.name}  {item.summary}", terminal_width(), subsequent_indent="    ")
         typer.echo("\n".join(head))
         if item.parameters:
-            typer.echo("\n".join(_at_commas(f"    {item.name}:{_defaults(item)}", 8)))
+            typer.echo("\n".join(_at_commas(f"    {item.name}:{_defaults(item, 30)}", 8)))
     typer.echo("\n`lvlm-attn methods NAME` explains one of them.")
 
 
@@ -70,12 +70,16 @@ def _known() -> dict[str, Method]:
     return dict(sorted(found.items()))
 
 
-def _defaults(item: Method) -> str:
-    return ",".join(
-        f"{part.name}={part.default if part.default is not None else ''}"
-        for part in item.parameters
-        if not part.in_code_only
-    )
+def _defaults(item: Method, longest: int | None = None) -> str:
+    """The parameters as they are written; texts beyond `longest` are shortened."""
+    written = []
+    for part in item.parameters:
+        default = part.default or ""
+        if longest is not None and len(default) > longest:
+            default = f"{default[:longest]}..."
+        if not part.in_code_only:
+            written.append(f"{part.name}={default}")
+    return ",".join(written)
 
 
 def _at_commas(text: str, indent: int) -> Iterator[str]:

@@ -1,0 +1,71 @@
+"""Methods of other people: from files and from entry points."""
+
+from importlib import metadata
+
+import pytest
+
+import lvlm_attn as la
+from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.hooks import catalogue, plugins
+
+QUIET = """
+from dataclasses import dataclass
+from typing import ClassVar
+import lvlm_attn as la
+
+@dataclass(frozen=True)
+class Quiet(la.Intervention):
+    '''Silences one head.'''
+    name: ClassVar[str] = "{name}"
+    head: int = 1
+"""
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setattr(catalogue, "_METHODS", dict(catalogue._METHODS))
+    monkeypatch.setattr(plugins, "_loaded", set())
+
+
+def written(path, text=QUIET, name="quiet"):
+    path.write_text(text.replace("{name}", name))
+    return path
+
+
+def test_a_file_registers_its_methods(tmp_path):
+    path = written(tmp_path / "quiet.py")
+    assert plugins.load_plugin(path) == ("quiet",)
+    assert plugins.load_plugin(path) == ("quiet",)
+    assert str(la.parse("quiet:head=2")[0]) == "quiet:head=2"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "defines no method"),
+        ("\n\nraise KeyError('y')", "KeyError: 'y', line 3"),
+        ("def f(:", "SyntaxError.*line 1"),
+        (QUIET.replace("{name}", "var"), "'var' is taken by VAR"),
+    ],
+)
+def test_files_that_bring_nothing_are_refused(tmp_path, text, message):
+    with pytest.raises(LvlmAttnError, match=message):
+        plugins.load_plugin(written(tmp_path / "p.py", text))
+    with pytest.raises(LvlmAttnError, match="does not exist"):
+        plugins.load_plugin(tmp_path / "none.py")
+
+
+def test_entry_points_are_loaded_once_and_failures_are_told(tmp_path, monkeypatch):
+    written(tmp_path / "someone.py", QUIET + "\ndef everything():\n    la.register(type('Other', (la.Intervention,),"
+            " {'name': 'other'}))\n", "theirs")  # fmt: skip
+    monkeypatch.syspath_prepend(tmp_path)
+    points = [
+        metadata.EntryPoint("a", "someone:Quiet", plugins.GROUP),
+        metadata.EntryPoint("b", "someone:everything", plugins.GROUP),
+        metadata.EntryPoint("c", "nobody:Nothing", plugins.GROUP),
+    ]
+    monkeypatch.setattr(plugins, "entry_points", lambda: points)
+    with pytest.warns(UserWarning, match=r"'c' \(nobody:Nothing\) could not be loaded"):
+        found = la.methods()
+    assert {"theirs", "other", "var"} <= set(found)
+    assert set(la.methods()) == set(found)

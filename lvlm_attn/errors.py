@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class LvlmAttnError(ValueError):
@@ -15,6 +16,28 @@ class LvlmAttnError(ValueError):
 
 class UnsupportedError(LvlmAttnError):
     """The combination asked for would be computed wrongly, so it is refused."""
+
+
+_MOST_NAME = 64
+_MOST_SHOWN = 80
+
+
+def shown(value: Any) -> str:
+    """How a message writes a value: on one line, and cut off where it is long.
+
+    Example:
+        >>> shown(0.5), shown(10**5000), len(shown("x" * 1000))
+        ('0.5', 'a number of more than 4300 digits', 80)
+    """
+    if isinstance(value, str):
+        text = repr(value[:_MOST_SHOWN])
+    else:
+        try:
+            text = " ".join(repr(value).split())
+        except Exception:  # integers of more than 4300 digits, and whatever a user's class raises
+            is_number = isinstance(value, int)
+            text = "a number of more than 4300 digits" if is_number else f"a {type(value).__name__}"
+    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
 
 
 def closest(name: str, known: Iterable[str], *, least: float = 0.5) -> str:
@@ -29,6 +52,8 @@ def closest(name: str, known: Iterable[str], *, least: float = 0.5) -> str:
         >>> closest("vra", ["var", "vhr"])
         " Did you mean 'var'?"
     """
+    if len(name) > _MOST_NAME:
+        return ""
     matches = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=least)
     if not matches:
         return ""

@@ -9,11 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     # Triton reads this when it is imported, which some test or library does before the kernels' tests are reached.
     # Tests that compile kernels ahead of time start a process of their own, without it.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 

@@ -6,7 +6,7 @@ and Local Attention", arXiv 2406.12718, and its released code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -14,11 +14,11 @@ import numpy as np
 from torch import Tensor
 
 from lvlm_attn.decoding.contrast import cut
-from lvlm_attn.errors import LvlmAttnError, closest
+from lvlm_attn.errors import LvlmAttnError, closest, shown
 from lvlm_attn.families.target import Target
-from lvlm_attn.interventions.base import Intervention
-from lvlm_attn.interventions.checks import need_choice, need_flag, need_number
-from lvlm_attn.interventions.layers import Layers, canonical_layers
+from lvlm_attn.interventions.checks import MOST_WORDS, need_choice, need_flag, need_layers, need_number
+from lvlm_attn.interventions.layers import Layers
+from lvlm_attn.interventions.presets import HasPresets, Preset, preset_field
 from lvlm_attn.maps.contrast import pictures_of
 from lvlm_attn.maps.crops import blacken, kept_share, relevance_mask, smoothed
 from lvlm_attn.maps.maps import Map, Mask
@@ -53,8 +53,23 @@ class LocalView:
     image: Image
 
 
+PRESETS = {
+    "paper": Preset(
+        {"alpha": 2.0, "beta": 0.5, "local_steps": "all", "squash_384": False},
+        "released script for POPE with LLaVA-1.5 (alpha, beta), decoding as the paper describes it",
+        {"do_sample": True},
+    ),
+    "code": Preset(
+        {"alpha": 2.0, "beta": 0.5, "local_steps": "first", "squash_384": True},
+        "released code: both views share one cache from the second token on, and the local one is a square",
+        {"do_sample": True},
+    ),
+}
+"""Settings by name. Nothing is published by model."""
+
+
 @dataclass(frozen=True)
-class AGLA(Intervention):
+class AGLA(HasPresets):
     """Assembly of global and local attention.
 
     A matcher says which part of the image the question is about and how well the two match. The rest of the
@@ -66,7 +81,8 @@ class AGLA(Intervention):
 
     Adding logits also sharpens the distribution, by up to `1 + alpha`, and under sampling a large part of the
     effect is that; `control=True` shows how much. In the released code the local view acts on the first token only,
-    because the two views share one cache from then on; `local_steps="first"` does the same.
+    because the two views share one cache from then on (VCD's loop, which it is made of, was corrected in July 2024;
+    this one was not); `local_steps="first"` does the same.
 
     Args:
         alpha: weight of the masked view.
@@ -82,6 +98,7 @@ class AGLA(Intervention):
         squash_384: make the view a square of 384 pixels without keeping the aspect ratio, as the released code
             does. It then shows another field of view than the image itself.
         layers: for `matcher="self"`, which layers; None is 20 to 25 of 32, scaled to the model.
+        preset: `"auto"`, which is `"paper"` here, or a name of `PRESETS`, for parameters that are left out.
 
     Raises:
         LvlmAttnError: if a parameter is out of its range; on entering a wrap, if the matcher cannot be loaded.
@@ -102,20 +119,26 @@ class AGLA(Intervention):
     control: bool = False
     squash_384: bool = False
     layers: Layers = None
+    preset: str = preset_field()
+
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
     def __post_init__(self) -> None:
+        self.apply_preset()
         need_number(self, "alpha", least=0)
         need_number(self, "beta", least=0, most=1)
         need_choice(self, "local_steps", ("all", "first"))
         need_flag(self, "control")
         need_flag(self, "squash_384")
-        object.__setattr__(self, "layers", canonical_layers(self.layers))
+        need_layers(self)
         if callable(self.matcher):
             return
-        if not isinstance(self.matcher, str) or not (self.matcher in _KINDS or "/" in self.matcher):
+        is_text = isinstance(self.matcher, str) and len(self.matcher) <= MOST_WORDS
+        if not is_text or not (self.matcher in _KINDS or "/" in self.matcher):
+            near = closest(self.matcher, _KINDS) if is_text else ""
             raise LvlmAttnError(
-                f"AGLA: matcher={self.matcher!r} must be blip, self, a hub id or folder with a slash in it, or a "
-                f"function (image, prompt) -> (relevance, similarity).{closest(str(self.matcher), _KINDS)}"
+                f"AGLA: matcher={shown(self.matcher)} must be blip, self, a hub id or folder with a slash in it, or a "
+                f"function (image, prompt) -> (relevance, similarity).{near}"
             )
 
     def is_neutral(self) -> bool:

@@ -6,14 +6,23 @@ section 4 and algorithm 1.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.families.target import Target
-from lvlm_attn.interventions.base import Intervention
-from lvlm_attn.interventions.checks import need_choice, need_flag, need_number, need_whole
-from lvlm_attn.interventions.layers import Layers, canonical_layers
+from lvlm_attn.interventions.checks import (
+    need_choice,
+    need_flag,
+    need_layers,
+    need_number,
+    need_whole,
+    need_words,
+)
+from lvlm_attn.interventions.layers import Layers
+from lvlm_attn.interventions.presets import HasPresets, Preset, preset_field
 from lvlm_attn.maps.contrast import GENERAL, ContrastMap, Mode, contrast_maps, pictures_of
 from lvlm_attn.maps.crops import refine
 from lvlm_attn.maps.geometry import crops_centre
@@ -28,6 +37,31 @@ if TYPE_CHECKING:
     from lvlm_attn.prompts.request import Request
 
 SUFFIX = "Answer the question using a single word or phrase."
+
+PRESETS = {
+    "paper": Preset(
+        {"p": 0.4, "K": 2, "mode": "last", "images": "refined_only", "regions": "paper"},
+        "paper: the best steps (Table 1), and within the best shares and numbers of regions (Figure 7)",
+    ),
+    "code": Preset(
+        {
+            "p": 0.2,
+            "K": 3,
+            "mode": "all",
+            "layers": "20..25",
+            "steps": 32,
+            "lam": 1e-8,
+            "images": "original_plus_refined",
+            "suffix_on_general": True,
+            "suffix_on_question": True,
+            "regions": "released",
+            "fit_crop": False,
+        },
+        "released code; maps still lie where the model sees the image, and crops are enlarged within bounds",
+        {"max_new_tokens": 32},
+    ),
+}
+"""Settings by name. The same for all models; what differs by model is the depth that `layers` is scaled to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +82,7 @@ class Carved:
 
 
 @dataclass(frozen=True)
-class CARVE(Intervention):
+class CARVE(HasPresets):
     """Contrastive attention refinement of the image.
 
     The attention of the answer on every patch is divided by the attention that a general instruction pays to
@@ -76,11 +110,14 @@ class CARVE(Intervention):
             (the released code), which shows both.
         general: the general instruction.
         suffix_on_general: end the general instruction with `suffix`, as the released code does.
-        suffix: the short-answer instruction of the released code. Your questions are taken as they are.
+        suffix_on_question: end the question with `suffix`, as the released code does, in the contrast and in what is
+            answered; otherwise questions are taken as they are.
+        suffix: the short-answer instruction of the released code.
         regions: `"paper"` keeps `K` regions; `"released"` keeps `max(K, int(p * number of regions))`.
         max_zoom: the largest factor by which a crop is enlarged.
         fit_crop: for processors that cut off the ends of a long image: add black so that they cut off nothing of
             the crop. The released code does not.
+        preset: `"auto"`, which is `"paper"` here, or a name of `PRESETS`, for parameters that are left out.
 
     Raises:
         LvlmAttnError: if a parameter is out of its range.
@@ -103,32 +140,37 @@ class CARVE(Intervention):
     images: Literal["refined_only", "original_plus_refined"] = "refined_only"
     general: str = GENERAL
     suffix_on_general: bool = False
+    suffix_on_question: bool = False
     suffix: str = SUFFIX
     regions: RegionRule = "paper"
     max_zoom: float = 8.0
     fit_crop: bool = True
+    preset: str = preset_field()
+
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
     def __post_init__(self) -> None:
+        self.apply_preset()
         need_number(self, "p", above=0, most=1)
         need_number(self, "lam", least=0)
         if self.lam_rel is not None:
             need_number(self, "lam_rel", least=0)
         need_number(self, "max_zoom", least=1)
-        need_whole(self, "K", 1)
-        need_whole(self, "steps", 1)
+        need_whole(self, "K", 1, 10_000)
+        need_whole(self, "steps", 1, 4096)
         need_choice(self, "mode", ("last", "first", "all"))
         need_choice(self, "images", ("refined_only", "original_plus_refined"))
         need_choice(self, "regions", ("paper", "released"))
         need_flag(self, "suffix_on_general")
+        need_flag(self, "suffix_on_question")
         need_flag(self, "fit_crop")
-        for key in ("general", "suffix"):
-            if not isinstance(getattr(self, key), str) or not getattr(self, key).strip():
-                raise LvlmAttnError(f"CARVE: {key}={getattr(self, key)!r} must be some words.")
-        object.__setattr__(self, "layers", canonical_layers(self.layers))
+        need_words(self, "general")
+        need_words(self, "suffix")
+        need_layers(self)
 
     def is_neutral(self) -> bool:
         """Whether the image always stays as it is."""
-        return self.p == 1 and self.images == "refined_only"
+        return self.p == 1 and self.images == "refined_only" and not self.suffix_on_question
 
     def default_layers(self, target: Target) -> Layers:
         """Layers 20 to 25 of 32, scaled to the model."""
@@ -137,8 +179,13 @@ class CARVE(Intervention):
     def rewrite(self, request: Request) -> Request:
         """Finds the region and puts the refined images in place of the given ones, or behind them."""
         groups = pictures_of(request, self.title)
-        if self.images == "original_plus_refined":
+        if self.images == "original_plus_refined" or self.suffix_on_question:
             _refuse_own_tokens(request)
+        if self.suffix_on_question:
+            questions = [f"{question} {self.suffix}" for question in request.questions or ()]
+            request = dataclasses.replace(
+                request.with_texts(_texts(request, questions, groups)), questions=questions
+            )
         general = f"{self.general} {self.suffix}" if self.suffix_on_general else self.general
         maps = contrast_maps(
             request,
@@ -156,11 +203,7 @@ class CARVE(Intervention):
         if self.images == "refined_only":
             return request.with_images(refined)
         both = [list(images) + row for images, row in zip(groups, refined)]
-        texts = [
-            format_prompt(request.target.processor, question, len(images))
-            for question, images in zip(request.questions or (), both)
-        ]
-        return request.with_images(both, texts=texts)
+        return request.with_images(both, texts=_texts(request, request.questions or (), both))
 
     def carve(
         self, images: list[Image], maps: list[ContrastMap], pad_to_square: bool = False
@@ -188,5 +231,14 @@ def _refuse_own_tokens(request: Request) -> None:
     for question in request.questions or ():
         if token in question:
             raise LvlmAttnError(
-                f"CARVE: images=original_plus_refined writes the prompt itself; give the question without {token!r}."
+                f"CARVE: images=original_plus_refined and suffix_on_question write the prompt themselves; give the "
+                f"question without {token!r}."
             )
+
+
+def _texts(request: Request, questions: Sequence[str], images: Sequence[Sequence[Image]]) -> list[str]:
+    """Questions as full prompts."""
+    return [
+        format_prompt(request.target.processor, question, len(row))
+        for question, row in zip(questions, images)
+    ]

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lvlm_attn.errors import LvlmAttnError, UnsupportedError
+from lvlm_attn.errors import UnsupportedError
 from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.base import Intervention
-from lvlm_attn.interventions.checks import need_choice, need_number, need_whole
+from lvlm_attn.interventions.checks import need_choice, need_layers, need_number, need_whole, need_words
 from lvlm_attn.interventions.context import Layer
-from lvlm_attn.interventions.layers import Layers, canonical_layers
+from lvlm_attn.interventions.layers import Layers
 from lvlm_attn.kernels.spec import Amplification
 from lvlm_attn.layout.prompt import PromptLayout
 from lvlm_attn.maps.contrast import GENERAL, ContrastMap, Mode, contrast_maps
@@ -74,13 +74,12 @@ class CARVEAttention(Intervention):
     def __post_init__(self) -> None:
         need_number(self, "temperature", least=0)
         need_choice(self, "mode", ("first", "last", "all"))
-        need_whole(self, "steps", 1)
+        need_whole(self, "steps", 1, 4096)
         need_number(self, "lam", least=0)
         if self.lam_rel is not None:
             need_number(self, "lam_rel", least=0)
-        if not isinstance(self.general, str) or not self.general.strip():
-            raise LvlmAttnError(f"CARVEAttention: general={self.general!r} must be some words.")
-        object.__setattr__(self, "layers", canonical_layers(self.layers))
+        need_words(self, "general")
+        need_layers(self)
 
     def is_neutral(self) -> bool:
         """Whether no weight ever changes."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lvlm_attn.errors import LvlmAttnError
+import re
+
+from lvlm_attn.errors import LvlmAttnError, shown
 from lvlm_attn.hooks.agla import AGLA
 from lvlm_attn.hooks.carve import CARVE
 from lvlm_attn.hooks.carve_attention import CARVEAttention
@@ -27,6 +29,7 @@ from lvlm_attn.hooks.visual_self import VisualSelf
 from lvlm_attn.hooks.vmtc import VMTC
 from lvlm_attn.interventions.base import Intervention
 
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _METHODS: dict[str, type[Intervention]] = {
     kind.name: kind
     for kind in (
@@ -75,11 +78,16 @@ def register(kind: type[Intervention]) -> type[Intervention]:
         kind: a subclass of `Intervention` with a `name`.
 
     Raises:
-        LvlmAttnError: if the name is missing or taken by another class.
+        LvlmAttnError: if the name is missing, taken by another class, or none that `parse` would read.
     """
     if not kind.name:
         raise LvlmAttnError(
             f"{kind.__name__} has no name; set `name: ClassVar[str]` to a short lower-case one."
+        )
+    if not _NAME.fullmatch(kind.name):
+        raise LvlmAttnError(
+            f"The name {shown(kind.name)} of {kind.__name__} cannot be written on the command line; use lower-case "
+            f"letters, digits and underscores."
         )
     if _METHODS.get(kind.name, kind) is not kind:
         raise LvlmAttnError(

@@ -20,6 +20,7 @@ from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.base import Intervention, Situation
 from lvlm_attn.interventions.checks import need_flag, need_number, need_whole
 from lvlm_attn.interventions.context import Layer
+from lvlm_attn.interventions.layers import DEEPEST
 from lvlm_attn.kernels.readouts import Reading, Readout
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
@@ -59,8 +60,7 @@ class CMAI(Intervention):
     own: bool = False
 
     def __post_init__(self) -> None:
-        if self.layer is not None:
-            need_whole(self, "layer", 0)
+        need_whole(self, "layer", 0, DEEPEST, or_none=True)
         need_number(self, "quantile", least=0, most=1)
         need_whole(self, "keep_min", 1)
         need_flag(self, "own")

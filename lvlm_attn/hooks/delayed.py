@@ -16,14 +16,15 @@ import torch
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.checks import need_whole
 from lvlm_attn.interventions.context import Layer
+from lvlm_attn.interventions.layers import DEEPEST
 from lvlm_attn.interventions.modality import (
     Made,
     count_before,
     counted,
     is_image,
     once_per_call,
-    whole_number,
 )
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
@@ -53,8 +54,9 @@ class Delayed(Intervention):
     start: int | None = None
 
     def __post_init__(self) -> None:
-        if self.start is not None:
-            whole_number("Delayed", "start", self.start, 0, "the first layer where text reads the image")
+        need_whole(
+            self, "start", 0, DEEPEST, remark="the first layer where text reads the image", or_none=True
+        )
 
     def is_neutral(self) -> bool:
         """Whether text reads the image from the first layer on."""

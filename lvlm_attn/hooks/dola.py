@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.families.target import Target
-from lvlm_attn.interventions.base import Intervention
-from lvlm_attn.interventions.checks import need_choice, need_flag, need_number
+from lvlm_attn.interventions.checks import need_choice, need_flag, need_layers, need_number, need_whole
 from lvlm_attn.interventions.context import Layer
-from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.interventions.layers import DEEPEST, Layers, select_layers
+from lvlm_attn.interventions.presets import HasPresets, Preset, preset_field
 
 if TYPE_CHECKING:
     pass
@@ -28,14 +28,33 @@ CHUNK = 64
 """Positions whose logits of all candidate layers are held at a time."""
 
 
+_PENALTY = {"repetition_penalty": 1.2}
+PRESETS = {
+    "code": Preset(
+        {"divergence": "code", "final_norm": False, "beta": 0.1},
+        "released code; every logit is its own, for the candidates that are chosen",
+        _PENALTY,
+    ),
+    "reasoning": Preset(
+        {"layers": "low", "beta": 0.1},
+        "released README: the lower candidates, for FACTOR, GSM8K, StrategyQA and Vicuna QA",
+        _PENALTY,
+    ),
+    "truthfulqa": Preset(
+        {"layers": "high", "beta": 0.1}, "released README: the upper candidates, for TruthfulQA", _PENALTY
+    ),
+}
+"""Settings by name. The candidates depend on the number of layers alone (see `bucket`)."""
+
+
 @dataclass(frozen=True)
-class DoLa(Intervention):
+class DoLa(HasPresets):
     """Decoding by contrasting layers.
 
-    Words are predicted from the last layer and, with the same final norm and head, from the residual stream behind
-    each candidate layer. At every position the candidate whose prediction is farthest from the last one is chosen,
-    and the difference of the log probabilities becomes the logits, among the words that the last layer holds
-    plausible; all others get minus infinity.
+    Words are predicted from the last layer and, with the same head, from the residual stream behind each candidate
+    layer, without the final norm between them, as in the released code. At every position the candidate whose
+    prediction is farthest from the last one is chosen, and the difference of the log probabilities becomes the
+    logits, among the words that the last layer holds plausible; all others get minus infinity.
 
     It works with plain `model.generate` and `model(...)`, greedily, sampling and with beams, on any backend. The
     paper adds `repetition_penalty=1.2`, which is an option of `generate`.
@@ -46,13 +65,15 @@ class DoLa(Intervention):
             layers, 0 for the embeddings, which `"low"` leaves out where the head shares their weights. An empty
             choice contrasts with nothing and changes nothing.
         beta: a word is plausible if its probability is at least this share of the most probable one's. The paper's
-            alpha.
+            alpha, 0.1 there.
         mature: the layer to contrast with, counted the same way; -1 for the model's own logits.
         divergence: how far a candidate is: `"jsd"`, the Jensen-Shannon divergence of the paper, or `"code"`, what the
             released code computes, with the divergences taken from the mean to the two predictions. The code also
             takes one candidate for the whole batch, which makes rows depend on each other; here each row has its
             own, which is the same at batch 1.
-        final_norm: whether candidates pass the final norm before the head.
+        final_norm: whether candidates, and a `mature` layer that is not the last, pass the final norm before the
+            head. No released code does; without it they are on another scale than the last layer.
+        preset: `"auto"`, which is `"reasoning"` here, or a name of `PRESETS`, for parameters that are left out.
 
     Raises:
         LvlmAttnError: if a parameter is out of its range.
@@ -68,21 +89,25 @@ class DoLa(Intervention):
     beta: float = 0.1
     mature: int = -1
     divergence: str = "jsd"
-    final_norm: bool = True
+    final_norm: bool = False
+    preset: str = preset_field()
+
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
     def __post_init__(self) -> None:
+        self.apply_preset()
         need_number(self, "beta", above=0, most=1)
         need_choice(self, "divergence", ("jsd", "code"))
         need_flag(self, "final_norm")
-        if isinstance(self.mature, bool) or not isinstance(self.mature, int) or self.mature < -1:
-            raise LvlmAttnError(
-                f"DoLa: mature={self.mature!r} must be a layer number, or -1 for the model's own logits."
-            )
+        need_whole(self, "mature", -1, DEEPEST, remark="-1 stands for the model's own logits")
         if self.layers is None:
             raise LvlmAttnError("DoLa: layers=None chooses nothing; write 'low', 'high' or layer numbers.")
-        if isinstance(self.layers, str) and self.layers.strip("[] ") == "":
+        if isinstance(self.layers, (str, tuple, list)) and not (
+            self.layers.strip("[] ") if isinstance(self.layers, str) else self.layers
+        ):
             object.__setattr__(self, "layers", ())
-        object.__setattr__(self, "layers", canonical_layers(self.layers))
+        else:
+            need_layers(self, ("low", "high"))
 
     def is_neutral(self) -> bool:
         """Whether there is nothing to contrast with."""

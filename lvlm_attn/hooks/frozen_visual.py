@@ -6,17 +6,18 @@ Layers", ICCV 2025 (arXiv 2504.00502); the layer lists are those of its released
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from lvlm_attn.families.target import Target
-from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.checks import need_layers
 from lvlm_attn.interventions.context import Layer
-from lvlm_attn.interventions.layers import Layers, canonical_layers
+from lvlm_attn.interventions.layers import Layers
 from lvlm_attn.interventions.modality import counted, is_image
+from lvlm_attn.interventions.presets import HasPresets, Preset, Published, preset_field
 
 LLAVA_7B = (31, 29, 30, 28, 0, 26, 27, 25, 24, 22, 23, 21, 2, 3, 20, 18, 17, 12, 19)
 """Layers of LLaVA-1.5-7B (32 layers), the least effective first."""
@@ -30,12 +31,27 @@ LLAVA_13B = (
 LLAVA_NEXT_7B = (31, 29, 30, 28, 26, 27, 22, 24, 21, 23, 25, 20, 19, 17, 18, 15, 12, 0, 2)
 """Layers of LLaVA-NeXT-7B (32 layers), the least effective first."""
 
-PUBLISHED = {("llava", 32): LLAVA_7B, ("llava", 40): LLAVA_13B, ("llava_next", 32): LLAVA_NEXT_7B}
+LLAVA_NEXT_13B = (
+    *(39, 32, 29, 36, 27, 30, 37, 23, 25, 31, 26, 2),
+    *(28, 22, 33, 35, 34, 24, 38, 21, 20, 18, 1, 17),
+)
+"""Layers of LLaVA-NeXT-13B (40 layers), the least effective first."""
+
+PUBLISHED = {
+    ("llava", 32): ("LLaVA-1.5-7B", LLAVA_7B),
+    ("llava", 40): ("LLaVA-1.5-13B", LLAVA_13B),
+    ("llava_next", 32): ("LLaVA-NeXT-7B", LLAVA_NEXT_7B),
+    ("llava_next", 40): ("LLaVA-NeXT-13B", LLAVA_NEXT_13B),
+}
 """Published lists by family and number of layers."""
+
+_README = "released README, table of replaced layers"
+PRESETS = {name.lower(): Preset({"layers": layers}, _README) for name, layers in PUBLISHED.values()}
+"""The published lists by the name of the model, for use on another one."""
 
 
 @dataclass(frozen=True)
-class FrozenVisual(Intervention):
+class FrozenVisual(HasPresets):
     """Frozen visual tokens: in the chosen layers image tokens leave as they entered; text reads them as always.
 
     Neither attention nor feed-forward block changes them there, while their keys and values under the weights of
@@ -45,6 +61,11 @@ class FrozenVisual(Intervention):
     Args:
         layers: which layers; None is the published list of the model, or, for a model without one, the layers at
             the same relative depth as those of LLaVA-1.5-7B.
+        preset: `"auto"`, the published list of the model, or a name of `PRESETS` for that of another, where `layers`
+            is left out.
+
+    Raises:
+        LvlmAttnError: if the layers cannot be read or the preset is unknown.
 
     Example:
         >>> str(FrozenVisual(layers="24:"))
@@ -55,9 +76,20 @@ class FrozenVisual(Intervention):
     needs_image: ClassVar[bool] = True
 
     layers: Layers = None
+    preset: str = preset_field()
+
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", canonical_layers(self.layers))
+        self.apply_preset()
+        need_layers(self)
+
+    @classmethod
+    def published(cls) -> Sequence[Published]:
+        """The list of each model."""
+        return [
+            Published(name, {"layers": tuple(sorted(layers))}, _README) for name, layers in PUBLISHED.values()
+        ]
 
     def default_layers(self, target: Target) -> Layers:
         """The published list for the model, or the closest there is."""
@@ -89,6 +121,6 @@ def default_layers(family: str, count: int) -> tuple[int, ...]:
     """
     known = PUBLISHED.get((family, count))
     if known is not None:
-        return tuple(sorted(known))
+        return tuple(sorted(known[1]))
     chosen = tuple(layer for layer in range(count) if int((layer + 0.5) * 32 / count) in LLAVA_7B)
     return chosen or (count - 1,)

@@ -13,15 +13,15 @@ from typing import Any, ClassVar
 import torch
 
 from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.checks import need_layers, need_whole
 from lvlm_attn.interventions.context import Layer
-from lvlm_attn.interventions.layers import Layers, canonical_layers
+from lvlm_attn.interventions.layers import Layers
 from lvlm_attn.interventions.modality import (
     Made,
     count_before,
     counted,
     is_image,
     once_per_call,
-    whole_number,
 )
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
@@ -53,8 +53,8 @@ class Hollow(Intervention):
     layers: Layers = None
 
     def __post_init__(self) -> None:
-        whole_number("Hollow", "window", self.window, 1, "the token itself included")
-        object.__setattr__(self, "layers", canonical_layers(self.layers))
+        need_whole(self, "window", 1, remark="the token itself included")
+        need_layers(self)
 
     def visibility(self, layer: Layer) -> Visibility | None:
         """Image tokens read text, and image tokens in the window."""
@@ -63,10 +63,11 @@ class Hollow(Intervention):
     def _make(self, layer: Layer) -> Made:
         image = is_image(layer.layout)
         # Image tokens at least a window back: those before the position that is window - 1 back.
-        back = torch.nn.functional.pad(count_before(image), (self.window - 1, 0))[:, : image.shape[1]]
+        reach = min(self.window - 1, image.shape[1])
+        back = torch.nn.functional.pad(count_before(image), (reach, 0))[:, : image.shape[1]]
         is_changed = image & (back > 0)
         group = torch.where(is_changed, 1, torch.where(image, 2, 0))
-        every, near = (ALL, ALL, ALL), self.window - 1
+        every, near = (ALL, ALL, ALL), reach
         return Made(
             Visibility(group, earlier=(every, (ALL, near, near), every)),
             (is_changed[:, layer.queries].sum(),),

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from lvlm_attn.decoding.contrast import contrast, cut
-from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.interventions.base import Intervention
-from lvlm_attn.interventions.checks import need_number
+from lvlm_attn.interventions.checks import need_number, need_words
 
 if TYPE_CHECKING:
     from lvlm_attn.prompts.request import Request
@@ -40,8 +39,9 @@ class ICD(Intervention):
     `lam=0, beta=0` changes nothing, and nothing is read twice. `lam=0` with a positive `beta` only cuts.
 
     Args:
-        lam: strength of the contrast.
-        beta: a token stays if it is at least `beta` times as likely as the likeliest; 0 keeps all.
+        lam: strength of the contrast; 1 in the released code, for all models and tasks.
+        beta: a token stays if it is at least `beta` times as likely as the likeliest; 0 keeps all. The released
+            code takes 0.1, for all models and tasks.
         prefix: the disturbing instruction.
 
     Raises:
@@ -61,10 +61,7 @@ class ICD(Intervention):
     def __post_init__(self) -> None:
         need_number(self, "lam", least=0)
         need_number(self, "beta", least=0, most=1)
-        if not isinstance(self.prefix, str) or not self.prefix.strip():
-            raise LvlmAttnError(
-                f"ICD: prefix={self.prefix!r} must be a sentence; leave it out for the paper's."
-            )
+        need_words(self, "prefix", remark="leave it out for the paper's")
 
     def is_neutral(self) -> bool:
         """Whether the logits stay as they are."""

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.checks import need_layers, need_whole
 from lvlm_attn.interventions.context import Layer
-from lvlm_attn.interventions.layers import Layers, canonical_layers
-from lvlm_attn.interventions.modality import Made, counted, once_per_call, whole_number
+from lvlm_attn.interventions.layers import Layers
+from lvlm_attn.interventions.modality import Made, counted, once_per_call
 from lvlm_attn.kernels.visibility import ALL, Visibility
 from lvlm_attn.layout.prompt import PromptLayout
 
@@ -54,14 +55,14 @@ class Neighborhood(Intervention):
     layers: Layers = None
 
     def __post_init__(self) -> None:
-        whole_number("Neighborhood", "k", self.k, 1, "and odd")
-        whole_number("Neighborhood", "dilation", self.dilation, 1, "the rows and columns per step")
+        need_whole(self, "k", 1, 9_999, remark="and odd")
+        need_whole(self, "dilation", 1, 9_999, remark="the rows and columns per step")
         if self.k % 2 == 0:
             raise LvlmAttnError(
                 f"Neighborhood: k={self.k} must be odd, so that a patch stands in the middle of its window; take "
                 f"{self.k - 1} or {self.k + 1}."
             )
-        object.__setattr__(self, "layers", canonical_layers(self.layers))
+        need_layers(self)
 
     def visibility(self, layer: Layer) -> Visibility | None:
         """Patches read their neighbours."""

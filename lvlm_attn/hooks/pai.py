@@ -15,18 +15,32 @@ from torch import Tensor
 
 from lvlm_attn.decoding.contrast import cut, guide
 from lvlm_attn.families.target import Target
-from lvlm_attn.interventions.base import Intervention, Situation
-from lvlm_attn.interventions.checks import need_number
+from lvlm_attn.interventions.base import Situation
+from lvlm_attn.interventions.checks import need_layers, need_number
 from lvlm_attn.interventions.context import Layer
-from lvlm_attn.interventions.layers import Layers, canonical_layers
+from lvlm_attn.interventions.layers import Layers
+from lvlm_attn.interventions.presets import HasPresets, Preset, preset_field
 from lvlm_attn.kernels.spec import Amplification
 
 if TYPE_CHECKING:
     from lvlm_attn.prompts.request import Request
 
 
+PRESETS = {
+    "readme": Preset(
+        {"alpha": 0.2, "gamma": 1.1, "beta": 0.1, "layers": "2:"},
+        "released README: the same command line for POPE and for CHAIR, whatever the model; beta from CFG.py",
+    ),
+    "script": Preset(
+        {"alpha": 0.2, "gamma": 2.0, "beta": 0.1, "layers": "2:"},
+        "released chair_eval.py: what it takes where the command line says nothing",
+    ),
+}
+"""Settings by name. Nothing is published by model."""
+
+
 @dataclass(frozen=True)
-class PAI(Intervention):
+class PAI(HasPresets):
     """Attention to image tokens amplified, and guidance away from the text-only prompt.
 
     Two parts, each of which can be turned off:
@@ -44,9 +58,10 @@ class PAI(Intervention):
     Args:
         alpha: gain on the size of scores at image tokens. The released README takes 0.2.
         gamma: strength of the guidance. The released README takes 1.1, the script's default is 2.
-        beta: for the cut, as part of the guidance; 0 keeps all tokens.
+        beta: for the cut, as part of the guidance; 0 keeps all tokens. The released code takes 0.1.
         layers: which layers amplify; None is the paper's choice, all but the first two (all, in models of up to
             two).
+        preset: `"auto"`, which is `"readme"` here, or a name of `PRESETS`, for parameters that are left out.
 
     Raises:
         LvlmAttnError: if a parameter is out of its range.
@@ -63,12 +78,16 @@ class PAI(Intervention):
     gamma: float = 1.1
     beta: float = 0.1
     layers: Layers = None
+    preset: str = preset_field()
+
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
     def __post_init__(self) -> None:
+        self.apply_preset()
         need_number(self, "alpha", least=0)
         need_number(self, "gamma", least=0)
         need_number(self, "beta", least=0, most=1)
-        object.__setattr__(self, "layers", canonical_layers(self.layers))
+        need_layers(self)
 
     def is_neutral(self) -> bool:
         """Whether neither part does anything."""

@@ -17,10 +17,11 @@ from torch import Tensor
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.families.encoder_patches import VisionRows, received
 from lvlm_attn.families.target import Target
-from lvlm_attn.interventions.base import Intervention, Situation
-from lvlm_attn.interventions.checks import need_choice, need_number
+from lvlm_attn.interventions.base import Situation
+from lvlm_attn.interventions.checks import need_choice, need_layers, need_number
 from lvlm_attn.interventions.context import Layer
-from lvlm_attn.interventions.layers import Layers, canonical_layers
+from lvlm_attn.interventions.layers import Layers
+from lvlm_attn.interventions.presets import HasPresets, Preset, preset_field
 from lvlm_attn.kernels.spec import Amplification
 
 if TYPE_CHECKING:
@@ -31,8 +32,21 @@ SUMMARY = VisionRows(-2, "class")
 SPATIAL = VisionRows(0, "all")
 
 
+PRESETS = {
+    "paper": Preset(
+        {"alpha": 0.7, "beta": 0.4, "local": 0.25, "spatial": 0.0},
+        "the best row of the paper's tables, as a third-party page gives them",
+    ),
+    "code": Preset(
+        {"alpha": 0.7, "beta": 0.3, "local": 0.25, "spatial": 0.0},
+        "released code: what its scripts take where the command line says nothing",
+    ),
+}
+"""Settings by name. All are for LLaVA-1.5-7B; nothing is published for other models."""
+
+
 @dataclass(frozen=True)
-class PAINT(Intervention):
+class PAINT(HasPresets):
     """Amplifies the scores of two sets of patches before the softmax, `s + gain * |s|`.
 
     Local patches are those that the class token looks at most in the first layer of the image encoder; summary
@@ -49,9 +63,9 @@ class PAINT(Intervention):
     settings from there on are near degeneration.
 
     Args:
-        alpha: gain on local patches.
+        alpha: gain on local patches; 0.7 in the paper's best row and in the released code.
         beta: gain on summary patches. The paper's best row has 0.4, the released code's default is 0.3.
-        local: share of an image's patches that are local.
+        local: share of an image's patches that are local; 0.25 in paper and code.
         spatial: share of an image's patches that the spatial stream adds to the local ones.
         layers: decoder layers; the released code takes all but the first two.
         rows: `"last"`, the last prompt token and every generated one, as the released code does; or `"all_text"`,
@@ -59,6 +73,7 @@ class PAINT(Intervention):
         head_cap: scale both gains in each head by its weight on the chosen patches relative to the mean over heads,
             at most this much. A reconstruction of the head modulation that the paper's first version speaks of and
             no released code holds; None leaves it out.
+        preset: `"auto"`, which is `"paper"` here, or a name of `PRESETS`, for parameters that are left out.
 
     Raises:
         LvlmAttnError: if a parameter is out of its range.
@@ -78,8 +93,12 @@ class PAINT(Intervention):
     layers: Layers = "2:"
     rows: str = "last"
     head_cap: float | None = None
+    preset: str = preset_field()
+
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
     def __post_init__(self) -> None:
+        self.apply_preset()
         need_number(self, "alpha", least=0)
         need_number(self, "beta", least=0)
         need_number(self, "local", least=0, most=1)
@@ -87,7 +106,7 @@ class PAINT(Intervention):
         need_choice(self, "rows", ("last", "all_text"))
         if self.head_cap is not None:
             need_number(self, "head_cap", above=0)
-        object.__setattr__(self, "layers", canonical_layers(self.layers))
+        need_layers(self)
 
     def is_neutral(self) -> bool:
         """Whether no score is ever changed."""

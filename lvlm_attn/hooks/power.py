@@ -13,15 +13,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.checks import need_layers, need_whole
 from lvlm_attn.interventions.context import Layer
-from lvlm_attn.interventions.layers import Layers, canonical_layers
-from lvlm_attn.interventions.modality import Made, counted, once_per_call, whole_number
+from lvlm_attn.interventions.layers import Layers
+from lvlm_attn.interventions.modality import Made, counted, once_per_call
+from lvlm_attn.interventions.presets import HasPresets, Preset, preset_field
 from lvlm_attn.kernels.visibility import ALL, Visibility
+
+PRESETS = {
+    "paper": Preset({"block": 256, "window": 5}, "paper, experiments: trained so, for prompts of 32k tokens"),
+}
+"""Settings by name."""
 
 
 @dataclass(frozen=True)
-class Power(Intervention):
+class Power(HasPresets):
     """PowerAttention: a token reads near blocks, the first block, and blocks at a distance of 1, 2, 4, 8, ...
 
     Positions are counted without padding and cut into blocks. A query reads a key before it if their blocks are
@@ -37,6 +43,7 @@ class Power(Intervention):
         block: tokens per block.
         window: how many blocks are read around the query's own, itself included.
         layers: which layers; None for all.
+        preset: `"auto"`, or a name of `PRESETS`, for parameters that are left out.
 
     Raises:
         LvlmAttnError: if a parameter is no whole number of at least 1.
@@ -51,11 +58,15 @@ class Power(Intervention):
     block: int = 32
     window: int = 5
     layers: Layers = None
+    preset: str = preset_field()
+
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
     def __post_init__(self) -> None:
-        whole_number("Power", "block", self.block, 1, "the tokens per block")
-        whole_number("Power", "window", self.window, 1, "the blocks read, the query's own included")
-        object.__setattr__(self, "layers", canonical_layers(self.layers))
+        self.apply_preset()
+        need_whole(self, "block", 1, remark="the tokens per block")
+        need_whole(self, "window", 1, remark="the blocks read, the query's own included")
+        need_layers(self)
 
     def visibility(self, layer: Layer) -> Visibility | None:
         """Tokens read blocks at distances that are powers of two."""

@@ -11,34 +11,39 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
 
-from lvlm_attn.errors import LvlmAttnError, closest
+from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.families.target import Target
-from lvlm_attn.interventions.base import Intervention
-from lvlm_attn.interventions.checks import need_number
+from lvlm_attn.interventions.checks import need_flag, need_layers, need_number, need_wholes
 from lvlm_attn.interventions.context import Layer
-from lvlm_attn.interventions.layers import Layers, canonical_layers
+from lvlm_attn.interventions.layers import Layers
+from lvlm_attn.interventions.presets import HasPresets, Preset, Published, preset_field
 from lvlm_attn.kernels.spec import KeyClass, Redistribution, class_indicator
-from lvlm_attn.measures.sinks import find_sink_dims, known_sink_dims, sink_score
+from lvlm_attn.measures.sinks import KNOWN, find_sink_dims, known_sink_dims, sink_score
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"removed_fraction": 0.6},
-    "code": {"removed_fraction": 0.4, "layers": "2:"},
-    "general": {"removed_fraction": 0.6, "rho": 0.8},
-    "hallucination": {"removed_fraction": 0.6, "rho": 0.5},
-    "vision": {"removed_fraction": 0.6, "rho": 0.9},
+_MOVED = "p = 0.6 as the share that is removed, which is the paper's wording"
+_TASK = f"the paper's rho for this kind of task, as notes on the paper give it; {_MOVED}"
+PRESETS = {
+    "paper": Preset(
+        {"removed_fraction": 0.6}, f"notes on the paper, whose tables were not at hand; {_MOVED}"
+    ),
+    "code": Preset(
+        {"removed_fraction": 0.4, "layers": "2:"},
+        "released code: its p = 0.6 is the share that stays, and its switch for the last layer has no effect",
+    ),
+    "general": Preset({"removed_fraction": 0.6, "rho": 0.8}, _TASK),
+    "hallucination": Preset({"removed_fraction": 0.6, "rho": 0.5}, _TASK),
+    "vision": Preset({"removed_fraction": 0.6, "rho": 0.9}, _TASK),
 }
-"""Settings by name. `paper` takes 0.6 of the sinks' weight; `code` is what the released code computes: 0.4, and
-the last layer too. `general`, `hallucination` and `vision` are the paper's `rho` for general vision-language
-tasks (0.8), hallucination (0.5) and vision-centric tasks (0.9)."""
+"""Settings by name; the last three are for general vision-language tasks, hallucination and vision-centric tasks."""
 
 
 @dataclass(frozen=True)
-class VAR(Intervention):
+class VAR(HasPresets):
     """Visual attention redistribution.
 
     Tokens with a massive activation in a few fixed dimensions are sinks: they draw attention and say nothing
@@ -47,20 +52,23 @@ class VAR(Intervention):
     they have. Rows keep their sum. Sinks are found in the prompt, per layer, from the input of the layer.
 
     Prompt queries after the first image and every generated token are treated; image tokens, text before the
-    image, and samples without an image keep their bits.
+    image, and samples without an image keep their bits. The released code adds 1e-6 to every weight before it
+    compares shares, and takes a score above `tau` where the paper and this class take one of at least `tau`.
 
     Args:
         rho: least share of a row's image weight on patches that are no sinks. The paper's convention; the
-            released code tests the sink share against a number of the same name, 1 - rho.
+            released code tests the sink share against a number of the same name, 1 - rho. 0.5 is its setting.
         removed_fraction: share of the sinks' weight that is moved. The paper calls it p; the released code's
-            p is the share that stays.
-        tau: least sink score. It cannot exceed the square root of the hidden size, so with hidden sizes up to
-            400 the default becomes `0.3125 * sqrt(hidden_size)`, the same point of the range as 20 is for 4096.
-        mass_floor: least weight of a row on patches.
+            p is the share that stays. 0.4 is what the released code moves.
+        tau: least sink score; None is the paper's 20. The score cannot exceed the square root of the hidden size,
+            so with hidden sizes up to 400 None becomes `0.3125 * sqrt(hidden_size)`, the same point of the range
+            as 20 is for 4096.
+        mass_floor: least weight of a row on patches; 0.2 in paper and code.
         sink_dims: dimensions of the massive activations. None takes the known ones of the base model, or
             finds them (`lvlm_attn.find_sinks`).
         layers: which layers; None leaves out the first two and the last (of models with up to three, none).
-        preset: a named setting (`PRESETS`) for parameters that are left at their defaults.
+        preset: `"auto"`, or a name of `PRESETS`, for parameters that are left out. `lvlm-attn methods var` lists
+            them, and the models whose sink dimensions are known.
         require_visual_sink: leave a layer alone where no patch of the sample is a sink, as the released code
             does. False is the paper's formula read literally.
 
@@ -77,44 +85,36 @@ class VAR(Intervention):
 
     rho: float = 0.5
     removed_fraction: float = 0.4
-    tau: float = 20.0
+    tau: float | None = None
     mass_floor: float = 0.2
     sink_dims: Sequence[int] | None = None
     layers: Layers = None
-    preset: str | None = dataclasses.field(default=None, compare=False)
+    preset: str = preset_field()
     require_visual_sink: bool = True
 
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
+
     def __post_init__(self) -> None:
-        if self.preset is not None:
-            if self.preset not in PRESETS:
-                raise LvlmAttnError(
-                    f"VAR has no preset {self.preset!r}.{closest(str(self.preset), PRESETS)} "
-                    f"Choose {', '.join(PRESETS)}, or leave it out."
-                )
-            for key, value in PRESETS[self.preset].items():
-                if getattr(self, key) == getattr(type(self), key):
-                    object.__setattr__(self, key, value)
-        need_number(self, "rho", least=0)
+        self.apply_preset()
+        need_number(self, "rho", least=0, most=1)
         need_number(self, "removed_fraction", least=0, most=1)
-        need_number(self, "tau", least=0)
+        if self.tau is not None:
+            need_number(self, "tau", least=0, most=1000)
         need_number(self, "mass_floor", least=0, most=1)
         if self.sink_dims is not None:
-            dims = (self.sink_dims,) if isinstance(self.sink_dims, (int, str)) else tuple(self.sink_dims)
-            if not all(isinstance(dim, int) and not isinstance(dim, bool) for dim in dims):
-                raise LvlmAttnError(
-                    f"VAR: sink_dims={self.sink_dims!r} must be whole numbers, as in (1415, 2533); leave it out to "
-                    f"have them found."
-                )
-            object.__setattr__(self, "sink_dims", tuple(sorted(set(dims))))
-        if not isinstance(self.require_visual_sink, bool):
-            raise LvlmAttnError(
-                f"VAR: require_visual_sink={self.require_visual_sink!r} must be true or false."
-            )
-        object.__setattr__(self, "layers", canonical_layers(self.layers))
+            need_wholes(self, "sink_dims", example="(1415, 2533)", remark="leave it out to have them found")
+            object.__setattr__(self, "sink_dims", tuple(sorted(set(self.sink_dims))))
+        need_flag(self, "require_visual_sink")
+        need_layers(self)
+
+    @classmethod
+    def published(cls) -> Sequence[Published]:
+        """Models whose sink dimensions are known."""
+        return [Published(known.models, {"sink_dims": known.dims}, known.source) for known in KNOWN]
 
     def is_neutral(self) -> bool:
         """Whether no weight is ever moved."""
-        return self.removed_fraction == 0 or self.rho > 1 or self.sink_dims == ()
+        return self.removed_fraction == 0
 
     def default_layers(self, target: Target) -> Layers:
         """All but the first two and the last."""
@@ -135,10 +135,14 @@ class VAR(Intervention):
             dims = known_sink_dims(target.config)
             if dims is None:
                 dims = find_sink_dims(target).dims
-        tau = self.tau
-        if tau == VAR.tau and tau > math.sqrt(size):
-            tau = 0.3125 * math.sqrt(size)
-        return dataclasses.replace(fitted, sink_dims=dims, tau=tau, preset=None)
+        most = math.sqrt(size)
+        tau = (20.0 if most >= 20 else 0.3125 * most) if self.tau is None else self.tau
+        if tau > most:
+            raise LvlmAttnError(
+                f"VAR: tau={tau:g} can never be reached; with {size} dimensions a sink score is at most "
+                f"{most:.4g}, so leave tau out or take a smaller one."
+            )
+        return dataclasses.replace(fitted, sink_dims=dims, tau=tau)
 
     def observe(self, layer: Layer, hidden: Tensor) -> None:
         """Finds the sinks among the prompt tokens that enter a layer."""
@@ -146,7 +150,7 @@ class VAR(Intervention):
             return
         layout = layer.layout
         dims = torch.tensor(self.sink_dims, device=hidden.device)
-        is_sink = sink_score(hidden, dims) >= self.tau
+        is_sink = sink_score(hidden, dims) >= cast(float, self.tau)
         is_sink &= layout.is_prompt[:, layer.queries].to(hidden.device)
         before = layer.memory.get(("is_sink", layer.index))
         if before is not None:

@@ -6,7 +6,7 @@ Decoding", CVPR 2024 (arXiv 2311.16922), sections 3.2 and 3.3; the noise schedul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.decoding.contrast import contrast, cut
-from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.checks import need_number, need_whole
+from lvlm_attn.interventions.presets import HasPresets, Preset, preset_field
 
 if TYPE_CHECKING:
     from lvlm_attn.prompts.request import Request
@@ -26,15 +25,30 @@ STEPS = 1000
 """Steps of the diffusion schedule."""
 
 
+PRESETS = {
+    "code": Preset(
+        {"alpha": 1.0, "beta": 0.1, "noise_step": 500},
+        "released evaluation: what it takes where its command line says nothing",
+        {"do_sample": True},
+    ),
+    "pope": Preset(
+        {"alpha": 1.0, "beta": 0.2, "noise_step": 500},
+        "the released scripts for POPE with LLaVA-1.5",
+        {"do_sample": True},
+    ),
+}
+"""Settings by name."""
+
+
 @dataclass(frozen=True)
-class VCD(Intervention):
+class VCD(HasPresets):
     """Visual contrastive decoding, in `lvlm.generate`.
 
     The prompt is read twice in one batch, with its images and with noisy copies of them. Next-token logits are
     `(1 + alpha) * z - alpha * z_noisy` at the tokens that z itself finds plausible, and minus infinity elsewhere;
     temperature and all else the user set come after that. The paper samples from them; greedy decoding works as
-    well. The noisy view keeps its own cache (the released loop mixes the two from the second token on). Samples
-    without an image keep their logits.
+    well. The noisy view keeps its own cache, as in the released loop since July 2024; before, both views shared one
+    from the second token on. Samples without an image keep their logits.
 
     `alpha=0, beta=0` changes nothing, and nothing is read twice. `alpha=0` with a positive `beta` only cuts.
 
@@ -45,6 +59,7 @@ class VCD(Intervention):
         noise_step: how much noise, 0 (almost none) to 999 (mostly noise).
         noise_seed: seed of the noise. Every image draws from a generator of its own, seeded by this number and
             the image's place in its prompt, so that a sample does not depend on the batch it stands in.
+        preset: `"auto"`, which is `"code"` here, or a name of `PRESETS`, for parameters that are left out.
 
     Raises:
         LvlmAttnError: if a parameter is out of its range.
@@ -61,14 +76,16 @@ class VCD(Intervention):
     beta: float = 0.1
     noise_step: int = 500
     noise_seed: int = 0
+    preset: str = preset_field()
+
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
     def __post_init__(self) -> None:
+        self.apply_preset()
         need_number(self, "alpha", least=0)
         need_number(self, "beta", least=0, most=1)
-        need_whole(self, "noise_step", 0)
+        need_whole(self, "noise_step", 0, STEPS - 1)
         need_whole(self, "noise_seed", 0)
-        if self.noise_step >= STEPS:
-            raise LvlmAttnError(f"VCD: noise_step={self.noise_step} must be from 0 to {STEPS - 1}.")
 
     def is_neutral(self) -> bool:
         """Whether the logits stay as they are."""

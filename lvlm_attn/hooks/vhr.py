@@ -6,26 +6,37 @@ Source: He et al., "Cracking the Code of Hallucination in LVLMs with Vision-awar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.families.target import Target
-from lvlm_attn.interventions.base import Intervention, Situation
+from lvlm_attn.interventions.base import Situation
+from lvlm_attn.interventions.checks import need_flag, need_layers, need_number, need_whole
 from lvlm_attn.interventions.context import Layer
-from lvlm_attn.interventions.layers import Layers, canonical_layers
+from lvlm_attn.interventions.layers import Layers
+from lvlm_attn.interventions.presets import HasPresets, Preset, Published, preset_field
 from lvlm_attn.measures.divergence import head_divergence, last_heads, select_heads, suppress_outliers
 
 if TYPE_CHECKING:
     pass
 
 
+PRESETS = {
+    "paper": Preset({"vhd_power": 1, "std_guard": False}, "paper, equations 4 and 6, read literally"),
+    "code": Preset(
+        {"vhd_power": 2, "std_guard": True},
+        "released code, as an audited port keeps it; the reported numbers come from there",
+    ),
+}
+"""Settings by name."""
+
+
 @dataclass(frozen=True)
-class VHR(Intervention):
+class VHR(HasPresets):
     """Vision-aware head reinforcement.
 
     A head's divergence is how far its output at the last prompt token moves when the images are taken out of
@@ -35,7 +46,7 @@ class VHR(Intervention):
     reuse the cache. One text-only pass per prompt is added; samples without an image keep their bits.
 
     Args:
-        alpha: factor on the chosen heads. The paper uses 2; above 3 the text degenerates.
+        alpha: factor on the chosen heads. The paper uses 2 for all models; above 3 the text degenerates.
         layers: which layers; None is the paper's choice, layer 1 and the last 14 of 32, scaled to the model.
         outlier_filter: drop heads whose divergence and text-only output are both more than one standard
             deviation above the mean of their layer (the paper's equation 6).
@@ -43,6 +54,8 @@ class VHR(Intervention):
             the released code does; the paper has no such rule.
         vhd_power: 2 for squared distances as in the released code, 1 for distances as in the paper. Without
             the outlier filter both choose the same heads.
+        preset: `"auto"`, which has the layers of the paper's table for its models, or a name of `PRESETS`, for
+            parameters that are left out.
 
     Raises:
         LvlmAttnError: if a parameter is out of its range.
@@ -60,21 +73,26 @@ class VHR(Intervention):
     outlier_filter: bool = True
     std_guard: bool = True
     vhd_power: int = 2
+    preset: str = preset_field()
+
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
     def __post_init__(self) -> None:
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not self.alpha >= 0:
-            raise LvlmAttnError(
-                f"VHR: alpha={self.alpha!r} must be a number of at least 0; 1 changes nothing."
-            )
-        if self.vhd_power not in (1, 2):
-            raise LvlmAttnError(
-                f"VHR: vhd_power={self.vhd_power!r} must be 2 (squared distances) or 1 (distances)."
-            )
-        for key in ("outlier_filter", "std_guard"):
-            if not isinstance(getattr(self, key), bool):
-                raise LvlmAttnError(f"VHR: {key}={getattr(self, key)!r} must be true or false.")
-        object.__setattr__(self, "alpha", float(self.alpha))
-        object.__setattr__(self, "layers", canonical_layers(self.layers))
+        self.apply_preset()
+        need_number(self, "alpha", least=0, remark="1 changes nothing")
+        need_whole(self, "vhd_power", 1, 2, remark="2 for squared distances, 1 for distances")
+        need_flag(self, "outlier_filter")
+        need_flag(self, "std_guard")
+        need_layers(self)
+
+    @classmethod
+    def published(cls) -> Sequence[Published]:
+        """The paper's layers by model."""
+        layers = default_layers(32)
+        return [
+            Published(model, {"layers": layers, "alpha": 2.0}, "paper, implementation details")
+            for model in ("LLaVA-1.5-7B", "LLaVA-NeXT-7B")
+        ]
 
     def is_neutral(self) -> bool:
         """Whether no head is ever scaled."""

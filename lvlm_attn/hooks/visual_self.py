@@ -13,18 +13,25 @@ from typing import Any, ClassVar
 
 import torch
 
-from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.checks import need_choice, need_layers
 from lvlm_attn.interventions.context import Layer
-from lvlm_attn.interventions.layers import Layers, canonical_layers
+from lvlm_attn.interventions.layers import Layers
 from lvlm_attn.interventions.modality import Made, count_before, counted, is_image, once_per_call
+from lvlm_attn.interventions.presets import HasPresets, Preset, preset_field
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
 MODES = ("self", "self_prefix")
 
+PRESETS = {
+    "paper": Preset(
+        {"mode": "self"}, "EE-MLLM as its abstract describes it: no attention among visual tokens"
+    ),
+}
+"""Settings by name."""
+
 
 @dataclass(frozen=True)
-class VisualSelf(Intervention):
+class VisualSelf(HasPresets):
     """Composite attention: an image token reads itself, and in one mode the text before it; text reads as always.
 
     In mode `"self"`, which is what EE-MLLM trains with, a softmax over one key is 1, so the output of the
@@ -42,6 +49,7 @@ class VisualSelf(Intervention):
             methods.
         layers: which layers; None for all, as EE-MLLM is trained. Without training, late layers do the least
             harm; `FrozenVisual` names some by experiment.
+        preset: `"auto"`, or a name of `PRESETS`, for parameters that are left out.
 
     Raises:
         LvlmAttnError: if the mode is unknown.
@@ -56,13 +64,16 @@ class VisualSelf(Intervention):
 
     mode: str = "self_prefix"
     layers: Layers = None
+    preset: str = preset_field()
+
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
     def __post_init__(self) -> None:
-        mode = "self_prefix" if self.mode == "self+prefix" else self.mode
-        if mode not in MODES:
-            raise LvlmAttnError(f"VisualSelf: mode={self.mode!r} must be 'self' or 'self_prefix'.")
-        object.__setattr__(self, "mode", mode)
-        object.__setattr__(self, "layers", canonical_layers(self.layers))
+        self.apply_preset()
+        if isinstance(self.mode, str) and self.mode == "self+prefix":
+            object.__setattr__(self, "mode", "self_prefix")
+        need_choice(self, "mode", MODES)
+        need_layers(self)
 
     def visibility(self, layer: Layer) -> Visibility | None:
         """Image tokens read themselves, and text before them if the mode says so."""

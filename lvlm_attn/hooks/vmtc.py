@@ -44,7 +44,7 @@ class VMTC(Intervention):
     are kept.
 
     Args:
-        keep: patches kept of an image of 576; other images keep the same share.
+        keep: patches kept of an image of 576; other images keep the same share. 576 keeps all.
         clusters: patches that the rest is merged into, counted the same way.
 
     Raises:
@@ -63,8 +63,8 @@ class VMTC(Intervention):
     clusters: int = 32
 
     def __post_init__(self) -> None:
-        need_whole(self, "keep", 0)
-        need_whole(self, "clusters", 0)
+        need_whole(self, "keep", 0, FULL, remark="counted for an image of 576 patches")
+        need_whole(self, "clusters", 0, FULL, remark="counted for an image of 576 patches")
         if self.keep + self.clusters == 0:
             raise LvlmAttnError("VMTC: keep=0 and clusters=0 leave nothing of the image; keep some patches.")
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.errors import LvlmAttnError, closest, shown
 
 Layers = int | str | Iterable[int] | None
 
-_RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
-_SLICE = re.compile(r"^(-?\d*):(-?\d*)$")
+DEEPEST = 9_999
+"""Largest layer number that is read; no model is that deep."""
+
+_MOST_TEXT = 60_000
+_NUMBER = re.compile(r"[0-9]{1,4}")
+_RANGE = re.compile(r"([0-9]{1,4})\.\.([0-9]{1,4})")
+_SLICE = re.compile(r"(-?[0-9]{1,4})?:(-?[0-9]{1,4})?")
 
 
 def select_layers(layers: Layers, count: int, method: str) -> tuple[int, ...]:
@@ -34,17 +40,10 @@ def select_layers(layers: Layers, count: int, method: str) -> tuple[int, ...]:
     """
     if layers is None:
         return tuple(range(count))
-    items: Iterable[int | str] = (
-        layers.strip("[] ").split(",") if isinstance(layers, str) else _listed(layers)
-    )
+    items = _items(layers) if isinstance(layers, str) else _listed(layers, method)
     chosen: set[int] = set()
     for item in items:
-        found = _expand(item, count) if isinstance(item, str) else [int(item)]
-        if found is None:
-            raise LvlmAttnError(
-                f"{method}: layers={layers!r} cannot be read at {item!r}; write a number, a range like 18..31, "
-                f"or a slice like 2:-1."
-            )
+        found = _expand(item, count, layers, method) if isinstance(item, str) else [item]
         outside = [layer for layer in found if not 0 <= layer < count]
         if outside:
             raise LvlmAttnError(
@@ -54,7 +53,7 @@ def select_layers(layers: Layers, count: int, method: str) -> tuple[int, ...]:
         chosen.update(found)
     if not chosen:
         raise LvlmAttnError(
-            f"{method}: layers={layers!r} chooses none of the {count} decoder layers; choose at least one or "
+            f"{method}: layers={shown(layers)} chooses none of the {count} decoder layers; choose at least one or "
             f"leave the parameter out."
         )
     return tuple(sorted(chosen))
@@ -69,7 +68,7 @@ def format_layers(layers: Layers) -> str:
     """
     if isinstance(layers, str):
         return f"[{layers}]" if "," in layers and not layers.startswith("[") else layers
-    numbers = sorted(set(_listed(layers)))
+    numbers = sorted(set(_listed(layers, "layers")))
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
@@ -80,32 +79,83 @@ def format_layers(layers: Layers) -> str:
     return parts[0] if len(parts) == 1 else "[" + ",".join(parts) + "]"
 
 
-def canonical_layers(layers: Layers) -> Layers:
-    """Brings equal choices to one form: a number, a tuple of numbers, or text as given."""
-    if layers is None or isinstance(layers, int):
+def canonical_layers(layers: Layers, method: str, words: Sequence[str] = ()) -> Layers:
+    """Brings equal choices to one form: a tuple of numbers, or text where slices depend on the model.
+
+    Args:
+        layers: see `select_layers`.
+        method: who asks, for the message.
+        words: names that are taken in place of layers.
+
+    Raises:
+        LvlmAttnError: if the choice cannot be read, or chooses nothing whatever the model.
+
+    Example:
+        >>> canonical_layers("[4..6,1]", "VHR"), canonical_layers(" [ 2:-1 ] ", "VHR")
+        ((1, 4, 5, 6), '2:-1')
+    """
+    if layers is None or (isinstance(layers, str) and layers in words):
         return layers
     if isinstance(layers, str):
-        text = layers.strip("[] ")
-        parts = text.split(",")
-        if all(part.strip().isdigit() or _RANGE.match(part.strip()) for part in parts):
-            return tuple(sorted({layer for part in parts for layer in _expand(part, 0) or []}))
-        return text
-    return tuple(sorted(set(_listed(layers))))
+        if words and layers.strip().isalpha():
+            raise LvlmAttnError(
+                f"{method}: layers={shown(layers)} is not known.{closest(layers, words)} "
+                f"Write {' or '.join(words)}, or layer numbers."
+            )
+        items = _items(layers)
+        if any(":" in item for item in items):
+            for item in items:
+                _expand(item, 0, layers, method)
+            return ",".join(items)
+        numbers = [number for item in items for number in _expand(item, 0, layers, method)]
+    else:
+        numbers = _listed(layers, method)
+    if not numbers:
+        raise LvlmAttnError(
+            f"{method}: layers={shown(layers)} chooses none; choose at least one or leave it out."
+        )
+    return tuple(sorted(set(numbers)))
 
 
-def _listed(layers: Layers) -> list[int]:
+def _items(text: str) -> list[str]:
+    """The parts of a text; one that cannot be read if it is too long to be a choice."""
+    return [item.strip() for item in text.strip("[] ").split(",")] if len(text) <= _MOST_TEXT else [text]
+
+
+def _listed(layers: Layers, method: str) -> list[int]:
+    """Numbers given as such.
+
+    Raises:
+        LvlmAttnError: if there is anything but layer numbers.
+    """
     if layers is None or isinstance(layers, str):
         return []
-    return [layers] if isinstance(layers, int) else [int(layer) for layer in layers]
+    try:
+        items = list(layers) if isinstance(layers, Iterable) else [layers]
+        if any(isinstance(item, bool) for item in items):
+            raise TypeError
+        numbers = [operator.index(item) for item in items]
+    except TypeError:
+        numbers = [-1]
+    if any(not 0 <= number <= DEEPEST for number in numbers):
+        raise LvlmAttnError(
+            f"{method}: layers={shown(layers)} must be whole numbers from 0 on, or text such as '18..31' or '2:-1'."
+        )
+    return numbers
 
 
-def _expand(text: str, count: int) -> list[int] | None:
-    text = text.strip()
-    if text.isdigit():
+def _expand(text: str, count: int, whole: Layers, method: str) -> list[int]:
+    """The layers that one part of a text chooses of `count`."""
+    if _NUMBER.fullmatch(text):
         return [int(text)]
-    if match := _RANGE.match(text):
-        return list(range(int(match[1]), int(match[2]) + 1))
-    if match := _SLICE.match(text):
+    if match := _RANGE.fullmatch(text):
+        first, last = int(match[1]), int(match[2])
+        if first <= last:
+            return list(range(first, last + 1))
+    if match := _SLICE.fullmatch(text):
         begin, end = (int(part) if part else None for part in match.groups())
         return list(range(count))[begin:end]
-    return None
+    raise LvlmAttnError(
+        f"{method}: layers={shown(whole)} cannot be read at {shown(text)}; write a number, a range like 18..31, or a "
+        f"slice like 2:-1."
+    )

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.interventions.context import Layer
 from lvlm_attn.kernels.visibility import Visibility
 from lvlm_attn.layout.prompt import PromptLayout
@@ -60,13 +59,3 @@ def counted(stats: Mapping[Any, Any], names: Sequence[str]) -> list[dict[str, An
         {"layer": layer, **{name: int(value) for name, value in zip(names, stats[layer])}}
         for layer in sorted(stats)
     ]
-
-
-def whole_number(title: str, name: str, value: Any, low: int, meaning: str) -> None:
-    """Refuses anything but a whole number of at least `low`.
-
-    Raises:
-        LvlmAttnError: naming the method, the parameter and the value.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise LvlmAttnError(f"{title}: {name}={value!r} must be a whole number of at least {low}, {meaning}.")

@@ -9,8 +9,8 @@ from typing import Any
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.interventions.layers import format_layers
 
-_NEEDS_QUOTES = re.compile(r"[,+\[\]]|^['\"\s]|\s$|^[+-]?\.?\d")
-"""Text that would be read as something else: with separators or brackets, or like a number."""
+_NEEDS_QUOTES = re.compile(r"[,+=\[\]'\"]|^\s|\s$|^[+-]?\.?\d")
+"""Text that would be read as something else: with separators, brackets or quotes, or like a number."""
 
 
 def written(name: str, values: Mapping[str, Any]) -> str:

@@ -80,7 +80,7 @@ def smoothed(relevance: Map, size: tuple[int, int]) -> Map:
     """Brings a relevance grid to pixels: cubic with zeros around it, blurred, scaled to 0..1.
 
     Source: the Grad-CAM overlay of LAVIS (arXiv 2209.09019), which AGLA (arXiv 2406.12718) builds on: standard
-        deviation 0.02 of the longer side.
+        deviation 0.02 of the longer side; beyond the border the values of the border go on.
 
     Args:
         relevance: `(rows, cols)` of the whole image.
@@ -95,7 +95,7 @@ def smoothed(relevance: Map, size: tuple[int, int]) -> Map:
         factors = (height / relevance.shape[0], width / relevance.shape[1])
         large = ndimage.zoom(scaled, factors, order=3, mode="grid-constant", cval=0.0, grid_mode=True)
         scaled = np.clip(large, 0.0, 1.0)
-    return _to_unit(ndimage.gaussian_filter(scaled, 0.02 * max(height, width)))
+    return _to_unit(ndimage.gaussian_filter(scaled, 0.02 * max(height, width), mode="nearest"))
 
 
 def kept_share(similarity: float) -> float:

@@ -207,7 +207,7 @@ def test_written_form_and_bad_mode():
         assert la.parse(str(item)) == (item,)
     assert la.parse("visual_self:mode=self_prefix") == (la.VisualSelf(),)
     assert la.VisualSelf("self+prefix") == la.VisualSelf("self_prefix") == la.VisualSelf()
-    with pytest.raises(la.LvlmAttnError, match="'self' or 'self_prefix'"):
+    with pytest.raises(la.LvlmAttnError, match="one of self, self_prefix"):
         la.VisualSelf("both")
 
 

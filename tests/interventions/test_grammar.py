@@ -1,5 +1,6 @@
 """Interventions as text, there and back."""
 
+import time
 from contextlib import suppress
 
 import pytest
@@ -22,7 +23,7 @@ VARS = st.builds(
 )
 VHRS = st.builds(
     la.VHR,
-    alpha=st.floats(1e-3, 1e6),
+    alpha=st.floats(1e-3, 100),
     layers=LISTS,
     outlier_filter=st.booleans(),
     std_guard=st.booleans(),
@@ -106,6 +107,117 @@ def test_equal_presets_are_equal_objects():
     assert la.VAR(preset="paper", removed_fraction=0.3).removed_fraction == 0.3
     for name in ("paper", "code"):
         assert la.parse(str(la.VAR(preset=name))) == (la.VAR(preset=name),)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mma:marker=0.5",
+        "var:sink_dims=0.5",
+        "var:sink_dims=[[1]]",
+        "var:sink_dims=[1.5,2]",
+        "var:sink_dims=" + "1" * 5000,
+        "vhr:layers=" + "1" * 5000,
+        "vhr:layers=0..999999999",
+        "vhr:layers=²",
+        "vhr:layers=[]",
+        "hollow:window=" + "9" * 5000,
+        "cmai:layer=1e400",
+        "vhr:alpha=1e999",
+        "vhr:alpha=nan",
+        "var:rho=" + "[" * 3000 + "]" * 3000,
+        "[" * 3000,
+        "var:" + "=" * 3000,
+        "icd:prefix=" + '"' * 3001,
+        "visual_self:mode=[a]",
+        "vhr:alpha=2" + ",alpha=2" * 9000,
+    ],
+    ids=lambda text: text[:24],
+)
+def test_what_once_raised_something_else_is_one_sentence(text):
+    began = time.process_time()
+    with pytest.raises(la.LvlmAttnError) as caught:
+        la.parse(text)
+    assert time.process_time() - began < 1
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 1000
+
+
+@pytest.mark.parametrize(
+    "piece", ["var+", "a", "[", "]", "'", '"', "x,", "=", "1e+", "var:rho=1,", "var:a=[1]+", "\x1b"]
+)
+def test_long_text_takes_no_time(piece):
+    for length in (60_000, 2_000_000):
+        text = piece * (length // len(piece))
+        began = time.process_time()
+        with suppress(la.LvlmAttnError):
+            la.parse(text)
+        assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("value", [None, 5, b"var", ["var"]])
+def test_what_is_no_text_is_refused(value):
+    with pytest.raises(la.LvlmAttnError, match="text"):
+        la.parse(value)
+
+
+PIECES = [
+    "var",
+    "vhr",
+    "mma",
+    "carve",
+    ":",
+    "=",
+    ",",
+    "+",
+    "[",
+    "]",
+    "'",
+    '"',
+    "layers",
+    "marker",
+    "general",
+    "rho",
+]
+PIECES += ["1e999", "0.5", "-1", "none", "true", "²", "\ud800", "\n", "18..31", "2:-1"]
+
+
+def read(text):
+    """The methods, or the sentence that refuses them."""
+    try:
+        return la.parse(text)
+    except la.LvlmAttnError as error:
+        return str(error)
+
+
+@given(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_size=20).map("".join))
+def test_text_of_any_kind_gives_a_value_or_one_sentence(text):
+    found = read(text)
+    if isinstance(found, str):
+        assert "\n" not in found
+    else:
+        assert la.parse("+".join(map(str, found))) == found
+
+
+WORDS = st.text(min_size=1, max_size=30).filter(lambda text: text.strip())
+WRITTEN = st.one_of(
+    st.builds(la.ICD, prefix=WORDS),
+    st.builds(la.CARVE, general=WORDS, suffix=WORDS, preset=st.sampled_from(["auto", "paper", "code"])),
+    st.builds(la.MMA, marker=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=4)),
+    st.builds(la.CrossLMM, weights=WORDS),
+    st.builds(la.CrossLMM.reuse, grid=st.tuples(st.integers(1, 9), st.integers(1, 9)), w=UNIT),
+    st.builds(la.AGLA, matcher=WORDS.map(lambda text: "/" + text)),
+    st.builds(la.PAINT, alpha=st.floats(0, 100), head_cap=st.one_of(st.none(), st.floats(1e-9, 100))),
+    st.builds(la.DoLa, layers=st.sampled_from(["low", "high", (), (0, 2), "0:4", "1,3:-1"])),
+    st.builds(la.OPERA, r=st.one_of(st.none(), st.integers(1, 10**6))),
+    st.builds(la.VHR, layers=st.one_of(st.integers(0, 9999), st.lists(st.integers(0, 9999), min_size=1))),
+)
+
+
+@given(st.lists(WRITTEN, min_size=1, max_size=3))
+def test_everything_that_is_written_reads_back(methods):
+    assert la.parse("+".join(map(str, methods))) == tuple(methods)
 
 
 def test_methods_are_listed():

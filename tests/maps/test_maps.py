@@ -292,6 +292,20 @@ def test_smoothing_attenuates_the_border():
     assert 20 <= y < 30
 
 
+def test_the_blur_repeats_the_border_as_the_released_code_does():
+    """By hand: a Gaussian of 0.02 of the longer side, in rows and columns, with border values going on outside."""
+    values = np.random.default_rng(0).random((50, 100))
+    radius = int(4 * 2.0 + 0.5)
+    bell = np.exp(-0.5 * (np.arange(-radius, radius + 1) / 2.0) ** 2)
+    bell /= bell.sum()
+    want = (values - values.min()) / (values.max() - values.min())
+    for _ in range(2):
+        padded = np.pad(want, ((0, 0), (radius, radius)), mode="edge")
+        want = np.stack([np.convolve(row, bell, mode="valid") for row in padded]).T
+    want = (want - want.min()) / (want.max() - want.min())
+    assert np.abs(smoothed(values, (100, 50)) - want).max() < 1e-12
+
+
 def test_layers_are_scaled():
     assert scaled_layers(20, 25, 32) == tuple(range(20, 26))
     assert scaled_layers(20, 25, 64) == tuple(range(40, 52))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 import torch
 from torch import Tensor
 
-from lvlm_attn.errors import LvlmAttnError, closest
+from lvlm_attn.errors import LvlmAttnError, shown
 from lvlm_attn.families.target import Target
 from lvlm_attn.hooks.crosslmm import dual
 from lvlm_attn.hooks.crosslmm.adapter import CrossLMMAdapter
@@ -24,9 +25,16 @@ from lvlm_attn.hooks.crosslmm.pooling import POOLS
 from lvlm_attn.hooks.crosslmm.reach import BRANCHES, SCOPES
 from lvlm_attn.hooks.crosslmm.track import SOURCES
 from lvlm_attn.interventions.base import Intervention, Situation
-from lvlm_attn.interventions.checks import need_number
+from lvlm_attn.interventions.checks import (
+    MOST_WORDS,
+    need_choice,
+    need_flag,
+    need_layers,
+    need_number,
+    need_words,
+)
 from lvlm_attn.interventions.context import Layer
-from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
+from lvlm_attn.interventions.layers import Layers, select_layers
 from lvlm_attn.kernels.extra import ExtraKeys
 from lvlm_attn.kernels.visibility import Visibility
 
@@ -52,6 +60,9 @@ class CrossLMM(Intervention):
     - `CrossLMM(weights="adapter.safetensors")` or `CrossLMM(adapter=...)`, as in the paper: every K-th layer hosts
       a gated cross-attention of each kind behind its self-attention. Grid, layers and the rest come from the file.
     - `CrossLMM.reuse(...)`, training-free and not in the paper.
+
+    `CrossLMM()` alone is the bare model in another way of computing it: with `w=1`, source `S2` and all layers, text
+    reads exactly what it reads without pooling. Entering a wrap says so.
 
     Args:
         weights: a safetensors file (see `lvlm_attn.hooks.crosslmm.weights`), or `"toy"` for the bundled model's.
@@ -133,16 +144,10 @@ class CrossLMM(Intervention):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", _pair(self.grid))
-        object.__setattr__(self, "layers", canonical_layers(self.layers))
+        need_layers(self)
         for name, known in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in known:
-                raise LvlmAttnError(
-                    f"CrossLMM: {name}={value!r} is not known.{closest(str(value), known)} It is one of "
-                    f"{', '.join(known)}."
-                )
-        if not isinstance(self.causal_images, bool):
-            raise LvlmAttnError(f"CrossLMM: causal_images={self.causal_images!r} must be true or false.")
+            need_choice(self, name, known)
+        need_flag(self, "causal_images")
         need_number(self, "w", least=0, most=1)
         need_number(self, "lam", least=0)
         self._refuse_idle()
@@ -155,11 +160,11 @@ class CrossLMM(Intervention):
         ]
         if self.weights is not None and self.adapter is not None:
             raise LvlmAttnError("CrossLMM: weights and adapter are both given; give one of them.")
-        if self.weights is not None and not isinstance(self.weights, str):
-            raise LvlmAttnError(f"CrossLMM: weights={self.weights!r} must be a path, as text.")
+        if self.weights is not None:
+            need_words(self, "weights", remark="give the path of an adapter")
         if self.adapter is not None and not isinstance(self.adapter, CrossLMMAdapter):
             raise LvlmAttnError(
-                f"CrossLMM: adapter={self.adapter!r} is no "
+                f"CrossLMM: adapter={shown(self.adapter)} is no "
                 f"lvlm_attn.hooks.crosslmm.adapter.CrossLMMAdapter; give the path of a file as weights."
             )
         if (self.weights is not None or self.adapter is not None) and changed:
@@ -175,6 +180,8 @@ class CrossLMM(Intervention):
         """Reads the adapter, if there is one, and checks it against the model."""
         if self.weights is None and self.adapter is None:
             layers = select_layers(self.layers, target.layers, self.title)
+            if self._is_bare_model(len(layers) == target.layers):
+                warnings.warn(f"{self.title}: {_BARE}", stacklevel=2)
             fitted = dataclasses.replace(self, layers=layers if self.layers is not None else None)
             plan = dual.Plan(
                 target=target,
@@ -193,6 +200,11 @@ class CrossLMM(Intervention):
             plan = dual.adapter_plan(target, self.weights, self.adapter)
         object.__setattr__(fitted, "_plan", plan)
         return fitted
+
+    def _is_bare_model(self, has_all_layers: bool) -> bool:
+        """Whether text reads exactly what it reads without pooling."""
+        reads_all = self.rule == "R2" and self.source == "S2" and self.w == 1 and has_all_layers
+        return reads_all and self.branches != "v2v" and self.causal_images
 
     @property
     def plan(self) -> dual.Plan:
@@ -259,6 +271,8 @@ class CrossLMM(Intervention):
         adapter = self.plan.adapter
         if not self.plan.hosted:
             return [{"layer": "none", **counts}]
+        if adapter is None and self._is_bare_model(len(self.plan.hosted) == self.plan.target.layers):
+            return [{"layer": "all, text as in the bare model", **counts}]
         return [
             {
                 "layer": layer,
@@ -273,6 +287,11 @@ class CrossLMM(Intervention):
         return "crosslmm:adapter=<in memory>" if self.adapter is not None else super().__str__()
 
 
+_BARE = (
+    "with w=1, source S2 and all layers text reads what it reads without pooling, so the answers are the bare "
+    "model's; give weights, or another w, source, layers or rule."
+)
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "rule": RULES,
     "source": SOURCES,
@@ -286,10 +305,10 @@ def _pair(grid: Any) -> tuple[int, int]:
     sides = (grid, grid) if isinstance(grid, int) else grid
     is_pair = isinstance(sides, (tuple, list)) and len(sides) == 2
     if not is_pair or not all(
-        isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides
+        isinstance(side, int) and not isinstance(side, bool) and 0 < side <= MOST_WORDS for side in sides
     ):
         raise LvlmAttnError(
-            f"CrossLMM: grid={grid!r} must be two numbers of at least 1, cells from top to bottom and from left to "
-            f"right."
+            f"CrossLMM: grid={shown(grid)} must be two numbers from 1 to {MOST_WORDS}, cells from top to bottom and "
+            f"from left to right."
         )
     return (int(sides[0]), int(sides[1]))

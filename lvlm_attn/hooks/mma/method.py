@@ -14,21 +14,33 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from lvlm_attn.errors import LvlmAttnError, closest
+from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.families.target import Target
 from lvlm_attn.hooks.mma.groups import MODES, Spans, groups_of
-from lvlm_attn.interventions.base import Intervention, Situation
+from lvlm_attn.interventions.base import Situation
+from lvlm_attn.interventions.checks import need_choice, need_flag, need_layers, need_number, need_wholes
 from lvlm_attn.interventions.context import Layer
-from lvlm_attn.interventions.layers import Layers, canonical_layers
+from lvlm_attn.interventions.layers import Layers
 from lvlm_attn.interventions.modality import Made, counted, is_image, once_per_call
+from lvlm_attn.interventions.presets import HasPresets, Preset, preset_field
 from lvlm_attn.kernels.visibility import ALL, Visibility
 from lvlm_attn.prompts.markers import assistant_marker, find_marker
 
 _NEED_MARKER = ("reference", "same_turn")
 
 
+PRESETS = {
+    "paper": Preset({"mode": "paper_general", "strength": 1.0}, "paper, the general formula read literally"),
+    "code": Preset(
+        {"mode": "reference", "strength": 1.0, "include_marker": True},
+        "released code: one image and one turn, up to the first answer marker",
+    ),
+}
+"""Settings by name."""
+
+
 @dataclass(frozen=True)
-class MMA(Intervention):
+class MMA(HasPresets):
     """Modality-mutual attention (experimental on models not trained with it): image tokens read the question.
 
     A causal model reads the image before it knows what is asked. Here the rows of an image may also read text that
@@ -63,6 +75,7 @@ class MMA(Intervention):
         strength: factor in [0, 1] on the exponentiated scores of the keys read ahead; 0 changes nothing, 1 is MMA.
         include_marker: whether the answer marker itself is read; the released code does.
         marker: token ids of the answer marker; None takes them from the processor's chat template.
+        preset: `"auto"`, or a name of `PRESETS`, for parameters that are left out.
 
     Raises:
         LvlmAttnError: for an unknown mode, a strength outside [0, 1], a mode that needs a marker without one, or,
@@ -81,27 +94,19 @@ class MMA(Intervention):
     strength: float = 1.0
     include_marker: bool = True
     marker: Sequence[int] | None = None
+    preset: str = preset_field()
+
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise LvlmAttnError(
-                f"MMA has no mode {self.mode!r}.{closest(str(self.mode), MODES)} Choose {', '.join(MODES)}."
-            )
-        value = self.strength
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise LvlmAttnError(f"MMA: strength={value!r} must be a number from 0 to 1; 0 changes nothing.")
-        object.__setattr__(self, "strength", float(value))
-        if not isinstance(self.include_marker, bool):
-            raise LvlmAttnError(f"MMA: include_marker={self.include_marker!r} must be true or false.")
+        self.apply_preset()
+        need_choice(self, "mode", MODES)
+        need_number(self, "strength", least=0, most=1, remark="0 changes nothing")
+        need_flag(self, "include_marker")
         if self.marker is not None:
-            ids = (self.marker,) if isinstance(self.marker, (int, str)) else tuple(self.marker)
-            if not ids or not all(isinstance(item, int) and not isinstance(item, bool) for item in ids):
-                raise LvlmAttnError(
-                    f"MMA: marker={self.marker!r} must be token ids in order, as in (32001,); leave it out to have "
-                    f"them read off the processor's chat template."
-                )
-            object.__setattr__(self, "marker", ids)
-        object.__setattr__(self, "layers", canonical_layers(self.layers))
+            remark = "token ids in order; leave it out to have them read off the processor's chat template"
+            need_wholes(self, "marker", example="(32001,)", remark=remark)
+        need_layers(self)
 
     def is_neutral(self) -> bool:
         """Whether no key is ever opened."""

@@ -70,12 +70,11 @@ class OPERA(Intervention):
     beta: int = 5
 
     def __post_init__(self) -> None:
-        need_whole(self, "candidates", 1)
-        need_number(self, "sigma", above=0)
-        need_number(self, "alpha", least=0)
-        if self.r is not None:
-            need_whole(self, "r", 1)
-        need_whole(self, "beta", 1)
+        need_whole(self, "candidates", 1, 1000)
+        need_number(self, "sigma", above=0, most=1e6)
+        need_number(self, "alpha", least=0, most=1e6)
+        need_whole(self, "r", 1, or_none=True)
+        need_whole(self, "beta", 1, 1000)
 
     def is_neutral(self) -> bool:
         """Whether plain beam search is left."""

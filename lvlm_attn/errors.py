@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from typing import Any
+from unicodedata import category
 
 
 class LvlmAttnError(ValueError):
@@ -17,6 +18,9 @@ class LvlmAttnError(ValueError):
 class UnsupportedError(LvlmAttnError):
     """The combination asked for would be computed wrongly, so it is refused."""
 
+
+_TURNS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+"""Characters that turn the direction of all that follows."""
 
 _MOST_NAME = 64
 _MOST_SHOWN = 80
@@ -38,6 +42,25 @@ def shown(value: Any) -> str:
             is_number = isinstance(value, int)
             text = "a number of more than 4300 digits" if is_number else f"a {type(value).__name__}"
     return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """Text as a terminal can show it: escape codes, other controls and lone surrogates are spelt out.
+
+    Line breaks and tabs stay.
+
+    Example:
+        >>> printable("plain" + chr(27) + "[31m") == "plain" + chr(92) + "x1b[31m"
+        True
+    """
+    return "".join(
+        one if one in "\n\t" or not _is_control(one) else one.encode("unicode_escape").decode()
+        for one in text
+    )
+
+
+def _is_control(one: str) -> bool:
+    return category(one) in ("Cc", "Cs", "Zl", "Zp") or one in _TURNS
 
 
 def closest(name: str, known: Iterable[str], *, least: float = 0.5) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lvlm_attn.errors import LvlmAttnError, closest
+from lvlm_attn.errors import LvlmAttnError, closest, printable
 
 if TYPE_CHECKING:
     from lvlm_attn.evals.core.benchmark import Benchmark
@@ -203,12 +203,19 @@ def check_decoding(decode: str, temperature: float) -> None:
 
 def print_json(value: object) -> None:
     """The one object on standard output."""
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    text = json.dumps(value, ensure_ascii=False)
+    # A lone surrogate cannot be encoded; as an escape it is JSON all the same.
+    typer.echo(text.encode("utf-8", "backslashreplace").decode())
 
 
 def tell(text: str) -> None:
     """A remark on standard error, so that standard output stays the result."""
-    typer.echo(text, err=True)
+    typer.echo(printable(text), err=True)
+
+
+def say(text: str) -> None:
+    """Text on standard output; what data and answers hold of escape codes is shown as text."""
+    typer.echo(printable(text))
 
 
 def finish(done: Evaluation, table: Any, as_json: bool) -> None:
@@ -219,7 +226,7 @@ def finish(done: Evaluation, table: Any, as_json: bool) -> None:
         from lvlm_attn.evals.core.report import show
 
         show(table)
-        typer.echo(f"Written to {done.folder}")
+        say(f"Written to {done.folder}")
     failed = [line for line in done.lines if line.get("error")]
     if failed:
         tell(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lvlm_attn.cli.common import Json, print_json, tell
+from lvlm_attn.cli.common import Json, print_json, say, tell
 from lvlm_attn.errors import LvlmAttnError, closest
 
 FORMATS = ("md", "csv", "latex", "html")
@@ -37,7 +37,7 @@ def compare(runs: Runs, force: Force = False, resamples: Resamples = 2000, as_js
             for warning in pairing.warnings:
                 tell(f"warning: {name}: {warning}")
         return
-    typer.echo(str(done))
+    say(str(done))
 
 
 def report(
@@ -79,7 +79,7 @@ def report(
     for warning in made.warnings():
         tell(f"warning: {warning}")
     if out is None:
-        typer.echo(text, nl=not text.endswith("\n"))
+        say(text.removesuffix("\n"))
         return
     from lvlm_attn.evals.core.jsonio import write_text
 

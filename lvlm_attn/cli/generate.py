@@ -22,6 +22,7 @@ from lvlm_attn.cli.common import (
     load_model,
     print_json,
     read_interventions,
+    say,
     tell,
 )
 
@@ -74,6 +75,6 @@ def generate(
             }
         )
         return
-    typer.echo(answer.raw_text.strip())
+    say(answer.raw_text.strip())
     if report and did is not None:
         tell(str(did))

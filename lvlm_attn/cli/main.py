@@ -14,7 +14,7 @@ import typer
 from lvlm_attn._version import __version__
 from lvlm_attn.cli import compare, demo, doctor, evaluate, generate, info, pope, score
 from lvlm_attn.cli.common import Plugin, Stopped
-from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.errors import LvlmAttnError, printable
 
 app = typer.Typer(
     name="lvlm-attn",
@@ -66,12 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=[*plugins, *rest], prog_name="lvlm-attn")
     except Stopped as stopped:
-        print(f"\n{stopped}", file=sys.stderr)
+        print(f"\n{printable(str(stopped))}", file=sys.stderr)
         raise SystemExit(130) from None
     except (LvlmAttnError, OSError) as error:
         if debug:
             raise
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+        print(f"error: {printable(' '.join(_sentence(error).split()))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from lvlm_attn.cli.common import say
+
 app = typer.Typer(no_args_is_help=True, help="Make POPE questions.")
 
 
@@ -44,7 +46,7 @@ def build(
             path, "".join(json.dumps(question_row(item), ensure_ascii=False) + "\n" for item in questions)
         )
         files[path.name] = {"questions": len(questions), "sha256": sha256(path.read_bytes()).hexdigest()}
-        typer.echo(f"{path}: {len(questions)} questions")
+        say(f"{path}: {len(questions)} questions")
     source = {"name": objects.name, "sha256": sha256(read_bytes(objects, "object file")).hexdigest()}
     write_json(
         folder / f"{start}_pope_build.json",

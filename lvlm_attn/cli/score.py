@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lvlm_attn.cli.common import Json, print_json, tell
+from lvlm_attn.cli.common import Json, print_json, say, tell
 
 app = typer.Typer(no_args_is_help=True, help="Score answers that exist already; needs no model.")
 
@@ -50,7 +50,7 @@ def pope(
         return
     show(pope_table({answers[0].stem: result}, f"POPE, parser {parser} (%)"))
     if result["unreadable"]:
-        typer.echo(f"{result['unreadable']} answers hold neither yes nor no as a word.")
+        say(f"{result['unreadable']} answers hold neither yes nor no as a word.")
     if failed:
         tell(f"note: {failed} samples failed when the answers were generated and are left out.")
 
@@ -91,4 +91,4 @@ def chair(
     show(chair_table({answers[0].stem: result}, f"CHAIR, mode {mode} (%)"))
     top = ", ".join(f"{name} {count}" for name, count in result["top_hallucinated"].items())
     if top:
-        typer.echo(f"Most hallucinated: {top}")
+        say(f"Most hallucinated: {top}")

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
 from lvlm_attn.errors import UnsupportedError
+
+
+def folded(seed: int) -> int:
+    """Any whole number as one that generators take; from 0 to 2**63 - 1 it is the number itself.
+
+    Example:
+        >>> folded(7), 0 <= folded(-1) < 2**63, folded(-1) == folded(-1)
+        (7, True, True)
+    """
+    if 0 <= seed < 2**63:
+        return seed
+    return int.from_bytes(sha256(hex(seed).encode()).digest()[:7], "big")
 
 
 class SeededSampler(LogitsProcessor):  # type: ignore[misc]
@@ -24,7 +37,7 @@ class SeededSampler(LogitsProcessor):  # type: ignore[misc]
     """
 
     def __init__(self, seeds: Sequence[int], temperature: float = 1.0) -> None:
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._generators = [torch.Generator().manual_seed(folded(seed)) for seed in seeds]
         self._temperature = temperature
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO
 
+from lvlm_attn.errors import printable
+
 _GAP = 2
 _LEAST_WIDTH = 40
 
@@ -64,6 +66,7 @@ def plain(table: Table, width: int | None = None) -> str:
         run         mean
         bare model  30.2
     """
+    table = _printable(table)
     title = table.title if width is None else textwrap.fill(table.title, width)
     if width is None or _natural(table) <= width:
         return "\n".join([title, *_aligned(table.columns, table.rows, table.text_columns)])
@@ -86,6 +89,16 @@ def plain(table: Table, width: int | None = None) -> str:
                 before = row[0]
             lines.append(f"{'':{_GAP}}{line}")
     return "\n".join(lines)
+
+
+def _printable(table: Table) -> Table:
+    """The table with every cell on one line that a terminal can show; names come from data."""
+    columns, *rows = (tuple(map(_cell, line)) for line in (table.columns, *table.rows))
+    return Table(_cell(table.title), columns, tuple(rows), table.text_columns)
+
+
+def _cell(text: str) -> str:
+    return printable(text.replace("\n", "\\n").replace("\t", "\\t"))
 
 
 def _widths(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[int]:

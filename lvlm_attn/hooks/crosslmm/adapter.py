@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.errors import LvlmAttnError, shown
 from lvlm_attn.hooks.crosslmm.pooling import POOLS
 from lvlm_attn.hooks.crosslmm.reach import SCOPES, TEXT_ROWS
 
@@ -69,28 +69,29 @@ class AdapterShape:
     kv_source: str = "projected"
 
     def __post_init__(self) -> None:
-        for name in ("K", "layers", "hidden", "n_heads", "n_kv", "head_dim"):
-            if not _is_count(getattr(self, name)):
-                raise LvlmAttnError(
-                    f"CrossLMM adapter: {name}={getattr(self, name)!r} must be a number of at least 1."
-                )
-        if not 0 <= self.offset < self.K:
-            raise LvlmAttnError(
-                f"CrossLMM adapter: offset={self.offset!r} must be from 0 to K - 1 = {self.K - 1}."
-            )
+        for name, most in _SIZES.items():
+            if not _is_count(getattr(self, name), most):
+                self._refuse(name, f"must be a whole number from 1 to {most}")
+        if not _is_count(self.offset, self.K - 1, least=0):
+            self._refuse("offset", f"must be from 0 to K - 1 = {self.K - 1}")
         if not self.hosted:
             raise LvlmAttnError(
                 f"CrossLMM adapter: K={self.K} with offset={self.offset} hosts none of {self.layers} layers; "
                 f"choose a smaller K or offset."
             )
-        if len(self.grid) != 2 or not all(_is_count(side) for side in self.grid):
-            raise LvlmAttnError(f"CrossLMM adapter: grid={self.grid!r} must be two numbers of at least 1.")
+        is_pair = isinstance(self.grid, tuple) and len(self.grid) == 2
+        if not is_pair or not all(_is_count(side, 10_000) for side in self.grid):
+            self._refuse("grid", "must be two whole numbers from 1 to 10000")
+        for name in ("qkv_bias", "o_bias", "causal_images", "kv_norm"):
+            if not isinstance(getattr(self, name), bool):
+                self._refuse(name, "must be true or false")
         for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise LvlmAttnError(
-                    f"CrossLMM adapter: {name}={getattr(self, name)!r} is not supported; "
-                    f"it is one of {', '.join(known)}."
-                )
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in known:
+                self._refuse(name, f"is not supported; it is one of {', '.join(known)}")
+
+    def _refuse(self, name: str, why: str) -> NoReturn:
+        raise LvlmAttnError(f"CrossLMM adapter: {name}={shown(getattr(self, name))} {why}.")
 
     @property
     def hosted(self) -> tuple[int, ...]:
@@ -98,6 +99,7 @@ class AdapterShape:
         return tuple(range(self.offset, self.layers, self.K))
 
 
+_SIZES = {"K": 9_999, "layers": 9_999, "hidden": 2**20, "n_heads": 2**16, "n_kv": 2**16, "head_dim": 2**16}
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "pool": POOLS,
     "v2v_scope": SCOPES,
@@ -235,5 +237,5 @@ class CrossLMMAdapter(nn.Module):
         return {name: float(self.branch(layer, name).gate.detach().tanh()) for name in BRANCHES}
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _is_count(value: Any, most: int, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

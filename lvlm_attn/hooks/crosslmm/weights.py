@@ -85,11 +85,14 @@ def read_shape(path: str | Path) -> AdapterShape:
     for name in known & set(metadata):
         try:
             values[name] = json.loads(metadata[name])
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # plain text, integers of 5000 digits, brackets within brackets
             values[name] = metadata[name]
     if isinstance(values["grid"], list):
         values["grid"] = tuple(values["grid"])
-    return AdapterShape(**values)
+    try:
+        return AdapterShape(**values)
+    except LvlmAttnError as error:
+        raise LvlmAttnError(f"{str(error).rstrip('.')}; the metadata of {str(path)!r} says so.") from None
 
 
 def load_adapter(path: str | Path, dtype: torch.dtype | None = None) -> CrossLMMAdapter:
@@ -119,6 +122,17 @@ def load_adapter(path: str | Path, dtype: torch.dtype | None = None) -> CrossLMM
             raise LvlmAttnError(
                 f"CrossLMM: {name!r} in {str(path)!r} has shape {tuple(state[name].shape)}, but its metadata asks for "
                 f"{shape}."
+            )
+    for name, value in state.items():
+        if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
+            what = str(value.dtype).removeprefix("torch.")
+            what = (
+                "numbers that are not finite"
+                if value.is_floating_point()
+                else f"{what} where fractions belong"
+            )
+            raise LvlmAttnError(
+                f"CrossLMM: {name!r} in {str(path)!r} holds {what}; train or convert it again."
             )
     adapter.load_state_dict(
         {name: value.to(dtype or value.dtype) for name, value in state.items()}, assign=True

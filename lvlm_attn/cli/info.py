@@ -6,7 +6,7 @@ import dataclasses
 import re
 import textwrap
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,10 +36,11 @@ def methods(
                 f"there is no method named {name!r}.{closest(name, known)} "
                 f"The methods are {', '.join(known)}."
             )
+        presets = _presets(name)
         if as_json:
-            print_json(dataclasses.asdict(known[name]))
+            print_json(dataclasses.asdict(known[name]) | {"presets": presets})
             return
-        typer.echo("\n".join(_explained(known[name])))
+        typer.echo("\n".join(_explained(known[name], presets)))
         return
     if as_json:
         print_json(
@@ -70,6 +71,14 @@ def _known() -> dict[str, Method]:
     return dict(sorted(found.items()))
 
 
+def _presets(name: str) -> list[dict[str, Any]]:
+    """Settings by name, from the class itself: some depend on what is published for single models."""
+    from lvlm_attn.hooks.catalogue import methods as registered
+    from lvlm_attn.interventions.presets import describe_presets
+
+    return describe_presets(registered()[name])
+
+
 def _defaults(item: Method, longest: int | None = None) -> str:
     """The parameters as they are written; texts beyond `longest` are shortened."""
     written = []
@@ -93,7 +102,9 @@ def _at_commas(text: str, indent: int) -> Iterator[str]:
     yield line
 
 
-def _explained(item: Method) -> Iterator[str]:
+def _explained(item: Method, presets: list[dict[str, Any]]) -> Iterator[str]:
+    from lvlm_attn.interventions.written import format_value
+
     width = terminal_width()
     yield f"{item.name} ({item.class_name})"
     yield from textwrap.wrap(item.summary, width)
@@ -111,11 +122,17 @@ def _explained(item: Method) -> Iterator[str]:
             f"{part.name}={default}  {allowed}", width, initial_indent="  ", subsequent_indent="      "
         )
         yield from textwrap.wrap(part.text, width, initial_indent="      ", subsequent_indent="      ")
-    if item.presets:
+    if presets:
         yield ""
         yield "Presets"
-        for name, text in item.presets.items():
-            yield f"  {name}: {text}"
+    for row in presets:
+        settings = ",".join(f"{key}={format_value(key, value)}" for key, value in row["settings"].items())
+        generate = ",".join(f"{key}={value}" for key, value in row["generate"].items())
+        given = f"{settings or 'the defaults'}{f'; with generate({generate})' if generate else ''}"
+        yield from textwrap.wrap(
+            f"{row['name']} : {given}", width, initial_indent="  ", subsequent_indent="      "
+        )
+        yield from textwrap.wrap(row["source"], width, initial_indent="      ", subsequent_indent="      ")
     yield ""
     yield from textwrap.wrap(f"Source: {item.source or 'not said'}", width, subsequent_indent="  ")
     yield from textwrap.wrap(f"Example: --intervene {item.example}", width, subsequent_indent="  ")

@@ -18,6 +18,7 @@ from typing import Any
 _HOOKS = Path(__file__).parent
 _PACKAGE = _HOOKS.parent
 _MUST = re.compile(r"\s*must be (.+?)(?:[.;]|$)")
+_PRESET = "auto, or one of the presets"
 _CHECKS = ("need_number", "need_whole", "need_choice", "need_flag", "whole_number")
 
 
@@ -52,7 +53,6 @@ class Method:
         summary: the first sentence of its docstring.
         text: the rest of it, up to the parameters.
         parameters: in the order of the dataclass.
-        presets: settings by name.
         source: where it was published, from the docstring of its module.
         example: one written form.
     """
@@ -62,7 +62,6 @@ class Method:
     summary: str
     text: str
     parameters: tuple[Parameter, ...]
-    presets: Mapping[str, str]
     source: str
     example: str
 
@@ -96,7 +95,7 @@ def method_of(kind: type) -> Method:
         if method.class_name == kind.__name__:
             return method
     summary, _, rest = (inspect.getdoc(kind) or "").partition("\n")
-    return Method(str(getattr(kind, "name", "")), kind.__name__, summary, rest.strip(), (), {}, "", "")
+    return Method(str(getattr(kind, "name", "")), kind.__name__, summary, rest.strip(), (), "", "")
 
 
 def methods_in(source: str) -> Iterator[Method]:
@@ -148,7 +147,6 @@ def _method(node: ast.ClassDef, name: str, constants: Mapping[str, Any], module:
     summary, _, rest = sections.get("", "").partition("\n")
     told = _described(sections.get("Args", ""))
     ranges = _ranges(node, constants)
-    presets = constants.get("PRESETS", {})
     source = re.search(r"(?:Source|After)\b.*?(?=\n\n|\Z)", module, re.DOTALL)
     example = re.search(rf"'({re.escape(name)}(?::[^']*)?)'", sections.get("Example", ""))
     return Method(
@@ -157,9 +155,6 @@ def _method(node: ast.ClassDef, name: str, constants: Mapping[str, Any], module:
         summary=summary.strip(),
         text=rest.strip(),
         parameters=tuple(_parameters(node, constants, told, ranges)),
-        presets={
-            key: ",".join(f"{k}={_written(v)}" for k, v in value.items()) for key, value in presets.items()
-        },
         source=" ".join((source.group() if source else module.partition("\n")[2]).split()).removeprefix(
             "Source: "
         ),
@@ -208,7 +203,8 @@ def _parameters(
         value = item.value
         if isinstance(value, ast.Call):
             options = {key.arg: key.value for key in value.keywords}
-            value = options.get("default")
+            is_preset = ast.unparse(value.func) == "preset_field"
+            value = ast.Constant("auto") if is_preset else options.get("default")
         hidden = options.get("repr")
         choices = _choices(item.annotation, constants)
         kind = _kind(annotation, bool(choices))
@@ -216,7 +212,7 @@ def _parameters(
             name=name,
             default=None if value is None else _default(value, constants),
             kind=kind,
-            allowed=ranges.get(name) or choices or "",
+            allowed=_PRESET if name == "preset" else ranges.get(name) or choices or "",
             text=told.get(name, ""),
             in_code_only=isinstance(hidden, ast.Constant) and hidden.value is False,
         )
@@ -268,8 +264,9 @@ def _ranges(node: ast.ClassDef, constants: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for item in ast.walk(node):
         if isinstance(item, ast.Call) and isinstance(item.func, ast.Name) and item.func.id in _CHECKS:
-            name, text = _checked(item, constants)
-            found[name] = text
+            with contextlib.suppress(ValueError):  # a check in a loop over names is found by its messages
+                name, text = _checked(item, constants)
+                found[name] = text
         elif isinstance(item, ast.Compare) and isinstance(item.ops[0], ast.NotIn):
             choices = constants.get(ast.unparse(item.comparators[0]))
             name = ast.unparse(item.left).removeprefix("self.")

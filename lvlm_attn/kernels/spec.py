@@ -144,8 +144,7 @@ def redistribution_gains(masses: Tensor, spec: Redistribution) -> tuple[Tensor, 
 class Amplification:
     """Changes the scores of some keys before the softmax, in the touched rows: `s + h * (gain * |s| + bias)`.
 
-    With `signed` the gain keeps the sign of the score, `s + h * (gain * s + bias)`: a gain of 0.15 multiplies the scores
-    by 1.15.
+    With `signed` the gain keeps the sign of the score, `s + h * (gain * s + bias)`: 0.15 multiplies it by 1.15.
 
     Source: Liu et al., "Paying More Attention to Image" (PAI, ECCV 2024), section 3.2, where `gain` is alpha on
     image tokens. Scores of keys a row may not read stay as they are.

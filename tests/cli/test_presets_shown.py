@@ -24,7 +24,7 @@ def test_a_method_says_where_its_numbers_are_from(capsys, name):
         for title, preset in kind.presets.items():
             assert f" {title} " in joined
             assert preset.source in joined
-    assert "Args:" in out
+    assert "Parameters" in out
     assert all(len(line) <= 80 for line in out.splitlines())
 
 

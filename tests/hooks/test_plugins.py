@@ -6,7 +6,7 @@ import pytest
 
 import lvlm_attn as la
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.hooks import catalogue, plugins
+from lvlm_attn.hooks import catalogue, entry_points, plugins
 
 QUIET = """
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Quiet(la.Intervention):
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
     monkeypatch.setattr(catalogue, "_METHODS", dict(catalogue._METHODS))
-    monkeypatch.setattr(plugins, "_loaded", set())
+    monkeypatch.setattr(entry_points, "_loaded", set())
 
 
 def written(path, text=QUIET, name="quiet"):
@@ -60,11 +60,11 @@ def test_entry_points_are_loaded_once_and_failures_are_told(tmp_path, monkeypatc
             " {'name': 'other'}))\n", "theirs")  # fmt: skip
     monkeypatch.syspath_prepend(tmp_path)
     points = [
-        metadata.EntryPoint("a", "someone:Quiet", plugins.GROUP),
-        metadata.EntryPoint("b", "someone:everything", plugins.GROUP),
-        metadata.EntryPoint("c", "nobody:Nothing", plugins.GROUP),
+        metadata.EntryPoint("a", "someone:Quiet", entry_points.GROUP),
+        metadata.EntryPoint("b", "someone:everything", entry_points.GROUP),
+        metadata.EntryPoint("c", "nobody:Nothing", entry_points.GROUP),
     ]
-    monkeypatch.setattr(plugins, "entry_points", lambda: points)
+    monkeypatch.setattr(entry_points, "entry_points", lambda: points)
     with pytest.warns(UserWarning, match=r"'c' \(nobody:Nothing\) could not be loaded"):
         found = la.methods()
     assert {"theirs", "other", "var"} <= set(found)

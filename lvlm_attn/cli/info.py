@@ -6,7 +6,7 @@ import dataclasses
 import re
 import textwrap
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -36,11 +36,10 @@ def methods(
                 f"there is no method named {name!r}.{closest(name, known)} "
                 f"The methods are {', '.join(known)}."
             )
-        presets = _presets(name)
         if as_json:
-            print_json(dataclasses.asdict(known[name]) | {"presets": presets})
+            print_json(dataclasses.asdict(known[name]))
             return
-        typer.echo("\n".join(_explained(known[name], presets)))
+        typer.echo("\n".join(_explained(known[name])))
         return
     if as_json:
         print_json(
@@ -54,7 +53,7 @@ def methods(
         head = textwrap.wrap(f"{item.name}  {item.summary}", terminal_width(), subsequent_indent="    ")
         typer.echo("\n".join(head))
         if item.parameters:
-            typer.echo("\n".join(_at_commas(f"    {item.name}:{_defaults(item, 30)}", 8)))
+            typer.echo("\n".join(_at_commas(f"    {item.name}:{_defaults(item)}", 8)))
     typer.echo("\n`lvlm-attn methods NAME` explains one of them.")
 
 
@@ -71,40 +70,26 @@ def _known() -> dict[str, Method]:
     return dict(sorted(found.items()))
 
 
-def _presets(name: str) -> list[dict[str, Any]]:
-    """Settings by name, from the class itself: some depend on what is published for single models."""
-    from lvlm_attn.hooks.catalogue import methods as registered
-    from lvlm_attn.interventions.presets import describe_presets
-
-    return describe_presets(registered()[name])
-
-
-def _defaults(item: Method, longest: int | None = None) -> str:
-    """The parameters as they are written; texts beyond `longest` are shortened."""
-    written = []
-    for part in item.parameters:
-        default = part.default or ""
-        if longest is not None and len(default) > longest:
-            default = f"{default[:longest]}..."
-        if not part.in_code_only:
-            written.append(f"{part.name}={default}")
-    return ",".join(written)
+def _defaults(item: Method) -> str:
+    return ",".join(
+        f"{part.name}={part.default if part.default is not None else ''}"
+        for part in item.parameters
+        if not part.in_code_only
+    )
 
 
 def _at_commas(text: str, indent: int) -> Iterator[str]:
-    """A list without blanks over several lines, which end after a comma."""
+    """A list over several lines, which end after a comma or at a blank."""
     line = text[: len(text) - len(text.lstrip())]
-    for part in re.findall(r"[^,]+,?", text.strip()):
+    for part in re.findall(r"[^, ]+[, ]?|[, ]", text.strip()):
         if len(line) + len(part) > terminal_width() and line.strip():
-            yield line
+            yield line.rstrip()
             line = " " * indent
         line += part
     yield line
 
 
-def _explained(item: Method, presets: list[dict[str, Any]]) -> Iterator[str]:
-    from lvlm_attn.interventions.written import format_value
-
+def _explained(item: Method) -> Iterator[str]:
     width = terminal_width()
     yield f"{item.name} ({item.class_name})"
     yield from textwrap.wrap(item.summary, width)
@@ -122,17 +107,17 @@ def _explained(item: Method, presets: list[dict[str, Any]]) -> Iterator[str]:
             f"{part.name}={default}  {allowed}", width, initial_indent="  ", subsequent_indent="      "
         )
         yield from textwrap.wrap(part.text, width, initial_indent="      ", subsequent_indent="      ")
-    if presets:
+    if item.presets:
         yield ""
-        yield "Presets"
-    for row in presets:
-        settings = ",".join(f"{key}={format_value(key, value)}" for key, value in row["settings"].items())
-        generate = ",".join(f"{key}={value}" for key, value in row["generate"].items())
-        given = f"{settings or 'the defaults'}{f'; with generate({generate})' if generate else ''}"
+        yield "Presets, which set what is left out; `auto` is what is taken by itself"
+    for preset in item.presets:
+        yield from textwrap.wrap(preset.name, width, initial_indent="  ", subsequent_indent="    ")
+        yield from _at_commas(f"      {preset.settings}", 8)
+        if preset.generate:
+            yield f"      with generate(..., {preset.generate})"
         yield from textwrap.wrap(
-            f"{row['name']} : {given}", width, initial_indent="  ", subsequent_indent="      "
+            f"From: {preset.source}", width, initial_indent="      ", subsequent_indent="        "
         )
-        yield from textwrap.wrap(row["source"], width, initial_indent="      ", subsequent_indent="      ")
     yield ""
     yield from textwrap.wrap(f"Source: {item.source or 'not said'}", width, subsequent_indent="  ")
     yield from textwrap.wrap(f"Example: --intervene {item.example}", width, subsequent_indent="  ")

@@ -15,38 +15,31 @@ from torch import Tensor
 from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.checks import need_layers
 from lvlm_attn.interventions.context import Layer
-from lvlm_attn.interventions.layers import Layers
+from lvlm_attn.interventions.layers import Layers, select_layers
 from lvlm_attn.interventions.modality import counted, is_image
 from lvlm_attn.interventions.presets import HasPresets, Preset, Published, preset_field
 
-LLAVA_7B = (31, 29, 30, 28, 0, 26, 27, 25, 24, 22, 23, 21, 2, 3, 20, 18, 17, 12, 19)
-"""Layers of LLaVA-1.5-7B (32 layers), the least effective first."""
-
-LLAVA_13B = (
-    *(39, 32, 28, 36, 27, 37, 29, 30, 1, 38, 25, 31),
-    *(2, 26, 23, 34, 0, 33, 35, 22, 24, 21, 20, 17),
-)
-"""Layers of LLaVA-1.5-13B (40 layers), the least effective first."""
-
-LLAVA_NEXT_7B = (31, 29, 30, 28, 26, 27, 22, 24, 21, 23, 25, 20, 19, 17, 18, 15, 12, 0, 2)
-"""Layers of LLaVA-NeXT-7B (32 layers), the least effective first."""
-
-LLAVA_NEXT_13B = (
-    *(39, 32, 29, 36, 27, 30, 37, 23, 25, 31, 26, 2),
-    *(28, 22, 33, 35, 34, 24, 38, 21, 20, 18, 1, 17),
-)
-"""Layers of LLaVA-NeXT-13B (40 layers), the least effective first."""
-
-PUBLISHED = {
-    ("llava", 32): ("LLaVA-1.5-7B", LLAVA_7B),
-    ("llava", 40): ("LLaVA-1.5-13B", LLAVA_13B),
-    ("llava_next", 32): ("LLaVA-NeXT-7B", LLAVA_NEXT_7B),
-    ("llava_next", 40): ("LLaVA-NeXT-13B", LLAVA_NEXT_13B),
-}
-"""Published lists by family and number of layers."""
+# Layers as the README lists them, the least effective first.
+LLAVA_7B = "31,29,30,28,0,26,27,25,24,22,23,21,2,3,20,18,17,12,19"
+LLAVA_13B = "39,32,28,36,27,37,29,30,1,38,25,31,2,26,23,34,0,33,35,22,24,21,20,17"
+LLAVA_NEXT_7B = "31,29,30,28,26,27,22,24,21,23,25,20,19,17,18,15,12,0,2"
+LLAVA_NEXT_13B = "39,32,29,36,27,30,37,23,25,31,26,2,28,22,33,35,34,24,38,21,20,18,1,17"
 
 _README = "released README, table of replaced layers"
-PRESETS = {name.lower(): Preset({"layers": layers}, _README) for name, layers in PUBLISHED.values()}
+BY_MODEL = (
+    Published("LLaVA-1.5-7B", {"layers": LLAVA_7B}, _README, ("llava", 32)),
+    Published("LLaVA-1.5-13B", {"layers": LLAVA_13B}, _README, ("llava", 40)),
+    Published("LLaVA-NeXT-7B", {"layers": LLAVA_NEXT_7B}, _README, ("llava_next", 32)),
+    Published("LLaVA-NeXT-13B", {"layers": LLAVA_NEXT_13B}, _README, ("llava_next", 40)),
+)
+"""Published lists, known by family and number of layers."""
+
+PRESETS = {
+    "llava-1.5-7b": Preset({"layers": LLAVA_7B}, _README),
+    "llava-1.5-13b": Preset({"layers": LLAVA_13B}, _README),
+    "llava-next-7b": Preset({"layers": LLAVA_NEXT_7B}, _README),
+    "llava-next-13b": Preset({"layers": LLAVA_NEXT_13B}, _README),
+}
 """The published lists by the name of the model, for use on another one."""
 
 
@@ -79,17 +72,11 @@ class FrozenVisual(HasPresets):
     preset: str = preset_field()
 
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
+    by_model: ClassVar[Sequence[Published]] = BY_MODEL
 
     def __post_init__(self) -> None:
         self.apply_preset()
         need_layers(self)
-
-    @classmethod
-    def published(cls) -> Sequence[Published]:
-        """The list of each model."""
-        return [
-            Published(name, {"layers": tuple(sorted(layers))}, _README) for name, layers in PUBLISHED.values()
-        ]
 
     def default_layers(self, target: Target) -> Layers:
         """The published list for the model, or the closest there is."""
@@ -119,8 +106,9 @@ def default_layers(family: str, count: int) -> tuple[int, ...]:
         >>> default_layers("qwen2_vl", 8)
         (0, 4, 5, 6, 7)
     """
-    known = PUBLISHED.get((family, count))
+    known = next((one for one in BY_MODEL if one.key == (family, count)), None)
     if known is not None:
-        return tuple(sorted(known[1]))
-    chosen = tuple(layer for layer in range(count) if int((layer + 0.5) * 32 / count) in LLAVA_7B)
+        return select_layers(known.settings["layers"], count, "FrozenVisual")
+    least_effective = select_layers(LLAVA_7B, 32, "FrozenVisual")
+    chosen = tuple(layer for layer in range(count) if int((layer + 0.5) * 32 / count) in least_effective)
     return chosen or (count - 1,)

@@ -12,14 +12,18 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from lvlm_attn.interventions.written import format_value
 
 _HOOKS = Path(__file__).parent
 _PACKAGE = _HOOKS.parent
 _MUST = re.compile(r"\s*must be (.+?)(?:[.;]|$)")
-_PRESET = "auto, or one of the presets"
-_CHECKS = ("need_number", "need_whole", "need_choice", "need_flag", "whole_number")
+_CHECKS = ("need_number", "need_whole", "need_wholes", "need_words", "need_choice", "need_flag")
+_PUBLISHED = {"Preset": ("settings", "source", "generate"), "Published": ("name", "settings", "source")}
+"""What a preset and what is published for a model hold, in order."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,23 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """Settings that a source publishes.
+
+    Attributes:
+        name: of the preset, or `auto` and the model for which they are taken by themselves.
+        settings: as `parse` reads them.
+        generate: options of `generate` that the source sets with them, likewise.
+        source: where they are from.
+    """
+
+    name: str
+    settings: str
+    generate: str
+    source: str
+
+
+@dataclass(frozen=True)
 class Method:
     """A method.
 
@@ -53,6 +74,7 @@ class Method:
         summary: the first sentence of its docstring.
         text: the rest of it, up to the parameters.
         parameters: in the order of the dataclass.
+        presets: settings by name, and those for single models.
         source: where it was published, from the docstring of its module.
         example: one written form.
     """
@@ -62,6 +84,7 @@ class Method:
     summary: str
     text: str
     parameters: tuple[Parameter, ...]
+    presets: tuple[Setting, ...]
     source: str
     example: str
 
@@ -95,7 +118,7 @@ def method_of(kind: type) -> Method:
         if method.class_name == kind.__name__:
             return method
     summary, _, rest = (inspect.getdoc(kind) or "").partition("\n")
-    return Method(str(getattr(kind, "name", "")), kind.__name__, summary, rest.strip(), (), "", "")
+    return Method(str(getattr(kind, "name", "")), kind.__name__, summary, rest.strip(), (), (), "", "")
 
 
 def methods_in(source: str) -> Iterator[Method]:
@@ -155,6 +178,7 @@ def _method(node: ast.ClassDef, name: str, constants: Mapping[str, Any], module:
         summary=summary.strip(),
         text=rest.strip(),
         parameters=tuple(_parameters(node, constants, told, ranges)),
+        presets=tuple(_presets(constants)),
         source=" ".join((source.group() if source else module.partition("\n")[2]).split()).removeprefix(
             "Source: "
         ),
@@ -203,36 +227,40 @@ def _parameters(
         value = item.value
         if isinstance(value, ast.Call):
             options = {key.arg: key.value for key in value.keywords}
-            is_preset = ast.unparse(value.func) == "preset_field"
-            value = ast.Constant("auto") if is_preset else options.get("default")
+            value = options.get("default")
+            if ast.unparse(item.value) == "preset_field()":  # type: ignore[arg-type]
+                value = ast.Constant("auto")
+                ranges = {**ranges, name: ", ".join(("auto", *constants.get("PRESETS", ())))}
         hidden = options.get("repr")
         choices = _choices(item.annotation, constants)
         kind = _kind(annotation, bool(choices))
         yield Parameter(
             name=name,
-            default=None if value is None else _default(value, constants),
+            default=None if value is None else _default(name, value, constants),
             kind=kind,
-            allowed=_PRESET if name == "preset" else ranges.get(name) or choices or "",
+            allowed=ranges.get(name) or choices or "",
             text=told.get(name, ""),
             in_code_only=isinstance(hidden, ast.Constant) and hidden.value is False,
         )
 
 
-def _default(value: ast.expr, constants: Mapping[str, Any]) -> str:
+def _presets(constants: Mapping[str, Any]) -> Iterator[Setting]:
+    """What a module has as `PRESETS` and `BY_MODEL`."""
+    named = [(name, one) for name, one in constants.get("PRESETS", {}).items()]
+    for name, one in [*named, *((f"auto, {one['name']}", one) for one in constants.get("BY_MODEL", ()))]:
+        settings, generate = (_joined(one.get(key, {})) for key in ("settings", "generate"))
+        yield Setting(name, settings, generate, one["source"])
+
+
+def _joined(values: Mapping[str, Any]) -> str:
+    return ",".join(f"{key}={format_value(key, value)}" for key, value in values.items())
+
+
+def _default(name: str, value: ast.expr, constants: Mapping[str, Any]) -> str:
     try:
-        return _written(_value(value, constants))
+        return format_value(name, _value(value, constants))
     except ValueError:
         return ast.unparse(value)
-
-
-def _written(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (tuple, list)):
-        return "[" + ",".join(_written(item) for item in value) + "]"
-    if isinstance(value, str) and re.search(r"[,+\[\]]|^\s|\s$", value):
-        return f'"{value}"'
-    return str(value)
 
 
 def _choices(annotation: ast.expr, constants: Mapping[str, Any]) -> str:
@@ -264,7 +292,7 @@ def _ranges(node: ast.ClassDef, constants: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for item in ast.walk(node):
         if isinstance(item, ast.Call) and isinstance(item.func, ast.Name) and item.func.id in _CHECKS:
-            with contextlib.suppress(ValueError):  # a check in a loop over names is found by its messages
+            if isinstance(item.args[1], ast.Constant):  # else a loop over a table, which is read as such
                 name, text = _checked(item, constants)
                 found[name] = text
         elif isinstance(item, ast.Compare) and isinstance(item.ops[0], ast.NotIn):
@@ -285,6 +313,12 @@ def _ranges(node: ast.ClassDef, constants: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+@cache
+def _checks() -> dict[str, Any]:
+    """The constants of the checks."""
+    return _constants(ast.parse((_PACKAGE / "interventions" / "checks.py").read_text("utf-8")))
+
+
 def _checked(call: ast.Call, constants: Mapping[str, Any]) -> tuple[str, str]:
     function = call.func.id if isinstance(call.func, ast.Name) else ""
     name = str(ast.literal_eval(call.args[1]))
@@ -293,13 +327,18 @@ def _checked(call: ast.Call, constants: Mapping[str, Any]) -> tuple[str, str]:
         return name, "true or false"
     if function == "need_choice":
         return name, ", ".join(map(str, _value(call.args[2], constants)))
-    if function == "whole_number":
-        least, said = _value(call.args[3], constants), ast.literal_eval(call.args[4])
-        return name, f"at least {least}, {said}"
+    remark = options["remark"].value if isinstance(options.get("remark"), ast.Constant) else ""  # type: ignore[attr-defined]
+    if function == "need_wholes":
+        return name, f"from 0 on, as in {ast.literal_eval(options['example'])}"
+    if function == "need_words":
+        return name, "some words"
     least = call.args[2] if len(call.args) > 2 else options.get("least")
-    words = [("at least", least), ("above", options.get("above")), ("at most", options.get("most"))]
+    most = call.args[3] if len(call.args) > 3 else options.get("most")
+    words = [("at least", least), ("above", options.get("above")), ("at most", most)]
     bounds = [f"{word} {_value(bound, constants):g}" for word, bound in words if bound is not None]
-    return name, " and ".join(bounds)
+    if most is None and function == "need_number":
+        bounds.append(f"at most {_checks()['MOST_GAIN']:g}")
+    return name, " and ".join(bounds) + (f"; {remark}" if remark else "")
 
 
 def _value(node: ast.expr, constants: Mapping[str, Any]) -> Any:
@@ -310,6 +349,13 @@ def _value(node: ast.expr, constants: Mapping[str, Any]) -> Any:
     """
     if isinstance(node, ast.Name) and node.id in constants:
         return constants[node.id]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _PUBLISHED:
+        return dict(zip(_PUBLISHED[node.func.id], [_value(part, constants) for part in node.args]))
+    if isinstance(node, ast.JoinedStr):
+        parts = [part.value if isinstance(part, ast.FormattedValue) else part for part in node.values]
+        return "".join(str(_value(part, constants)) for part in parts)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub):
+        return _value(node.left, constants) - _value(node.right, constants)
     if isinstance(node, ast.Tuple | ast.List):
         return tuple(_value(item, constants) for item in node.elts)
     if isinstance(node, ast.Dict) and None not in node.keys:

@@ -41,6 +41,8 @@ PRESETS = {
 }
 """Settings by name; the last three are for general vision-language tasks, hallucination and vision-centric tasks."""
 
+BY_MODEL = KNOWN
+
 
 @dataclass(frozen=True)
 class VAR(HasPresets):
@@ -93,6 +95,7 @@ class VAR(HasPresets):
     require_visual_sink: bool = True
 
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
+    by_model: ClassVar[Sequence[Published]] = BY_MODEL
 
     def __post_init__(self) -> None:
         self.apply_preset()
@@ -106,11 +109,6 @@ class VAR(HasPresets):
             object.__setattr__(self, "sink_dims", tuple(sorted(set(self.sink_dims))))
         need_flag(self, "require_visual_sink")
         need_layers(self)
-
-    @classmethod
-    def published(cls) -> Sequence[Published]:
-        """Models whose sink dimensions are known."""
-        return [Published(known.models, {"sink_dims": known.dims}, known.source) for known in KNOWN]
 
     def is_neutral(self) -> bool:
         """Whether no weight is ever moved."""

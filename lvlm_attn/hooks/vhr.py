@@ -34,6 +34,13 @@ PRESETS = {
 }
 """Settings by name."""
 
+_TABLE = "paper, implementation details; the same for all tasks"
+BY_MODEL = (
+    Published("LLaVA-1.5-7B", {"layers": "1,18..31", "alpha": 2.0}, _TABLE),
+    Published("LLaVA-NeXT-7B", {"layers": "1,18..31", "alpha": 2.0}, _TABLE),
+)
+"""What is taken by itself: the same layers, scaled to the depth of other models."""
+
 
 @dataclass(frozen=True)
 class VHR(HasPresets):
@@ -76,6 +83,7 @@ class VHR(HasPresets):
     preset: str = preset_field()
 
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
+    by_model: ClassVar[Sequence[Published]] = BY_MODEL
 
     def __post_init__(self) -> None:
         self.apply_preset()
@@ -84,15 +92,6 @@ class VHR(HasPresets):
         need_flag(self, "outlier_filter")
         need_flag(self, "std_guard")
         need_layers(self)
-
-    @classmethod
-    def published(cls) -> Sequence[Published]:
-        """The paper's layers by model."""
-        layers = default_layers(32)
-        return [
-            Published(model, {"layers": layers, "alpha": 2.0}, "paper, implementation details")
-            for model in ("LLaVA-1.5-7B", "LLaVA-NeXT-7B")
-        ]
 
     def is_neutral(self) -> bool:
         """Whether no head is ever scaled."""

@@ -72,7 +72,8 @@ def _parse_one(text: str, known: Mapping[str, type[Intervention]]) -> Interventi
             raise LvlmAttnError(f"{name} has no parameter named {shown(key)}.{closest(key, names)} {listed}")
         if key in arguments:
             raise LvlmAttnError(f"{name}: parameter {key!r} is given twice; give it once.")
-        arguments[key] = value if key == "layers" and value.lower() != "none" else _value(name, key, value)
+        is_layers = key == "layers" and value.lower() != "none"
+        arguments[key] = value.strip("'\"") if is_layers else _value(name, key, value)
     try:
         return kind(**arguments)
     except LvlmAttnError:

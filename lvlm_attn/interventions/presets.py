@@ -37,19 +37,21 @@ class Published:
         model: its name.
         settings: values by parameter.
         source: where they are from.
+        key: what the model is known by; the method that has the table says how.
     """
 
     model: str
     settings: Mapping[str, Any]
     source: str
+    key: tuple[Any, ...] = ()
 
 
 class HasPresets(Intervention):
     """An intervention with settings by name, chosen by its parameter `preset`.
 
-    A subclass lists them as `presets`, declares `preset: str = field(default=AUTO, compare=False)`, and calls
-    `apply_preset` first in `__post_init__`. A preset sets what was left out: what is written wins, also where it
-    equals the default. The string of an object holds the values, not the name.
+    A subclass lists them as `presets`, and as `by_model` what is published for single models; it declares
+    `preset: str = preset_field()` and calls `apply_preset` first in `__post_init__`. A preset sets what was left out:
+    what is written wins, also where it equals the default. The string of an object holds the values, not the name.
 
     Example:
         >>> from lvlm_attn import VAR
@@ -58,6 +60,7 @@ class HasPresets(Intervention):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {}
+    by_model: ClassVar[Sequence[Published]] = ()
     preset: str
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -66,11 +69,6 @@ class HasPresets(Intervention):
         names = [item.name for item in parameters(cls) if item.init]
         made.__dict__["_written"] = frozenset((*names[: len(args)], *kwargs))
         return made
-
-    @classmethod
-    def published(cls) -> Sequence[Published]:
-        """What is published for single models."""
-        return ()
 
     def apply_preset(self) -> None:
         """Sets the parameters that were left out.
@@ -93,27 +91,6 @@ class HasPresets(Intervention):
         for key, value in chosen.settings.items():
             if key not in self.__dict__["_written"]:
                 object.__setattr__(self, key, value)
-
-
-def describe_presets(kind: type[Intervention]) -> list[dict[str, Any]]:
-    """Presets and models of a method, as rows `name`, `settings`, `generate` and `source` for a listing.
-
-    Example:
-        >>> from lvlm_attn import VAR
-        >>> describe_presets(VAR)[0]["name"]
-        'paper'
-    """
-    if not issubclass(kind, HasPresets):
-        return []
-    rows: list[dict[str, Any]] = [
-        {"name": name, "settings": dict(one.settings), "generate": dict(one.generate), "source": one.source}
-        for name, one in kind.presets.items()
-    ]
-    rows += [
-        {"name": f"{AUTO}, {one.model}", "settings": dict(one.settings), "generate": {}, "source": one.source}
-        for one in kind.published()
-    ]
-    return rows
 
 
 def preset_field() -> Any:

@@ -14,51 +14,41 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from lvlm_attn.interventions.presets import Published
 from lvlm_attn.runtime.active import without_interventions
 
 if TYPE_CHECKING:
     from lvlm_attn.families.target import Target
 
 
-@dataclass(frozen=True)
-class KnownDims:
-    """Sink dimensions that a source gives for a base model.
-
-    Attributes:
-        models: its name, and models made of it.
-        key: model type, hidden size, layers and key-value heads of the text configuration.
-        dims: the dimensions.
-        source: who gives them.
-    """
-
-    models: str
-    key: tuple[str, int, int, int]
-    dims: tuple[int, ...]
-    source: str
-
-
 KNOWN = (
-    KnownDims(
+    Published(
         "LLaVA-1.5-7B, LLaVA-NeXT-7B (Vicuna-7B)",
-        ("llama", 4096, 32, 32),
-        (1415, 2533),
+        {"sink_dims": (1415, 2533)},
         "VAR's paper and released code, for LLaMA-2-7B",
+        ("llama", 4096, 32, 32),
     ),
-    KnownDims(
+    Published(
         "LLaVA-1.5-13B, LLaVA-NeXT-13B (Vicuna-13B)",
-        ("llama", 5120, 40, 40),
-        (2100, 4743),
+        {"sink_dims": (2100, 4743)},
         "VAR's released code, for LLaMA-2-13B",
+        ("llama", 5120, 40, 40),
     ),
-    KnownDims(
+    Published(
         "Qwen2-VL-7B",
-        ("qwen2_vl_text", 3584, 28, 4),
-        (458, 2570),
+        {"sink_dims": (458, 2570)},
         "reported for VAR; two independent ports agree",
+        ("qwen2_vl_text", 3584, 28, 4),
     ),
-    KnownDims("Qwen2.5-VL-7B", ("qwen2_5_vl_text", 3584, 28, 4), (458, 2570), "two independent ports agree"),
+    Published(
+        "Qwen2.5-VL-7B",
+        {"sink_dims": (458, 2570)},
+        "two independent ports agree",
+        ("qwen2_5_vl_text", 3584, 28, 4),
+    ),
 )
-"""Base models whose dimensions a source gives; those of all others, LLaVA-OneVision-7B among them, are measured."""
+"""Base models whose dimensions a source gives; those of all others, LLaVA-OneVision-7B among them, are measured.
+The key is model type, hidden size, layers and key-value heads of the text configuration."""
 
 _PROMPTS = (
     "The quick brown fox jumps over the lazy dog. It was a bright cold day.",
@@ -121,7 +111,7 @@ def known_sink_dims(config: Any) -> tuple[int, ...] | None:
         int(getattr(config, "num_hidden_layers", 0)),
         int(getattr(config, "num_key_value_heads", None) or heads),
     )
-    return next((known.dims for known in KNOWN if known.key == key), None)
+    return next((known.settings["sink_dims"] for known in KNOWN if known.key == key), None)
 
 
 def find_sink_dims(target: Target, *, most: int = 3) -> SinkDims:

@@ -12,7 +12,7 @@ from tests.cli.test_cli import call, refused
 from tests.hooks.test_plugins import QUIET
 
 
-@pytest.mark.parametrize("arguments", [["methods"], ["methods", "--json"]])
+@pytest.mark.parametrize("arguments", [["methods"], ["methods", "var"], ["methods", "pai", "--json"]])
 def test_methods_import_neither_torch_nor_transformers(arguments):
     code = (
         "import sys\nfrom lvlm_attn.cli.main import main\n"
@@ -40,7 +40,7 @@ def test_a_method_is_explained_within_80_columns(capsys, monkeypatch):
     out = " ".join(call(capsys, "methods", "var")[1].split())
     for part in (
         "rho=0.5 (number: at least 0 and at most 1)",
-        "hallucination : removed_fraction=0.6,rho=0.5",
+        "hallucination removed_fraction=0.6,rho=0.5",
         "arXiv 2503.03321",
     ):
         assert part in out  # fmt: skip

@@ -5,6 +5,7 @@ import json
 import pytest
 
 import lvlm_attn as la
+from lvlm_attn.hooks.index import index
 from lvlm_attn.interventions.presets import HasPresets
 from tests.cli.test_cli import call, refused
 
@@ -23,9 +24,23 @@ def test_a_method_says_where_its_numbers_are_from(capsys, name):
     if issubclass(kind, HasPresets):
         for title, preset in kind.presets.items():
             assert f" {title} " in joined
-            assert preset.source in joined
-    assert "Parameters" in out
+            assert f"From: {preset.source}" in joined
+        for one in kind.by_model:
+            assert f" auto, {one.model} " in joined
+            assert f"From: {one.source}" in joined
     assert all(len(line) <= 80 for line in out.splitlines())
+
+
+@pytest.mark.parametrize("name", la.methods())
+def test_presets_are_described_as_they_are(name):
+    """What is read off the source is what the class has."""
+    kind = la.methods()[name]
+    presets = dict(getattr(kind, "presets", {}))
+    told = {one.name: one for one in index()[name].presets if not one.name.startswith("auto")}
+    assert told.keys() == presets.keys()
+    for title, one in told.items():
+        assert la.parse(f"{name}:{one.settings}") == (kind(**presets[title].settings),)
+        assert one.source == presets[title].source
 
 
 def test_a_method_as_json(capsys):

@@ -51,9 +51,9 @@ def test_ranges_are_the_ones_that_are_checked():
     allowed = {f"{m.name}.{p.name}": p.allowed for m in FOUND.values() for p in m.parameters}
     assert allowed["var.removed_fraction"] == "at least 0 and at most 1"
     assert allowed["dola.beta"] == "above 0 and at most 1"
-    assert allowed["vhr.vhd_power"].startswith("2 (squared distances) or 1")
+    assert allowed["vhr.vhd_power"].startswith("at least 1 and at most 2; 2 for squared")
     assert allowed["crosslmm.rule"] == "R1, R2"
-    assert allowed["mma.strength"] == "a number from 0 to 1"
+    assert allowed["mma.strength"] == "at least 0 and at most 1; 0 changes nothing"
 
 
 def test_methods_of_others_without_a_readable_file():

@@ -9,7 +9,7 @@ import pytest
 import lvlm_attn as la
 from lvlm_attn.hooks.frozen_visual import default_layers
 from lvlm_attn.interventions.base import parameters
-from lvlm_attn.interventions.presets import HasPresets, describe_presets
+from lvlm_attn.interventions.presets import HasPresets
 from lvlm_attn.measures.sinks import KNOWN
 
 NAMED = [
@@ -83,12 +83,10 @@ def test_shortv_lists_for_all_four_models():
     assert default_layers("llava_next", 40) == tuple(sorted(map(int, next_13b.split(","))))
     assert la.FrozenVisual(preset="llava-next-13b").layers == default_layers("llava_next", 40)
     assert la.FrozenVisual(preset="llava-1.5-7b").layers == default_layers("llava", 32)
-    assert {row["name"] for row in describe_presets(la.FrozenVisual)} >= {
-        "auto, LLaVA-NeXT-13B",
-        "llava-next-13b",
-    }
+    assert [one.model for one in la.FrozenVisual.by_model][-1] == "LLaVA-NeXT-13B"
 
 
 def test_known_sink_dimensions_say_who_gives_them():
-    assert all(known.source and known.models for known in KNOWN)
-    assert [row["name"] for row in describe_presets(la.VAR) if row["name"].startswith("auto")]
+    assert all(known.source and known.model for known in KNOWN)
+    assert tuple(la.VAR.by_model) == KNOWN
+    assert la.VHR(layers=la.VHR.by_model[0].settings["layers"]).layers == (1, *range(18, 32))

@@ -104,8 +104,12 @@ class MMA(HasPresets):
         need_number(self, "strength", least=0, most=1, remark="0 changes nothing")
         need_flag(self, "include_marker")
         if self.marker is not None:
-            remark = "token ids in order; leave it out to have them read off the processor's chat template"
-            need_wholes(self, "marker", example="(32001,)", remark=remark)
+            need_wholes(
+                self,
+                "marker",
+                example="(32001,)",
+                remark="token ids; leave it out to read them off the chat template",
+            )
         need_layers(self)
 
     def is_neutral(self) -> bool:

@@ -14,6 +14,7 @@ from lvlm_attn.decoding.options import split_options
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.families import family_of, parts_of
 from lvlm_attn.interventions.base import Intervention, Target
+from lvlm_attn.interventions.layers import format_layers
 from lvlm_attn.interventions.report import Report
 from lvlm_attn.kernels.dispatch import requested
 from lvlm_attn.prompts.chat import decode_answers
@@ -173,6 +174,10 @@ class Wrapped:
             model=f"{session.target.family.title}, {session.target.layers} layers of {session.target.heads} heads",
             backend=own or backend,
             kernels=session.kernels.describe(),
+            skipped=tuple(
+                format_layers(session.sites.skipped.get(place, ())).strip("[]")
+                for place in range(len(session.interventions))
+            ),
             interventions=tuple(_written(item) for item in session.interventions),
             rows=tuple(
                 item.summarise(session.stats.get(place, {}))

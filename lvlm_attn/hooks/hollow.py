@@ -68,7 +68,7 @@ class Hollow(Intervention):
         image = is_image(layer.layout)
         # Image tokens at least a window back: those before the position that is window - 1 back.
         back = torch.nn.functional.pad(count_before(image), (self.window - 1, 0))[:, : image.shape[1]]
-        is_changed = image & (back > 0)
+        is_changed = image if layer.call.attends_ahead else image & (back > 0)
         group = torch.where(is_changed, 1, torch.where(image, 2, 0))
         every, near = (ALL, ALL, ALL), self.window - 1
         return Made(

@@ -17,7 +17,7 @@ import torch
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.interventions.base import Intervention, Layer, Target
 from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
-from lvlm_attn.interventions.modality import Made, count_before, counted, is_image, once_per_call
+from lvlm_attn.interventions.modality import Made, attends_to_any, counted, is_image, once_per_call
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
 MODES = ("self", "self_prefix")
@@ -77,7 +77,7 @@ class VisualSelf(Intervention):
         image = is_image(layout)
         lost = image if self.mode == "self_prefix" else layout.is_valid
         # A token that loses nothing keeps its bits; it is an image key all the same.
-        is_changed = image & (count_before(lost) > 0)
+        is_changed = image & attends_to_any(layer, lost)
         group = torch.where(is_changed, 1, torch.where(image, 2, 0))
         text = ALL if self.mode == "self_prefix" else 0
         every = (ALL, ALL, ALL)

@@ -18,7 +18,7 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.families.encoder_patches import VisionRows, received
 from lvlm_attn.hooks.paint import new_images
 from lvlm_attn.interventions.base import Intervention, Layer, Target
-from lvlm_attn.interventions.checks import need_whole
+from lvlm_attn.interventions.checks import need_softmax_everywhere, need_whole
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
 if TYPE_CHECKING:
@@ -69,6 +69,12 @@ class VMTC(Intervention):
     def is_neutral(self) -> bool:
         """Whether every patch is kept."""
         return self.keep >= FULL
+
+    def fit(self, target: Target) -> VMTC:
+        """Refuses models with layers in which nothing can be hidden."""
+        if not self.is_neutral():
+            need_softmax_everywhere(self, target)
+        return self
 
     def refuse(self, situation: str) -> str | None:
         """Refuses a prompt in pieces, which may cut an image."""

@@ -42,6 +42,7 @@ class Call:
         labels: `(batch, queries)`, what a plain forward was given as `labels` (-100 where nothing is to be
             predicted), or None.
         kernels: which path computes edited attention.
+        text_mask: what the model's own mask is, see `lvlm_attn.families.Family`.
         has_own_mask: whether the caller gave a dense attention mask, which may say anything.
         memo: what the layers of this call share; empty once the call is over.
         text_heads: reads the prompt without its images: takes layers, gives for each the head outputs
@@ -65,6 +66,7 @@ class Call:
     labels: Tensor | None = None
     text_heads: Callable[[Sequence[int]], dict[int, Tensor]] | None = None
     kernels: Dispatch = field(default_factory=Dispatch)
+    text_mask: str = "causal"
     has_own_mask: bool = False
     memo: Memo = field(default_factory=Memo)
     vision: tuple[Encoded, ...] | None = None
@@ -73,6 +75,11 @@ class Call:
     def length(self) -> int:
         """Number of positions read once this call is done."""
         return self.start + self.queries
+
+    @property
+    def attends_ahead(self) -> bool:
+        """Whether the model's own mask lets queries of this call attend to later positions."""
+        return self.is_prompt and self.queries > 1 and self.text_mask.startswith("bidirectional")
 
     @cached_property
     def layout(self) -> PromptLayout:

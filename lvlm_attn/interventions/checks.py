@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lvlm_attn.errors import LvlmAttnError, closest
-from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.errors import LvlmAttnError, UnsupportedError, closest
+from lvlm_attn.interventions.base import Intervention, Target
+from lvlm_attn.interventions.layers import format_layers
 
 
 def need_number(
@@ -57,3 +58,17 @@ def need_flag(item: Intervention, key: str) -> None:
     """Raises `LvlmAttnError` unless a parameter is true or false."""
     if not isinstance(getattr(item, key), bool):
         raise LvlmAttnError(f"{item.title}: {key}={getattr(item, key)!r} must be true or false.")
+
+
+def need_softmax_everywhere(item: Intervention, target: Target) -> None:
+    """Refuses a model in which tokens flow through layers where nothing can be hidden from others.
+
+    Raises:
+        UnsupportedError: naming the layers without softmax attention.
+    """
+    if target.skipped_layers:
+        raise UnsupportedError(
+            f"{item.title} hides image tokens in every layer, and layers {format_layers(target.skipped_layers)} of "
+            f"this {target.family.title} model have no softmax attention, in which nothing can be hidden; use a "
+            f"method that acts in single layers."
+        )

@@ -74,6 +74,8 @@ class PromptLayout:
         *,
         after: PromptLayout | None = None,
         may_end_inside_image: bool = False,
+        marks_between: bool = False,
+        edge_ids: Sequence[int] = (),
     ) -> PromptLayout:
         """Lays out a prompt from its token ids and the grids of its images.
 
@@ -88,6 +90,9 @@ class PromptLayout:
                 covers both, and image indices go on.
             may_end_inside_image: whether the last image of a row may lack its last tokens, as in a prefill
                 that is cut into chunks. A later `build(..., after=...)` goes on inside that image.
+            marks_between: whether tokens that stand between the image tokens of one image are its fillers: the
+                break after a row, the marker before a tile.
+            edge_ids: ids of tokens that are fillers of the image they stand right before or behind, up to two of them.
 
         Returns:
             The layout of `input_ids`, preceded by `after` if given.
@@ -110,7 +115,11 @@ class PromptLayout:
         is_image = input_ids == image_token_id
         counts = cast("list[int]", is_image.sum(1).tolist())
         shared = _share_out(counts, grids, after, may_end_inside_image)
-        fields = fields_of(is_image, is_valid, [piece for pieces, _ in shared for piece in pieces]).unbind(0)
+        flat = [piece for pieces, _ in shared for piece in pieces]
+        edges = None
+        if edge_ids:
+            edges = torch.isin(input_ids, torch.tensor(list(edge_ids), device=input_ids.device))
+        fields = fields_of(is_image, is_valid, flat, marks_between=marks_between, is_edge=edges).unbind(0)
         own = tuple(tuple(piece.grid for piece in pieces if piece.start == 0) for pieces, _ in shared)
         unfinished = tuple(rest for _, rest in shared)
         if any(unfinished):
@@ -158,7 +167,7 @@ class PromptLayout:
 
     @cached_property
     def is_filler(self) -> Tensor:
-        """`(batch, length)`: an image token that shows no place of the image (newline, class token)."""
+        """`(batch, length)`: a token of an image that shows no place of it (newline, class token, marker)."""
         return self.kind == Kind.FILLER
 
     @cached_property

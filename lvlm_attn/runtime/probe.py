@@ -27,7 +27,7 @@ def probe(target: Target) -> None:
             model(inputs_embeds=embed(ids), use_cache=False)
     finally:
         ACTIVE.reset(token)
-    missing = sorted(set(range(target.layers)) - seen.seen)
+    missing = sorted(set(target.parts.softmax_layers) - seen.seen)
     if missing:
         raise UnsupportedError(
             f"The attention of layers {missing} of {type(model).__name__} does not go through transformers' "

@@ -24,6 +24,7 @@ from lvlm_attn.kernels.visible_path import attend_few
 from lvlm_attn.runtime.collected import CollectedEdits, Edit
 from lvlm_attn.runtime.edits import apply_edits
 from lvlm_attn.runtime.fused import attend_fused
+from lvlm_attn.runtime.mask_check import check_mask
 
 NAME = "lvlm_attn"
 _KNOWN = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
@@ -110,6 +111,7 @@ def attend(
     if edits.is_nothing:
         return run()
     attention = _attention_call(calls[-1], query, key, value, attention_mask, kwargs)
+    check_mask(calls[-1], attention, backend)
     return _attend_edited(run, calls[-1], edits, attention, backend)
 
 

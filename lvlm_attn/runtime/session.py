@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.families import Evidence, named_arguments, prompt_layout
-from lvlm_attn.interventions.base import ATTENTION_SITES, LAYER_SITES, Intervention, Target
+from lvlm_attn.families import Evidence, image_token_id, named_arguments, prompt_layout
+from lvlm_attn.interventions.base import Intervention, Target
 from lvlm_attn.interventions.call import (
     ACTIVE,
     Call,
@@ -27,7 +27,9 @@ from lvlm_attn.interventions.call import (
 )
 from lvlm_attn.kernels.dispatch import Dispatch
 from lvlm_attn.layout.prompt import PromptLayout
+from lvlm_attn.runtime.arguments import entering_hidden, has_dense_mask, padding_mask
 from lvlm_attn.runtime.generate_frame import Generation, running_generation
+from lvlm_attn.runtime.sites import Sites
 from lvlm_attn.runtime.text_pass import text_heads
 from lvlm_attn.runtime.vision_reader import VisionReader
 
@@ -65,25 +67,19 @@ class Session:
         self._last_call: Call | None = None
         self._mode: Literal["plain", "serving", "silent"] = "plain"
         wanted = [rows for item in self.interventions for rows in item.vision(target)]
+        if wanted and not target.family.encoder:
+            readers = " and ".join(item.title for item in self.interventions if item.vision(target))
+            raise UnsupportedError(
+                f"{readers} reads what the image encoder looks at, and where the patches of {target.family.title}'s "
+                f"encoder stand among its image tokens is not known here; use a method that reads the decoder alone."
+            )
         self._vision = VisionReader(target.parts.base, target.parts.vision, wanted) if wanted else None
-        self._sites = {site: self._by_layer(site) for site in (*LAYER_SITES, "attention")}
-
-    def _by_layer(self, site: str) -> dict[int, list[tuple[int, Intervention]]]:
-        names = ATTENTION_SITES if site == "attention" else (site,)
-        found: dict[int, list[tuple[int, Intervention]]] = {}
-        for place, item in enumerate(self.interventions):
-            for name in names:
-                if item.overrides(name):
-                    for layer in item.layers_at(name, self.target):
-                        entry = (place, item)
-                        if entry not in found.setdefault(layer, []):
-                            found[layer].append(entry)
-        return found
+        self.sites = Sites.of(self.interventions, target)
 
     @property
     def needs_attention(self) -> bool:
         """Whether the attention registry has to call us."""
-        return bool(self._sites["attention"])
+        return bool(self.sites.by_layer["attention"])
 
     def install(self) -> None:
         """Puts the hooks on the model."""
@@ -95,17 +91,18 @@ class Session:
         keep(parts.base.register_forward_pre_hook(self._on_base, with_kwargs=True))
         keep(parts.language_model.register_forward_pre_hook(self._on_enter, with_kwargs=True))
         keep(parts.language_model.register_forward_hook(self._on_leave, with_kwargs=True, always_call=True))
-        for layer, items in self._sites["observe"].items():
+        for layer, items in self.sites.by_layer["observe"].items():
             keep(
                 parts.layers[layer].register_forward_pre_hook(self._observer(layer, items), with_kwargs=True)
             )
-        for layer, items in self._sites["scale_heads"].items():
-            keep(parts.output_projections[layer].register_forward_pre_hook(self._scaler(layer, items)))
-        for layer, items in self._sites["modules"].items():
+        for layer, items in self.sites.by_layer["scale_heads"].items():
+            projection = cast("nn.Module", parts.output_projections[layer])
+            keep(projection.register_forward_pre_hook(self._scaler(layer, items)))
+        for layer, items in self.sites.by_layer["modules"].items():
             keeper, adder = self._adder(layer, items)
             keep(parts.layers[layer].register_forward_pre_hook(keeper, with_kwargs=True))
-            keep(parts.attentions[layer].register_forward_hook(adder))
-        for layer, items in self._sites["frozen"].items():
+            keep(cast("nn.Module", parts.attentions[layer]).register_forward_hook(adder))
+        for layer, items in self.sites.by_layer["frozen"].items():
             freezer = self._freezer(layer, items)
             keep(parts.layers[layer].register_forward_hook(freezer, with_kwargs=True))
         if self._vision is not None:
@@ -168,7 +165,9 @@ class Session:
         if call.start == 0:
             for place, item in enumerate(self.interventions):
                 item.begin(call, place)
-        changed = False
+        changed = bool(call.inputs.get("logits_to_keep"))
+        if changed:  # some decoders (gemma4) drop queries on the way, and every layer is told of all of them
+            call.inputs["logits_to_keep"] = 0
         for item in self.interventions:
             if item.overrides("edit_embeds"):
                 embeds = item.edit_embeds(call, call.inputs["inputs_embeds"])
@@ -196,7 +195,7 @@ class Session:
         def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             call = self._own_call()
             if call is not None:
-                hidden = _hidden(args, kwargs)
+                hidden = entering_hidden(args, kwargs)
                 for place, item in items:
                     item.observe(call.layer(layer, place), hidden)
 
@@ -220,7 +219,7 @@ class Session:
         entered: list[Tensor] = []
 
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            entered[:] = [_hidden(args, kwargs)]
+            entered[:] = [entering_hidden(args, kwargs)]
 
         def add(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             call, before = self._own_call(), entered.pop()
@@ -248,7 +247,7 @@ class Session:
                 is_frozen = item.frozen(call.layer(layer, place))
                 if is_frozen is not None:
                     is_frozen = is_frozen.to(hidden.device)[..., None]
-                    hidden = torch.where(is_frozen, _hidden(args, kwargs), hidden)
+                    hidden = torch.where(is_frozen, entering_hidden(args, kwargs), hidden)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return freeze
@@ -300,7 +299,7 @@ class Session:
             is_valid = nn.functional.pad(is_valid, (0, self._length - is_valid.shape[1]), value=True)
         return Call(
             owner=self,
-            editors=self._sites["attention"],
+            editors=self.sites.by_layer["attention"],
             prompt=self._layout,
             start=start,
             queries=queries,
@@ -310,11 +309,12 @@ class Session:
             stats=self.stats,
             edit_limit=self.edit_limit,
             kernels=self.kernels,
-            has_own_mask=_is_dense(given) and running_generation(self.target.parts.base) is None,
+            text_mask=self.target.family.mask_of(cast("Any", self.target.parts.base).config, given),
+            has_own_mask=has_dense_mask(given) and running_generation(self.target.parts.base) is None,
             inputs=dict(kwargs),
             ids=ids[:, -queries:],
             labels=labels if labels is not None and labels.shape == ids.shape else None,
-            text_heads=lambda layers: text_heads(self.target, self._layout, kwargs["inputs_embeds"], layers),
+            text_heads=lambda layers: text_heads(self.target, self._layout, kwargs, layers),
             vision=self._vision.find(given) if self._vision is not None and is_prompt else None,
         )
 
@@ -325,11 +325,12 @@ class Session:
         generation = running_generation(self.target.parts.base)
         if generation is not None and generation.is_chunked:
             self._refuse("chunked_prefill")
+            self._refuse_cut_marks(ids)
         if generation is not None and generation.beams > 1:
             self._refuse("beams")
         length = queries if generation is None else min(queries, generation.prompt_length)
         evidence = self._evidence(given, kwargs, ids[:, :length])
-        layout = prompt_layout(self.target.family, evidence, _padding(given, kwargs, length))
+        layout = prompt_layout(self.target.family, evidence, padding_mask(given, kwargs, length))
         self._check_images(layout, generation)
         self._set_layout(extended(layout, queries))
 
@@ -362,9 +363,11 @@ class Session:
             if start < self._layout.length:
                 self._set_layout(self._layout.crop(start))
             return False
+        if generation is not None and generation.is_chunked:
+            self._refuse_cut_marks(ids)
         before = extended(self._layout, start)
         evidence = self._evidence(given, kwargs, ids, before)
-        layout = prompt_layout(self.target.family, evidence, _padding(given, kwargs, queries, start))
+        layout = prompt_layout(self.target.family, evidence, padding_mask(given, kwargs, queries, start))
         if generation is not None and generation.is_chunked:
             self._check_images(layout, generation)
         self._set_layout(layout)
@@ -406,6 +409,15 @@ class Session:
             if reason := item.refuse(situation):
                 raise UnsupportedError(reason)
 
+    def _refuse_cut_marks(self, ids: Tensor) -> None:
+        family = self.target.family
+        token = image_token_id(cast("Any", self.target.parts.base).config)
+        if family.marks_between and bool((ids == token).any()):
+            raise UnsupportedError(
+                f"The chunked prefill may cut an image between its markers, which tells {family.title} images apart; "
+                f"pass prefill_chunk_size=None."
+            )
+
     def _refuse_without_request(self) -> None:
         needy = [item.title for item in self.interventions if item.needs_request()]
         if needy:
@@ -427,33 +439,3 @@ class Session:
         self._layout, self._is_valid, self._cache, self._length = None, None, None, 0
         self._last_call = None
         self._memory = {}
-
-
-def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The residual stream a layer was called with."""
-    return cast(Tensor, args[0] if args else kwargs["hidden_states"])
-
-
-def _is_dense(given: Mapping[str, Any]) -> bool:
-    """Whether the caller gave an attention mask of queries by keys."""
-    mask = given.get("attention_mask")
-    return isinstance(mask, Tensor) and mask.dim() == 4
-
-
-def _padding(given: Mapping[str, Any], kwargs: dict[str, Any], length: int, start: int = 0) -> Tensor | None:
-    """`(batch, length)` mask of the positions from `start` on, nonzero where valid, or None.
-
-    Where `generate` has already made the dense mask of a static cache, a position is valid if it may read
-    itself.
-    """
-    mask = given.get("attention_mask")
-    if mask is None:
-        mask = kwargs.get("attention_mask")
-    if isinstance(mask, Mapping):
-        mask = mask.get("full_attention", next(iter(mask.values())))
-    if not isinstance(mask, Tensor):
-        return None
-    if mask.dim() == 4:
-        diagonal = mask[:, 0, :, start:].diagonal(dim1=-2, dim2=-1)[:, :length]
-        return diagonal if diagonal.dtype == torch.bool else diagonal == 0
-    return mask[:, start : start + length]

@@ -21,7 +21,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.tiny import first
+from tests.tiny import first, rotary, squares, tiled
 from tests.tiny.first import QWEN, SIZES, TILES
 from tests.tiny.parts import BOS, END, FIRST_WORD, IMAGE, PAD, START, VIDEO, VOCAB, Kit, Picture, Sample
 
@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 NAMES = tuple(first.KITS)
-KITS: dict[str, Kit] = {**first.KITS}
+KITS: dict[str, Kit] = {**first.KITS, **tiled.KITS, **squares.KITS, **rotary.KITS}
 ALL_NAMES = tuple(KITS)
 
 
@@ -174,11 +174,19 @@ def _sample(name: str, model: Any, spec: Spec, row: int, seed: int) -> Sample:
     if pictures and not pictures[0].tokens:
         _count_tokens(name, model, pictures)
     ids = [BOS, *text(before)]
+    image: list[int | None] = [None] * len(ids)
     for number, picture in enumerate(pictures):
-        ids += text(2) if number else []
+        if number:
+            ids += text(2)
+            image += [None] * 2
         own = [*kit.marks[0], *[IMAGE] * picture.tokens, *kit.marks[1]]
-        ids += own if picture.ids is None else picture.ids
-    return Sample(ids + text(after), pictures)
+        own = own if picture.ids is None else picture.ids
+        ids += own
+        first, last = own.index(IMAGE), len(own) - own[::-1].index(IMAGE)
+        if kit.owns_marks:
+            first, last = 0, len(own)
+        image += [number if first <= place < last else None for place in range(len(own))]
+    return Sample(ids + text(after), pictures, image + [None] * after)
 
 
 def _count_tokens(name: str, model: Any, pictures: list[Picture]) -> None:

@@ -118,7 +118,8 @@ def _tiles(config: Any, number: int, noise: Noise) -> Picture:
 def qwen_picture(config: Any, number: int, noise: Noise) -> Picture:
     """Patches of 4 pixels, two frames each, as Qwen's processors flatten them."""
     height, width = SIZES["qwen"][number % len(SIZES["qwen"])]
-    return Picture(noise(height * width, 3 * 2 * 4 * 4), (1, height, width))
+    blocks = [(height // 2, width // 2)]
+    return Picture(noise(height * width, 3 * 2 * 4 * 4), (1, height, width), blocks=blocks)
 
 
 def anyres_picture(name: str, config: Any, number: int, noise: Noise) -> Picture:
@@ -154,7 +155,9 @@ def anyres_images(rows: list[list[Picture]], per_row: bool = False) -> dict[str,
 
 
 def _qwen_kit(name: str, model: str) -> Kit:
-    return Kit(model, partial(_qwen, name), qwen_picture, grid_images, ((START,), (END,)), token_types)
+    return Kit(
+        model, partial(_qwen, name), qwen_picture, grid_images, ((START,), (END,)), per_token=token_types
+    )
 
 
 KITS = {

@@ -24,6 +24,8 @@ class Picture:
         size: what tells the family its size.
         tokens: how many image tokens it takes.
         ids: the tokens it takes in the prompt, with marks and breaks; None for marks of the family and `tokens`.
+        blocks: rows and columns of each block of its grid, where the test knows them.
+        tiles: row and column of each tile, where the family tells them.
         more: further tensors of the image, one entry each.
     """
 
@@ -31,15 +33,24 @@ class Picture:
     size: tuple[int, ...] = ()
     tokens: int = 0
     ids: list[int] | None = None
+    blocks: list[tuple[int, int]] | None = None
+    tiles: list[tuple[int | None, int | None]] | None = None
     more: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
 class Sample:
-    """One row before padding."""
+    """One row before padding.
+
+    Attributes:
+        ids: token ids.
+        pictures: its images.
+        image: for each token the number of the image it belongs to, breaks and tags within it included; None at text.
+    """
 
     ids: list[int]
     pictures: list[Picture]
+    image: list[int | None] = field(default_factory=list)
 
 
 def stacked(rows: list[list[Picture]]) -> dict[str, Tensor]:
@@ -63,6 +74,7 @@ class Kit:
         picture: makes an image from the configuration, a number that chooses its size, and a source of noise.
         images: makes the model's inputs from the images of each row.
         marks: tokens before and behind every image.
+        owns_marks: whether the marks before and behind an image belong to it.
         per_token: further inputs per token, made from the padded ids and their mask.
         finish: a last change of the weights, with the generator of their noise.
     """
@@ -72,8 +84,21 @@ class Kit:
     picture: Callable[[Any, int, Noise], Picture]
     images: Callable[[list[list[Picture]]], dict[str, Tensor]] = stacked
     marks: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    owns_marks: bool = False
     per_token: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None
     finish: Callable[[Any, torch.Generator], None] | None = None
+
+
+def centred_norms(model: Any, generator: torch.Generator) -> None:
+    """Brings norms that multiply by one plus their weight to where those of other families are."""
+    for module in model.modules():
+        kind = type(module).__name__
+        if (
+            kind.startswith(("Gemma", "Qwen3_5RMSNorm"))
+            and kind.endswith("RMSNorm")
+            and hasattr(module, "weight")
+        ):
+            module.weight.sub_(1)
 
 
 def token_types(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:

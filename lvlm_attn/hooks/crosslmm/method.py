@@ -23,6 +23,7 @@ from lvlm_attn.hooks.crosslmm.pooling import POOLS
 from lvlm_attn.hooks.crosslmm.reach import BRANCHES, SCOPES
 from lvlm_attn.hooks.crosslmm.track import SOURCES
 from lvlm_attn.interventions.base import Intervention, Layer, Target
+from lvlm_attn.interventions.checks import need_softmax_everywhere
 from lvlm_attn.interventions.layers import Layers, canonical_layers, select_layers
 from lvlm_attn.kernels.extra import ExtraKeys
 from lvlm_attn.kernels.visibility import Visibility
@@ -176,7 +177,14 @@ class CrossLMM(Intervention):
             raise LvlmAttnError(f"CrossLMM: {idle} has no meaning with rule={self.rule!r}; give {other}.")
 
     def fit(self, target: Target) -> CrossLMM:
-        """Reads the adapter, if there is one, and checks it against the model."""
+        """Reads the adapter, if there is one, and checks it against the model.
+
+        Raises:
+            UnsupportedError: if patches cannot be hidden in every layer, if the whole prompt attends to itself, or,
+                with an adapter, if the layers do not add their attention to the residual stream as it is.
+        """
+        need_softmax_everywhere(self, target)
+        dual.refuse_shape(target, self.weights is not None or self.adapter is not None)
         if self.weights is None and self.adapter is None:
             layers = select_layers(self.layers, target.layers, self.title)
             fitted = dataclasses.replace(self, layers=layers if self.layers is not None else None)

@@ -16,6 +16,7 @@ from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.families import family_of, parts_of
 from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.layers import format_layers
 from lvlm_attn.interventions.report import Report
 from lvlm_attn.interventions.summary import default_summary
 from lvlm_attn.kernels.dispatch import requested
@@ -179,6 +180,10 @@ class Wrapped:
             model=f"{session.target.family.title}, {session.target.layers} layers of {session.target.heads} heads",
             backend=own_backend(backend) or backend,
             kernels=session.kernels.describe(),
+            skipped=tuple(
+                format_layers(session.sites.skipped.get(place, ())).strip("[]")
+                for place in range(len(session.interventions))
+            ),
             interventions=tuple(_written(item) for item in session.interventions),
             rows=tuple(
                 item.summarise(state.stats) or default_summary(state) for item, state in session.editors

@@ -33,6 +33,24 @@ def _mark_features(module: Any, args: Any, features: Tensor) -> Tensor:
     return torch.where(chosen[..., None], massive(features), features)
 
 
+PROJECTORS = (
+    "multi_modal_projector",
+    "visual.merger",
+    "connector",
+    "aligner",
+    "visual_embeddings_table",
+    "embed_vision",
+)
+"""Where families keep the last module that an image passes before it becomes tokens."""
+
+
+def find(module: Any, path: str) -> Any:
+    """The part of a module at a path of names joined by dots, or None."""
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module
+
+
 def make_sinks(model: Any) -> Any:
     """Gives the beginning of text, a dozen words and some patches a massive activation."""
     with torch.no_grad():
@@ -40,7 +58,7 @@ def make_sinks(model: Any) -> Any:
         table[BOS] = massive(table[BOS])
         table[SINK_WORDS] = massive(table[SINK_WORDS])
     base = model.model
-    projector = base.visual.merger if hasattr(base, "visual") else base.multi_modal_projector
+    projector = next(part for path in PROJECTORS if (part := find(base, path)) is not None)
     projector.register_forward_hook(_mark_features)
     return model
 

@@ -61,14 +61,17 @@ class FeatureBank:
             inputs: the request's own inputs, used as they are where all its pictures are new and distinct.
         """
         new: list[Picture] = []
+        given: Mapping[str, Tensor]
         flat = [picture for row in rows for picture in row]
         for picture in flat:
             if self._find(picture) is None and not any(picture.same_as(other) for other in new):
                 new.append(picture)
         if not new:
             return
-        if len(new) == len(flat):
-            given: Mapping[str, Tensor] = inputs
+        if new[0].is_nested:
+            given = join_pictures([[picture] for picture in new])  # one entry per row, so a row for each
+        elif len(new) == len(flat):
+            given = inputs
         else:
             new, given = _regrouped(new, counts="batch_num_images" in inputs)
         encoded = _Encoded(encode(self._target, given, self._options), new)
@@ -89,6 +92,9 @@ class FeatureBank:
                 [encoded.output.deepstack_features[level][place] for encoded, place in found]
                 for level in range(len(deep))
             ]
+        # Ovis2 reads the embeddings of its indicators, the same for all images, off the encoder's output.
+        if getattr(first, "visual_indicator_features", None) is not None:
+            fields["visual_indicator_features"] = first.visual_indicator_features
         return type(first)(**fields)
 
     def _find(self, picture: Picture) -> tuple[_Encoded, int] | None:
@@ -104,7 +110,7 @@ class _Encoded:
     def __init__(self, output: Any, pictures: Sequence[Picture]) -> None:
         self.output = output
         entries = len(output.pooler_output)
-        # InternVL has an entry per tile, all others one per picture.
+        # InternVL and others have an entry per tile, the rest one per picture.
         per_picture = [1 if entries == len(pictures) else len(picture.pixels) for picture in pictures]
         self._starts = [sum(per_picture[:place]) for place in range(len(pictures) + 1)]
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.layout.grids import ImageGrid
 from lvlm_attn.layout.prompt import PromptLayout
+
+TextMask = Literal["causal", "bidirectional_images", "bidirectional_prompt", "chunked"]
+"""Who attends to whom in a text decoder: each position to those before it; images to all of themselves as well; the
+whole prompt to itself; or positions to those before them in their chunk alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,16 @@ class Family:
         newline: path of the row-ending embedding, or an empty string.
         grid_is_fixed: whether every image of a model takes the same grid, so that a prefill cut into chunks
             can be followed into the middle of an image.
+        marks_between: whether other tokens stand between the image tokens of one image (breaks after rows, markers
+            before tiles). They are fillers of the image, and a prompt with images cannot be read in chunks.
+        edges: ids of tokens that belong to the image they stand right before or behind, from the configuration.
+        text_mask: who attends to whom in the text decoder; a function of the configuration where models of the
+            family differ. Wraps compare it with the mask that the model makes.
+        token_types: the input that tells the model which tokens are an image, where its mask depends on it.
+        encoder: whether rows of the image encoder's attention can be read (PAINT, VMTC).
+        places: whether it is known where the patches of a picture lie in it (maps, masks, crops).
+        modules_fit: whether the attention of a layer is added to the residual stream as it is, so that something
+            else can be added behind it (a trained CrossLMM).
     """
 
     name: str
@@ -81,20 +95,54 @@ class Family:
     vision: str = "vision_tower"
     newline: str = ""
     grid_is_fixed: bool = False
+    marks_between: bool = False
+    edges: Callable[[Any], Sequence[int]] | None = None
+    text_mask: TextMask | Callable[[Any], TextMask] = "causal"
+    token_types: str = ""
+    encoder: bool = True
+    places: bool = True
+    modules_fit: bool = True
+
+    def mask_of(self, config: Any, given: Mapping[str, Any] | None = None) -> TextMask:
+        """The mask of a model of the family, or of one call of it.
+
+        Args:
+            config: configuration of the model.
+            given: the arguments of a call; without the token types the model attends causally.
+        """
+        kind = self.text_mask if isinstance(self.text_mask, str) else self.text_mask(config)
+        is_told = not self.token_types or given is None or given.get(self.token_types) is not None
+        return kind if is_told else "causal"
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The modules of one model that interventions attach to."""
+    """The modules of one model that interventions attach to.
+
+    Attributes:
+        base: the base model.
+        language_model: the text decoder.
+        layers: its layers.
+        attentions: the softmax attention of each layer; None at layers that have another kind.
+        output_projections: the projection after its heads; None at layers without softmax attention.
+        vision: the image encoder.
+        text_config: configuration of the text decoder.
+        newline: the row-ending embedding, in families that have one.
+    """
 
     base: nn.Module
     language_model: nn.Module
     layers: list[nn.Module]
-    attentions: list[nn.Module]
-    output_projections: list[nn.Module]
+    attentions: list[nn.Module | None]
+    output_projections: list[nn.Module | None]
     vision: nn.Module
     text_config: Any
     newline: Tensor | None = None
+
+    @property
+    def softmax_layers(self) -> tuple[int, ...]:
+        """Indices of the layers with softmax attention; the others (convolution, linear attention) have none."""
+        return tuple(index for index, found in enumerate(self.attentions) if found is not None)
 
 
 def find_parts(model: nn.Module, family: Family) -> Parts:
@@ -110,14 +158,22 @@ def find_parts(model: nn.Module, family: Family) -> Parts:
     base = inner if isinstance(inner, nn.Module) and _has(inner, family.language_model) else model
     language_model = _module(base, family.language_model, family)
     layers = list(cast("nn.ModuleList", _module(language_model, family.layers, family)))
-    attentions = [_module(layer, family.attention, family) for layer in layers]
+    attentions = [
+        _module(layer, family.attention, family) if _has(layer, family.attention) else None
+        for layer in layers
+    ]
+    if not any(attention is not None for attention in attentions):
+        _module(layers[0], family.attention, family)  # raises, naming the path
     newline = _get(base, family.newline) if family.newline else None
     return Parts(
         base=base,
         language_model=language_model,
         layers=layers,
         attentions=attentions,
-        output_projections=[_module(attention, family.output_projection, family) for attention in attentions],
+        output_projections=[
+            None if attention is None else _module(attention, family.output_projection, family)
+            for attention in attentions
+        ],
         vision=_module(base, family.vision, family),
         text_config=cast("Any", base).config.get_text_config(decoder=True),
         newline=newline if isinstance(newline, Tensor) else None,
@@ -162,7 +218,10 @@ def prompt_layout(family: Family, evidence: Evidence, attention_mask: Tensor | N
     _refuse_empty_places(evidence, token)
     if evidence.after is not None and not family.grid_is_fixed:
         _refuse_cut_images(family, evidence, token)
-    grids = family.grids(evidence) if bool((evidence.input_ids == token).any()) else []
+    has_images = bool((evidence.input_ids == token).any())
+    if has_images:
+        _refuse_untold_images(family, evidence)
+    grids = family.grids(evidence) if has_images else []
     return PromptLayout.build(
         evidence.input_ids,
         token,
@@ -170,6 +229,8 @@ def prompt_layout(family: Family, evidence: Evidence, attention_mask: Tensor | N
         attention_mask,
         after=evidence.after,
         may_end_inside_image=family.grid_is_fixed and is_sliced(evidence, token),
+        marks_between=family.marks_between,
+        edge_ids=() if family.edges is None else family.edges(evidence.config),
     )
 
 
@@ -258,6 +319,16 @@ def _refuse_videos(evidence: Evidence) -> None:
             f"The prompt holds a video, which is not supported for model type "
             f"{evidence.config.model_type!r}; "
             "pass single frames as images."
+        )
+
+
+def _refuse_untold_images(family: Family, evidence: Evidence) -> None:
+    """Refuses images of which the model is not told that they attend to themselves both ways."""
+    is_free = family.mask_of(evidence.config).startswith("bidirectional")
+    if is_free and family.mask_of(evidence.config, evidence.call) == "causal":
+        raise LvlmAttnError(
+            f"The images of this prompt would silently attend causally, which {family.title} was not trained with; "
+            f"pass {family.token_types} as the processor returns them."
         )
 
 

@@ -37,6 +37,12 @@ class Target:
         return len(self.parts.layers)
 
     @property
+    def skipped_layers(self) -> tuple[int, ...]:
+        """Layers without softmax attention, where sites of attention and heads do not act."""
+        known = self.parts.softmax_layers
+        return tuple(layer for layer in range(self.layers) if layer not in known)
+
+    @property
     def heads(self) -> int:
         """Number of query heads."""
         return cast(int, self.config.num_attention_heads)

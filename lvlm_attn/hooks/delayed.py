@@ -21,7 +21,7 @@ from lvlm_attn.interventions.context import Layer
 from lvlm_attn.interventions.layers import DEEPEST
 from lvlm_attn.interventions.modality import (
     Made,
-    count_before,
+    attends_to_any,
     counted,
     is_image,
     once_per_call,
@@ -84,7 +84,7 @@ class Delayed(Intervention):
 
     def _make(self, layer: Layer) -> Made:
         image = is_image(layer.layout)
-        is_changed = layer.layout.is_text & (count_before(image) > 0)
+        is_changed = layer.layout.is_text & attends_to_any(layer, image)
         group = torch.where(is_changed, 0, torch.where(image, 1, 2))
         every = (ALL, ALL, ALL)
         return Made(

@@ -65,7 +65,7 @@ class Hollow(Intervention):
         # Image tokens at least a window back: those before the position that is window - 1 back.
         reach = min(self.window - 1, image.shape[1])
         back = torch.nn.functional.pad(count_before(image), (reach, 0))[:, : image.shape[1]]
-        is_changed = image & (back > 0)
+        is_changed = image if layer.call.attends_ahead else image & (back > 0)
         group = torch.where(is_changed, 1, torch.where(image, 2, 0))
         every, near = (ALL, ALL, ALL), reach
         return Made(

@@ -72,7 +72,9 @@ class Neighborhood(Intervention):
         layout = layer.layout
         half = self.k // 2
         seen = neighbours_before(layout, half, self.dilation)
-        is_changed = layout.is_patch & (layout.is_patch.cumsum(1) > seen)
+        is_changed = layout.is_patch
+        if not layer.call.attends_ahead:
+            is_changed = is_changed & (layout.is_patch.cumsum(1) > seen)
         visibility = Visibility(
             torch.zeros_like(layout.kind),
             earlier=((ALL,),),

@@ -78,7 +78,9 @@ class Power(HasPresets):
         if (layout.length - 1) // self.block <= first_gap(self.window):
             return None
         number = (layout.is_valid.cumsum(1) - 1).clamp(min=0) // self.block
-        is_changed = layout.is_valid & (number > first_gap(self.window))
+        is_changed = layout.is_valid
+        if not layer.call.attends_ahead:
+            is_changed = is_changed & (number > first_gap(self.window))
         visibility = Visibility(
             torch.zeros_like(layout.kind),
             earlier=((ALL,),),
@@ -113,7 +115,7 @@ def is_readable(number: Tensor, window: int) -> Callable[[Tensor, Tensor], Tenso
         last = blocks.shape[1] - 1
         of_query = blocks.gather(1, query.squeeze(2).clamp(max=last))[..., None]
         of_key = blocks.gather(1, key.squeeze(1).clamp(max=last).expand(query.shape[0], -1))[:, None]
-        distance = of_query - of_key
+        distance = (of_query - of_key).abs()
         return (distance < window) | (distance & (distance - 1) == 0) | (of_key == 0)
 
     return predicate

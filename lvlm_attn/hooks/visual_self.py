@@ -16,7 +16,7 @@ import torch
 from lvlm_attn.interventions.checks import need_choice, need_layers
 from lvlm_attn.interventions.context import Layer
 from lvlm_attn.interventions.layers import Layers
-from lvlm_attn.interventions.modality import Made, count_before, counted, is_image, once_per_call
+from lvlm_attn.interventions.modality import Made, attends_to_any, counted, is_image, once_per_call
 from lvlm_attn.interventions.presets import HasPresets, Preset, preset_field
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
@@ -84,7 +84,7 @@ class VisualSelf(HasPresets):
         image = is_image(layout)
         lost = image if self.mode == "self_prefix" else layout.is_valid
         # A token that loses nothing keeps its bits; it is an image key all the same.
-        is_changed = image & (count_before(lost) > 0)
+        is_changed = image & attends_to_any(layer, lost)
         group = torch.where(is_changed, 1, torch.where(image, 2, 0))
         text = ALL if self.mode == "self_prefix" else 0
         every = (ALL, ALL, ALL)

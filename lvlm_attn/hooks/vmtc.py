@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from lvlm_attn.families.encoder_patches import VisionRows, received
 from lvlm_attn.families.target import Target
 from lvlm_attn.hooks.paint import new_images
 from lvlm_attn.interventions.base import Intervention, Situation
-from lvlm_attn.interventions.checks import need_whole
+from lvlm_attn.interventions.checks import need_softmax_everywhere, need_whole
 from lvlm_attn.interventions.context import Layer
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
@@ -71,6 +71,12 @@ class VMTC(Intervention):
     def is_neutral(self) -> bool:
         """Whether every patch is kept."""
         return self.keep >= FULL
+
+    def fit(self, target: Target) -> Self:
+        """Refuses models with layers in which nothing can be hidden."""
+        if not self.is_neutral():
+            need_softmax_everywhere(self, target)
+        return super().fit(target)
 
     def refuse(self, situation: Situation) -> str | None:
         """Refuses a prompt in pieces, which may cut an image."""

@@ -10,9 +10,10 @@ import numbers
 from collections.abc import Sequence
 from contextlib import suppress
 
-from lvlm_attn.errors import LvlmAttnError, closest, shown
+from lvlm_attn.errors import LvlmAttnError, UnsupportedError, closest, shown
+from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.base import Intervention
-from lvlm_attn.interventions.layers import canonical_layers
+from lvlm_attn.interventions.layers import canonical_layers, format_layers
 
 MOST_GAIN = 100.0
 """Largest factor, gain or strength of a contrast: far beyond any that is used, and far from overflow."""
@@ -176,3 +177,17 @@ def _is_whole(value: object) -> bool:
 
 def _after(remark: str) -> str:
     return f"; {remark}" if remark else ""
+
+
+def need_softmax_everywhere(item: Intervention, target: Target) -> None:
+    """Refuses a model in which tokens flow through layers where nothing can be hidden from others.
+
+    Raises:
+        UnsupportedError: naming the layers without softmax attention.
+    """
+    if target.skipped_layers:
+        raise UnsupportedError(
+            f"{item.title} hides image tokens in every layer, and layers {format_layers(target.skipped_layers)} of "
+            f"this {target.family.title} model have no softmax attention, in which nothing can be hidden; use a "
+            f"method that acts in single layers."
+        )

@@ -41,6 +41,7 @@ class Call:
         text_heads: runs the prompt without its images: takes layers, gives for each the head outputs
             `(batch, heads, head_dim)` of the last prompt token in fp32.
         kernels: which path computes edited attention.
+        text_mask: what the model's own mask is, see `lvlm_attn.families.Family`.
         has_own_mask: whether the caller gave a dense attention mask, which may say anything.
         vision: what was read of the image encoder's attention (see `Intervention.vision`) for the images of a call;
             `lvlm_attn.families.encoder_patches.received` brings it to the positions of the prompt.
@@ -60,6 +61,7 @@ class Call:
     ids: Tensor | None = None
     labels: Tensor | None = None
     kernels: Dispatch = field(default_factory=Dispatch)
+    text_mask: str = "causal"
     has_own_mask: bool = False
     vision: tuple[Encoded, ...] | None = None
     details: dict[str, Any] = field(default_factory=dict)
@@ -69,6 +71,11 @@ class Call:
     def length(self) -> int:
         """Number of positions processed once this call is done."""
         return self.start + self.queries
+
+    @property
+    def attends_ahead(self) -> bool:
+        """Whether the model's own mask lets queries of this call attend to later positions."""
+        return self.is_prompt and self.queries > 1 and self.text_mask.startswith("bidirectional")
 
     @cached_property
     def layout(self) -> PromptLayout:

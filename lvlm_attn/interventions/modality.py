@@ -27,6 +27,16 @@ def count_after(is_key: Tensor) -> Tensor:
     return is_key.sum(1, keepdim=True) - is_key.cumsum(1)
 
 
+def attends_to_any(layer: Layer, is_key: Tensor) -> Tensor:
+    """`(batch, length)`: positions that may attend to a True one: behind it, or beside it where the mask opens both.
+
+    In models whose own mask lets images attend ahead, every position of a sample that holds a True one counts.
+    """
+    if layer.call.attends_ahead:
+        return is_key.any(1, keepdim=True).expand_as(is_key)
+    return count_before(is_key) > 0
+
+
 class Made(NamedTuple):
     """A visibility, and what to count of it for the report."""
 

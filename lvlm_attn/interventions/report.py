@@ -16,6 +16,7 @@ class Report:
         interventions: canonical strings, with everything that was filled in for this model.
         rows: for each intervention, one dict per layer.
         kernels: which path computed what interventions change, and why not the other.
+        skipped: for each intervention, the layers without softmax attention that it leaves out, as text.
 
     Example:
         >>> print(Report("LLaVA", "sdpa", ("vhr",), ([{"layer": 1, "heads_chosen": 2.0}],)))
@@ -30,6 +31,12 @@ class Report:
     interventions: tuple[str, ...]
     rows: tuple[list[dict[str, Any]], ...]
     kernels: str = ""
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def _entries(self) -> list[tuple[str, list[dict[str, Any]], str]]:
+        skipped = self.skipped or ("",) * len(self.interventions)
+        return list(zip(self.interventions, self.rows, skipped))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, for JSON."""
@@ -38,15 +45,18 @@ class Report:
             "backend": self.backend,
             "kernels": self.kernels,
             "interventions": [
-                {"intervention": name, "layers": rows} for name, rows in zip(self.interventions, self.rows)
+                {"intervention": name, "layers": rows, "skipped_layers": skipped}
+                for name, rows, skipped in self._entries
             ],
         }
 
     def __str__(self) -> str:
         kernels = f", kernels {self.kernels}" if self.kernels else ""
         lines = [f"{self.model}, backend {self.backend}{kernels}"]
-        for name, rows in zip(self.interventions, self.rows):
+        for name, rows, skipped in self._entries:
             lines.append(name)
+            if skipped:
+                lines.append(f"  layers {skipped} have no softmax attention and are skipped")
             lines += [f"  {line}" for line in _table(rows)] if rows else ["  nothing yet"]
         if not self.interventions:
             lines.append("no intervention changes anything")

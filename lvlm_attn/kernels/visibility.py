@@ -31,7 +31,8 @@ class Visibility:
 
     Attributes:
         group: `(batch, positions)`, the group of each position, counted from 0.
-        earlier: `earlier[q][k]`, the reach of queries of group `q` back to keys of group `k`.
+        earlier: `earlier[q][k]`, the reach of queries of group `q` back to keys of group `k`; in a model whose own
+            mask opens keys ahead (images that attend to themselves both ways), the reach ahead to those as well.
         later: `later[q][k]`, their reach ahead; None where no query reads ahead.
         strength: factor in (0, 1] on the exponentiated score of every key read ahead.
         predicate: further condition on earlier keys, for patterns no table holds. Takes the indices of queries
@@ -111,9 +112,10 @@ def readable_keys(
 ) -> tuple[Tensor, Tensor | None]:
     """Says which keys some queries may read under all of some visibilities.
 
-    Earlier keys have to be allowed by every visibility and by the causal mask; keys ahead by at least one, and
-    have to be valid and already written. A sliding window bounds earlier keys alone. Of several visibilities that
-    reach a key ahead, the first gives its strength.
+    Keys that the model's own mask allows have to be within every visibility's `earlier` reach: those before the
+    query, and in models whose mask lets images attend to themselves both ways, those behind it. Other keys ahead
+    have to be unlocked by at least one, and have to be valid and already written. A sliding window bounds earlier
+    keys alone. Of several visibilities that unlock a key, the first gives its strength.
 
     Args:
         visibilities: what restricts and what unlocks.
@@ -132,21 +134,25 @@ def readable_keys(
     key_index = torch.arange(first, first + geometry.keys, device=device)
     query, key = query_index[..., None], key_index[None, None]
     distance = query - key
-    readable = (distance >= 0) if causal is None else causal & (distance >= 0)
-    ahead = torch.zeros_like(readable)
-    bias: Tensor | None = None
     written = key_index < geometry.length
     if geometry.is_valid is not None:
         written = written & geometry.to_columns(geometry.is_valid.to(device))[:, None]
-    for item in visibilities:
-        of_key = geometry.to_columns(item.group.to(device)).long()
-        of_query = _of_positions(item.group.to(device), query_index)
+    readable = torch.ones_like(distance, dtype=torch.bool) if causal is None else causal
+    groups = [
+        (_of_positions(item.group.to(device), query_index), geometry.to_columns(item.group.to(device)).long())
+        for item in visibilities
+    ]
+    for item, (of_query, of_key) in zip(visibilities, groups):
         if not all(map(item.reads_all_earlier, range(item.groups))):
-            readable = readable & (_within(item.earlier, of_query, of_key, distance) | (distance == 0))
+            within = _within(item.earlier, of_query, of_key, distance.abs())
+            readable = readable & (within | (distance == 0))
         if item.predicate is not None:
             readable = readable & (item.predicate(query, key) | (distance == 0))
+    ahead = torch.zeros_like(readable)
+    bias: Tensor | None = None
+    for item, (of_query, of_key) in zip(visibilities, groups):
         if item.later is not None:
-            unlocked = (distance < 0) & _within(item.later, of_query, of_key, -distance) & written
+            unlocked = (distance < 0) & _within(item.later, of_query, of_key, -distance) & written & ~readable
             if item.strength != 1:
                 added = unlocked & ~ahead
                 bias = torch.zeros(readable.shape, device=device, dtype=dtype) if bias is None else bias

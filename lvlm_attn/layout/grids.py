@@ -12,8 +12,8 @@ BlockKind = Literal["base", "tiles", "tile", "thumbnail", "frame"]
 class Kind(IntEnum):
     """What a position of a sequence is.
 
-    A FILLER carries the image token's id but shows no place of the image: the newline after a row, a class
-    token.
+    A FILLER belongs to an image but shows no place of it: the newline after a row, a class token, the break or
+    marker between its tiles.
     """
 
     PAD = 0

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.layout.fields import Piece, fields_of
 from lvlm_attn.layout.grids import Block, ImageGrid, Kind
 
 __all__ = ["Block", "ImageGrid", "Kind", "PromptLayout"]
@@ -73,6 +74,8 @@ class PromptLayout:
         *,
         after: PromptLayout | None = None,
         may_end_inside_image: bool = False,
+        marks_between: bool = False,
+        edge_ids: Sequence[int] = (),
     ) -> PromptLayout:
         """Lays out a prompt from its token ids and the grids of its images.
 
@@ -87,6 +90,9 @@ class PromptLayout:
                 covers both, and image indices go on.
             may_end_inside_image: whether the last image of a row may lack its last tokens, as in a prefill
                 that is cut into chunks. A later `build(..., after=...)` goes on inside that image.
+            marks_between: whether tokens that stand between the image tokens of one image are its fillers: the
+                break after a row, the marker before a tile.
+            edge_ids: ids of tokens that are fillers of the image they stand right before or behind, up to two of them.
 
         Returns:
             The layout of `input_ids`, preceded by `after` if given.
@@ -109,7 +115,11 @@ class PromptLayout:
         is_image = input_ids == image_token_id
         counts = cast("list[int]", is_image.sum(1).tolist())
         shared = _share_out(counts, grids, after, may_end_inside_image)
-        fields = _fields(is_image, is_valid, [piece for pieces, _ in shared for piece in pieces]).unbind(0)
+        flat = [piece for pieces, _ in shared for piece in pieces]
+        edges = None
+        if edge_ids:
+            edges = torch.isin(input_ids, torch.tensor(list(edge_ids), device=input_ids.device))
+        fields = fields_of(is_image, is_valid, flat, marks_between=marks_between, is_edge=edges).unbind(0)
         own = tuple(tuple(piece.grid for piece in pieces if piece.start == 0) for pieces, _ in shared)
         unfinished = tuple(rest for _, rest in shared)
         if any(unfinished):
@@ -157,7 +167,7 @@ class PromptLayout:
 
     @cached_property
     def is_filler(self) -> Tensor:
-        """`(batch, length)`: an image token that shows no place of the image (newline, class token)."""
+        """`(batch, length)`: a token of an image that shows no place of it (newline, class token, marker)."""
         return self.kind == Kind.FILLER
 
     @cached_property
@@ -303,31 +313,21 @@ def _layout(
     return PromptLayout(kind, image, block, row, col, grids, unfinished)
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """The tokens `start:stop` of image number `image` of a sample."""
-
-    grid: ImageGrid
-    image: int
-    start: int
-    stop: int
-
-
 def _share_out(
     counts: list[int], grids: Sequence[ImageGrid], after: PromptLayout | None, may_end_inside_image: bool
-) -> list[tuple[list[_Piece], int]]:
+) -> list[tuple[list[Piece], int]]:
     """For each row, the pieces of images it shows, and how much of a cut last image has been seen."""
-    result: list[tuple[list[_Piece], int]] = []
+    result: list[tuple[list[Piece], int]] = []
     taken = 0
     for row, count in enumerate(counts):
-        pieces: list[_Piece] = []
+        pieces: list[Piece] = []
         image, left, cut = 0, count, 0
         if after is not None:
             image, seen = len(after.grids[row]), after.unfinished[row]
             if seen:
                 grid = after.grids[row][-1]
                 stop = min(grid.tokens, seen + left)
-                pieces.append(_Piece(grid, image - 1, seen, stop))
+                pieces.append(Piece(grid, image - 1, seen, stop))
                 left -= stop - seen
                 cut = stop if stop < grid.tokens else 0
         while left > 0:
@@ -345,7 +345,7 @@ def _share_out(
                     f"Row {row} of the prompt has {count} image tokens, but image {image} of that row takes "
                     f"{grid.tokens} ({grid}) and only {left} are left for it; {_REMEDY}."
                 )
-            pieces.append(_Piece(grid, image, 0, stop))
+            pieces.append(Piece(grid, image, 0, stop))
             left -= stop
             image += 1
             cut = stop if stop < grid.tokens else 0
@@ -379,44 +379,6 @@ def _check_not_broken_off(
                 f"({grid}) of its "
                 f"last image; {_REMEDY}."
             )
-
-
-def _fields(is_image: Tensor, is_valid: Tensor, pieces: list[_Piece]) -> Tensor:
-    """`(5, batch, length)`: kind, image, block, row and column of every position."""
-    fields = torch.full((5, is_image.numel()), -1, device=is_image.device)
-    fields[0] = torch.where(is_valid, int(Kind.TEXT), int(Kind.PAD)).flatten()
-    if pieces:
-        where = is_image.flatten().nonzero().flatten()
-        values = torch.cat([_template(piece.grid)[:, piece.start : piece.stop] for piece in pieces], 1)
-        sizes = torch.tensor([piece.stop - piece.start for piece in pieces])
-        image = torch.tensor([piece.image for piece in pieces]).repeat_interleave(sizes)
-        values = torch.cat((values[:1], image[None], values[1:])).to(is_image.device)
-        fields.scatter_(1, where.expand(5, -1), values)
-    hidden = (is_image & ~is_valid).flatten()
-    if bool(hidden.any()):
-        fields[0, hidden] = int(Kind.PAD)
-        fields[1:, hidden] = -1
-    return fields.view(5, *is_image.shape)
-
-
-@lru_cache(maxsize=256)
-def _template(grid: ImageGrid) -> Tensor:
-    """`(4, tokens)`: kind, block, row and column of the tokens of one image, in order."""
-    pieces = [_fillers(grid.leading_fillers)]
-    for index, block in enumerate(grid.blocks):
-        width = block.cols + block.newline
-        row = torch.arange(block.rows).repeat_interleave(width)
-        col = torch.arange(width).repeat(block.rows)
-        kind = torch.full_like(row, int(Kind.PATCH))
-        piece = torch.stack((kind, torch.full_like(row, index), row, col))
-        piece[:, col == block.cols] = torch.tensor([int(Kind.FILLER), -1, -1, -1])[:, None]
-        pieces.append(piece)
-    pieces.append(_fillers(grid.trailing_fillers))
-    return torch.cat(pieces, 1)
-
-
-def _fillers(count: int) -> Tensor:
-    return torch.tensor([int(Kind.FILLER), -1, -1, -1])[:, None].repeat(1, count)
 
 
 def _valid(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 from transformers.image_processing_utils import select_best_resolution
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
+from lvlm_attn.families import models
 from lvlm_attn.families.anyres import base_block, unpadded
 from lvlm_attn.families.family import side
 from lvlm_attn.layout.grids import ImageGrid
@@ -62,7 +63,8 @@ def levels_of(grid: ImageGrid, size: tuple[int, int], config: Any, processor: An
         The levels, the coarse one first.
 
     Raises:
-        UnsupportedError: if the grid holds several frames, or tiles whose arrangement is not known.
+        UnsupportedError: if the grid holds several frames, or tiles whose arrangement is not known, or if the
+            family is one whose pictures are not followed through their processor.
 
     Example:
         >>> from types import SimpleNamespace as Settings
@@ -71,6 +73,12 @@ def levels_of(grid: ImageGrid, size: tuple[int, int], config: Any, processor: An
         >>> levels_of(ImageGrid((Block(2, 2, "base"),)), (30, 10), Settings(), crop)[0].frame
         Frame(left=10.0, top=0.0, right=20.0, bottom=10.0)
     """
+    family = models().get(getattr(config, "model_type", ""))
+    if family is not None and not family.places:
+        raise UnsupportedError(
+            f"Where the patches of {family.title} lie in a picture is not known here, since its processor tiles or "
+            f"pads pictures in a way of its own; use a method that needs no maps."
+        )
     images = getattr(processor, "image_processor", processor)
     whole = Frame(0.0, 0.0, float(size[0]), float(size[1]))
     coarse: list[Level] = []
@@ -89,7 +97,11 @@ def levels_of(grid: ImageGrid, size: tuple[int, int], config: Any, processor: An
         elif block.kind == "tiles":
             fine.append(Level(anyres_frame(size, config), block.rows, block.cols, ((index, 0, 0),)))
     if tiles:
-        across, down = tile_arrangement(len(tiles), size, images)
+        known = [(grid.blocks[index].tile_row, grid.blocks[index].tile_col) for index in tiles]
+        if all(row is not None and col is not None for row, col in known):
+            down, across = (1 + max(int(place[axis] or 0) for place in known) for axis in (0, 1))
+        else:
+            across, down = tile_arrangement(len(tiles), size, images)
         rows, cols = grid.blocks[tiles[0]].rows, grid.blocks[tiles[0]].cols
         places = tuple((index, k // across * rows, k % across * cols) for k, index in enumerate(tiles))
         fine.append(Level(whole, down * rows, across * cols, places))

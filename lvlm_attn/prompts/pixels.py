@@ -1,14 +1,15 @@
 """The pixels of single images, cut out of a batch and put together again, in every family's form.
 
 LLaVA has one `(channels, height, width)` per image; any-resolution families one `(tiles, channels, height,
-width)`, padded to the most tiles of the batch, and `image_sizes`; InternVL the tiles of all images one after
-another; Qwen-VL the flattened patches of all images one after another, and `image_grid_thw`.
+width)`, padded to the most tiles of the batch, and `image_sizes`; InternVL and others the tiles of all images one
+after another; Idefics3 the tiles of all images of a row, padded with zeros to the most of any row; Qwen-VL the
+flattened patches of all images one after another, and `image_grid_thw`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.layout.prompt import PromptLayout
 
 SIZES = ("image_sizes", "image_grid_thw")
-IMAGE_KEYS = ("pixel_values", *SIZES, "batch_num_images")
+ENTRIES = ("pixel_attention_mask", "spatial_shapes", "image_position_ids")
+"""Inputs with one entry for each of `pixel_values`."""
+IMAGE_KEYS = ("pixel_values", *SIZES, *ENTRIES, "batch_num_images")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +31,8 @@ class Picture:
         pixels: `(tiles, channels, height, width)`, or `(patches, values)` in Qwen-VL.
         sizes: its entry of `image_sizes` or `image_grid_thw`, by that name.
         is_stacked: whether the batch has a dimension of its own for tiles.
+        is_nested: whether the batch has a row of tiles for each prompt.
+        entries: what else the model takes for each of `pixels`, by name.
         is_alone: whether it is the only image of its prompt, where the family tells the model so.
     """
 
@@ -35,14 +40,17 @@ class Picture:
     sizes: Mapping[str, Tensor]
     is_stacked: bool = False
     is_alone: bool = True
+    is_nested: bool = False
+    entries: Mapping[str, Tensor] = field(default_factory=dict)
 
     def same_as(self, other: Picture) -> bool:
         """Whether the encoder would make the same features of both."""
         if self is other:
             return True
-        if self.is_alone != other.is_alone or self.sizes.keys() != other.sizes.keys():
+        mine, others = ({**item.sizes, **item.entries, "pixels": item.pixels} for item in (self, other))
+        if self.is_alone != other.is_alone or mine.keys() != others.keys():
             return False
-        pairs = [(self.pixels, other.pixels), *((self.sizes[key], other.sizes[key]) for key in self.sizes)]
+        pairs = [(mine[key], others[key]) for key in mine]
         return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
 
 
@@ -61,6 +69,11 @@ def split_pictures(inputs: Mapping[str, Tensor], layout: PromptLayout) -> list[l
     total = sum(counts)
     if values is None or total == 0:
         return [[] for _ in counts]
+    is_nested = values.dim() == 5 and not any(key in inputs for key in SIZES)
+    own = {key: inputs[key] for key in ("pixel_values", *ENTRIES) if key in inputs}
+    if is_nested:
+        own = {key: _unnested(value, layout) for key, value in own.items()}
+        values = own["pixel_values"]
     given = [len(inputs[key]) for key in SIZES if key in inputs]
     if any(number != total for number in given):
         raise LvlmAttnError(
@@ -74,10 +87,18 @@ def split_pictures(inputs: Mapping[str, Tensor], layout: PromptLayout) -> list[l
             f"{len(values)}; build ids and images with one processor call."
         )
     is_stacked = values.dim() == 5
-    pieces = [piece.squeeze(0) if is_stacked else piece for piece in torch.split(values, lengths)]
+    split = {key: torch.split(value, lengths) for key, value in own.items()}
+    pieces = [piece.squeeze(0) if is_stacked else piece for piece in split.pop("pixel_values")]
     alone = [count == 1 or "batch_num_images" not in inputs for count in counts for _ in range(count)]
     flat = [
-        Picture(piece, {key: inputs[key][place] for key in SIZES if key in inputs}, is_stacked, alone[place])
+        Picture(
+            piece,
+            {key: inputs[key][place] for key in SIZES if key in inputs},
+            is_stacked,
+            alone[place],
+            is_nested,
+            {key: parts[place] for key, parts in split.items()},
+        )
         for place, piece in enumerate(pieces)
     ]
     taken = iter(flat)
@@ -99,13 +120,38 @@ def join_pictures(rows: Sequence[Sequence[Picture]], *, counts: bool = False) ->
         tiles = max(len(item) for item in pixels)
         padded = [torch.nn.functional.pad(item, (0, 0) * 3 + (0, tiles - len(item))) for item in pixels]
         inputs = {"pixel_values": torch.stack(padded)}
+    elif flat[0].is_nested:
+        inputs = {"pixel_values": _nested([[picture.pixels for picture in row] for row in rows])}
     else:
         inputs = {"pixel_values": torch.cat(pixels)}
+    for key in flat[0].entries:
+        tensors = [[picture.entries[key] for picture in row] for row in rows]
+        inputs[key] = (
+            _nested(tensors) if flat[0].is_nested else torch.cat([one for row in tensors for one in row])
+        )
     for key in flat[0].sizes:
         inputs[key] = torch.stack([picture.sizes[key] for picture in flat])
     if counts:
         inputs["batch_num_images"] = torch.tensor([len(row) for row in rows], device=pixels[0].device)
     return inputs
+
+
+def _unnested(values: Tensor, layout: PromptLayout) -> Tensor:
+    """`(tiles, ...)` of all rows one after another, from `(batch, most tiles, ...)`."""
+    counts = [sum(len(grid.blocks) for grid in grids) for grids in layout.grids]
+    return torch.cat([row[:count] for row, count in zip(values, counts)])
+
+
+def _nested(rows: Sequence[Sequence[Tensor]]) -> Tensor:
+    """`(batch, most tiles, ...)` from the tiles of each image of each row, padded with zeros."""
+    first = next(piece for row in rows for piece in row)
+    most = max(sum(map(len, row)) for row in rows)
+    padded = first.new_zeros(len(rows), most, *first.shape[1:])
+    for place, row in enumerate(rows):
+        if row:
+            tiles = torch.cat(list(row))
+            padded[place, : len(tiles)] = tiles
+    return padded
 
 
 def _lengths(inputs: Mapping[str, Tensor], values: Tensor, layout: PromptLayout, total: int) -> list[int]:

@@ -42,6 +42,7 @@ def attend_fused(
     reason = _unsupported_edits(edits, backend) or unsupported_call(attention)
     if reason is None and (call.has_own_mask or _is_unexpected(attention)):
         reason = "the model was given a mask of its own"
+    reason = reason or _unsupported_mask(call)
     reason = reason or unsupported_spec(edits.visible, amplifications, redistributions)
     if reason is not None:
         dispatch.fall_back(reason)
@@ -69,6 +70,13 @@ def attend_fused(
     for (layer, item), wanted in edits.readouts:
         item.read(layer, ours.read(wanted))
     return output
+
+
+def _unsupported_mask(call: Call) -> str | None:
+    """Says why the model's own mask is not for the kernels, which know causality, windows and padding alone."""
+    if call.attends_ahead:
+        return "the model lets image tokens attend ahead"
+    return "the model attends within chunks" if call.text_mask == "chunked" else None
 
 
 def _any_of(call: Call, touched: list[Tensor]) -> Tensor:

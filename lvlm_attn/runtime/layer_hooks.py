@@ -13,6 +13,7 @@ from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.context import Call, Layer
 from lvlm_attn.interventions.summary import add
 from lvlm_attn.runtime.active import Editor
+from lvlm_attn.runtime.arguments import entering_hidden
 
 CallOf = Callable[[], Call | None]
 """Gives the running call of the wrap, or None where it does not act."""
@@ -26,12 +27,12 @@ def install_layer_hooks(
     if site == "observe":
         yield layer.register_forward_pre_hook(_observer(index, editors, call_of), with_kwargs=True)
     elif site == "scale_heads":
-        projection = target.parts.output_projections[index]
+        projection = cast("nn.Module", target.parts.output_projections[index])
         yield projection.register_forward_pre_hook(_scaler(index, editors, call_of, target.heads))
     elif site == "modules":
         keeper, adder = _adder(index, editors, call_of)
         yield layer.register_forward_pre_hook(keeper, with_kwargs=True)
-        yield target.parts.attentions[index].register_forward_hook(adder)
+        yield cast("nn.Module", target.parts.attentions[index]).register_forward_hook(adder)
     elif site == "frozen":
         yield layer.register_forward_hook(_freezer(index, editors, call_of), with_kwargs=True)
 
@@ -40,7 +41,7 @@ def _observer(index: int, editors: Sequence[Editor], call_of: CallOf) -> Any:
     def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = call_of()
         if call is not None:
-            hidden = _hidden(args, kwargs)
+            hidden = entering_hidden(args, kwargs)
             for item, state in editors:
                 item.observe(Layer(index, call, state), hidden)
 
@@ -69,7 +70,7 @@ def _adder(index: int, editors: Sequence[Editor], call_of: CallOf) -> tuple[Any,
     entered: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        entered[:] = [_hidden(args, kwargs)]
+        entered[:] = [entering_hidden(args, kwargs)]
 
     def add_modules(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         call, before = call_of(), entered.pop()
@@ -101,12 +102,7 @@ def _freezer(index: int, editors: Sequence[Editor], call_of: CallOf) -> Any:
             if is_frozen is not None:
                 add(state.counts, "rows_frozen", is_frozen.sum(), index)
                 is_frozen = is_frozen.to(hidden.device)[..., None]
-                hidden = torch.where(is_frozen, _hidden(args, kwargs), hidden)
+                hidden = torch.where(is_frozen, entering_hidden(args, kwargs), hidden)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     return freeze
-
-
-def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The residual stream a layer was called with."""
-    return cast(Tensor, args[0] if args else kwargs["hidden_states"])

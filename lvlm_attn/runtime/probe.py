@@ -22,7 +22,7 @@ def probe(target: Target) -> None:
         embed = model.get_input_embeddings()
         ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         model(inputs_embeds=embed(ids), use_cache=False)
-    missing = sorted(set(range(target.layers)) - running.seen)
+    missing = sorted(set(target.parts.softmax_layers) - running.seen)
     if missing:
         raise UnsupportedError(
             f"The attention of layers {missing} of {type(model).__name__} does not go through transformers' "

@@ -6,16 +6,16 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.families import Evidence, prompt_layout
+from lvlm_attn.families import Evidence, image_token_id, prompt_layout
 from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.base import Intervention, Situation
 from lvlm_attn.interventions.context import extended, extended_validity
 from lvlm_attn.layout.prompt import PromptLayout
+from lvlm_attn.runtime.arguments import padding_mask
 from lvlm_attn.runtime.generate_frame import GenerateCall, running_generate
 
 
@@ -78,11 +78,12 @@ class PromptState:
         generation = running_generate(self._target.parts.base)
         if generation is not None and generation.is_chunked:
             self._refuse(Situation.CHUNKED_PREFILL)
+            self._refuse_cut_marks(ids)
         if generation is not None and generation.beams > 1:
             self._refuse(Situation.BEAMS)
         length = queries if generation is None else min(queries, generation.prompt_length)
         evidence = self._evidence(given, kwargs, ids[:, :length])
-        layout = prompt_layout(self._target.family, evidence, _padding(given, kwargs, length))
+        layout = prompt_layout(self._target.family, evidence, padding_mask(given, kwargs, length))
         self._check_images(layout, generation)
         self._set_layout(extended(layout, queries))
 
@@ -115,9 +116,11 @@ class PromptState:
             if start < self.layout.length:
                 self._set_layout(self.layout.crop(start))
             return False
+        if generation is not None and generation.is_chunked:
+            self._refuse_cut_marks(ids)
         before = extended(self.layout, start)
         evidence = self._evidence(given, kwargs, ids, before)
-        layout = prompt_layout(self._target.family, evidence, _padding(given, kwargs, queries, start))
+        layout = prompt_layout(self._target.family, evidence, padding_mask(given, kwargs, queries, start))
         if generation is not None and generation.is_chunked:
             self._check_images(layout, generation)
         self._set_layout(layout)
@@ -159,21 +162,11 @@ class PromptState:
             if reason := item.refuse(situation):
                 raise UnsupportedError(reason)
 
-
-def _padding(given: Mapping[str, Any], kwargs: dict[str, Any], length: int, start: int = 0) -> Tensor | None:
-    """`(batch, length)` mask of the positions from `start` on, nonzero where valid, or None.
-
-    Where `generate` has already made the dense mask of a static cache, a position is valid if it may attend to
-    itself.
-    """
-    mask = given.get("attention_mask")
-    if mask is None:
-        mask = kwargs.get("attention_mask")
-    if isinstance(mask, Mapping):
-        mask = mask.get("full_attention", next(iter(mask.values())))
-    if not isinstance(mask, Tensor):
-        return None
-    if mask.dim() == 4:
-        diagonal = mask[:, 0, :, start:].diagonal(dim1=-2, dim2=-1)[:, :length]
-        return diagonal if diagonal.dtype == torch.bool else diagonal == 0
-    return mask[:, start : start + length]
+    def _refuse_cut_marks(self, ids: Tensor) -> None:
+        family = self._target.family
+        token = image_token_id(cast("Any", self._target.parts.base).config)
+        if family.marks_between and bool((ids == token).any()):
+            raise UnsupportedError(
+                f"The chunked prefill may cut an image between its markers, which tells {family.title} images apart; "
+                f"pass prefill_chunk_size=None."
+            )

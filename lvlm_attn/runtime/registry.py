@@ -21,6 +21,7 @@ from lvlm_attn.runtime.active import ACTIVE, Acting, TextPass, text_pass
 from lvlm_attn.runtime.collected import CollectedEdits, Edit
 from lvlm_attn.runtime.edits import apply_edits
 from lvlm_attn.runtime.fused import attend_fused
+from lvlm_attn.runtime.mask_check import check_mask
 from lvlm_attn.runtime.transformers_private import backend_function, has_mask, is_registered, register
 
 NAME = "lvlm_attn"
@@ -101,6 +102,7 @@ def attend(
     if edits.is_nothing:
         return run()
     attention = _attention_call(calls[-1].call, query, key, value, attention_mask, kwargs)
+    check_mask(calls[-1].call, attention, backend)
     return _attend_edited(run, calls[-1].call, edits, attention, backend)
 
 

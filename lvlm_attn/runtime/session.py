@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -14,13 +14,15 @@ from lvlm_attn.families import named_arguments
 from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.context import Call, Layer, State
-from lvlm_attn.interventions.sites import ATTENTION_SITES, LAYER_SITES
+from lvlm_attn.interventions.sites import LAYER_SITES
 from lvlm_attn.interventions.summary import add
 from lvlm_attn.kernels.dispatch import Dispatch
 from lvlm_attn.runtime.active import ACTIVE, Acting, Editor, Silent, others, own_call, text_pass
+from lvlm_attn.runtime.arguments import has_dense_mask
 from lvlm_attn.runtime.generate_frame import running_generate
 from lvlm_attn.runtime.layer_hooks import install_layer_hooks
 from lvlm_attn.runtime.prompt_state import PromptState
+from lvlm_attn.runtime.sites import Sites
 from lvlm_attn.runtime.text_pass import text_heads
 from lvlm_attn.runtime.thread_claim import ThreadClaim
 from lvlm_attn.runtime.vision_reader import VisionReader
@@ -58,23 +60,19 @@ class Session:
         self._last_call: Call | None = None
         self._mode: Literal["plain", "serving", "silent"] = "plain"
         wanted = [rows for item in self.interventions for rows in item.vision(target)]
+        if wanted and not target.family.encoder:
+            readers = " and ".join(item.title for item in self.interventions if item.vision(target))
+            raise UnsupportedError(
+                f"{readers} reads what the image encoder looks at, and where the patches of {target.family.title}'s "
+                f"encoder stand among its image tokens is not known here; use a method that reads the decoder alone."
+            )
         self._vision = VisionReader(target.parts.base, target.parts.vision, wanted) if wanted else None
-        found = self._by_layer(ATTENTION_SITES)
+        self.sites = Sites.of(self.editors, target)
         self._at_attention = {
-            module: tuple(found.get(index, ())) for index, module in enumerate(target.parts.attentions)
+            module: tuple(self.sites.by_layer["attention"].get(index, ()))
+            for index, module in enumerate(target.parts.attentions)
+            if module is not None
         }
-
-    def _by_layer(self, sites: Sequence[str]) -> dict[int, list[Editor]]:
-        """The interventions that override one of the sites, by the layers where they do, in order."""
-        found: dict[int, list[Editor]] = {}
-        for editor in self.editors:
-            item = editor.item
-            chosen = {
-                layer for site in sites if item.overrides(site) for layer in item.layers_at(site, self.target)
-            }
-            for layer in sorted(chosen):
-                found.setdefault(layer, []).append(editor)
-        return found
 
     @property
     def interventions(self) -> tuple[Intervention, ...]:
@@ -97,7 +95,7 @@ class Session:
         keep(parts.language_model.register_forward_pre_hook(self._on_enter, with_kwargs=True))
         keep(parts.language_model.register_forward_hook(self._on_leave, with_kwargs=True, always_call=True))
         for site in LAYER_SITES:
-            for index, editors in self._by_layer((site,)).items():
+            for index, editors in self.sites.by_layer[site].items():
                 for handle in install_layer_hooks(self.target, site, index, editors, self._own_call):
                     keep(handle)
         if self._vision is not None:
@@ -160,7 +158,9 @@ class Session:
         if call.start == 0:
             for item, state in self.editors:
                 item.begin(Layer(None, call, state))
-        changed = False
+        changed = bool(call.inputs.get("logits_to_keep"))
+        if changed:  # some decoders (gemma4) drop queries on the way, and every layer is told of all of them
+            call.inputs["logits_to_keep"] = 0
         for item, state in self.editors:
             if item.overrides("edit_embeds"):
                 embeds = item.edit_embeds(Layer(None, call, state), call.inputs["inputs_embeds"])
@@ -226,9 +226,10 @@ class Session:
             inputs=dict(kwargs),
             ids=ids[:, -queries:],
             labels=labels if labels is not None and labels.shape == ids.shape else None,
-            text_heads=lambda layers: text_heads(self.target, layout, kwargs["inputs_embeds"], layers),
+            text_heads=lambda layers: text_heads(self.target, layout, kwargs, layers),
             kernels=self.kernels,
-            has_own_mask=_is_dense(given) and running_generate(self.target.parts.base) is None,
+            text_mask=self.target.family.mask_of(cast("Any", self.target.parts.base).config, given),
+            has_own_mask=has_dense_mask(given) and running_generate(self.target.parts.base) is None,
             vision=self._vision.find(given) if self._vision is not None and is_prompt else None,
             details=self.details,
         )
@@ -246,9 +247,3 @@ class Session:
         self._last_call = None
         for _, state in self.editors:
             state.memory = {}
-
-
-def _is_dense(given: Mapping[str, Any]) -> bool:
-    """Whether the caller gave an attention mask of queries by keys."""
-    mask = given.get("attention_mask")
-    return isinstance(mask, Tensor) and mask.dim() == 4

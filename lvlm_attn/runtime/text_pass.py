@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.families.target import Target
@@ -44,7 +45,7 @@ def text_only(embeds: Tensor, layout: PromptLayout) -> tuple[Tensor, Tensor]:
 
 
 def text_heads(
-    target: Target, layout: PromptLayout | None, embeds: Tensor, layers: Sequence[int]
+    target: Target, layout: PromptLayout | None, inputs: Mapping[str, Any], layers: Sequence[int]
 ) -> dict[int, Tensor]:
     """Runs the language model on the text of a prompt and reads head outputs at its last token.
 
@@ -54,14 +55,19 @@ def text_heads(
     Args:
         target: the model.
         layout: of the prompt.
-        embeds: `(batch, length, hidden)`, the embeddings of the prompt with image features in place.
-        layers: the layers to read.
+        inputs: the keyword arguments of the language model: `inputs_embeds` `(batch, length, hidden)`, the
+            embeddings of the prompt with image features in place, and in some models `per_layer_inputs`.
+        layers: the layers to read; those without softmax attention are left out.
 
     Returns:
         For each layer `(batch, heads, head_dim)` in fp32.
     """
     assert layout is not None
-    packed, mask = text_only(embeds.detach(), layout)
+    packed, mask = text_only(inputs["inputs_embeds"].detach(), layout)
+    more = {}
+    if (per_layer := inputs.get("per_layer_inputs")) is not None:
+        flat, _ = text_only(per_layer.detach().flatten(2), layout)
+        more["per_layer_inputs"] = flat.view(*flat.shape[:2], *per_layer.shape[2:])
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)
     heads: dict[int, Tensor] = {}
 
@@ -76,17 +82,39 @@ def text_heads(
     handles = []
     try:
         handles += [
-            target.parts.output_projections[layer].register_forward_pre_hook(reader(layer), prepend=True)
+            projection.register_forward_pre_hook(reader(layer), prepend=True)
             for layer in layers
+            if (projection := target.parts.output_projections[layer]) is not None
         ]
         with without_interventions(), torch.no_grad():
             cast("Any", target.parts.language_model)(
                 inputs_embeds=packed,
-                attention_mask=None if bool(mask.all()) else mask.long(),
+                attention_mask=_mask(target, packed, mask, positions),
                 position_ids=positions,
                 use_cache=False,
+                **more,
             )
     finally:
         for handle in handles:
             handle.remove()
     return heads
+
+
+def _mask(target: Target, embeds: Tensor, is_text: Tensor, positions: Tensor) -> Any:
+    """What the language model is given as its mask: padding, or all of it where a prompt attends to itself."""
+    if target.family.mask_of(cast("Any", target.parts.base).config) != "bidirectional_prompt":
+        return None if bool(is_text.all()) else is_text.long()
+    settings = {
+        "config": target.config,
+        "inputs_embeds": embeds,
+        "attention_mask": is_text.long(),
+        "past_key_values": None,
+        "position_ids": positions,
+        "block_sequence_ids": torch.zeros_like(positions),
+    }
+    if getattr(target.config, "sliding_window", None) is None:
+        return create_causal_mask(**settings)
+    return {
+        "full_attention": create_causal_mask(**settings),
+        "sliding_attention": create_sliding_window_causal_mask(**settings),
+    }

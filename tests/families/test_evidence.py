@@ -9,11 +9,13 @@ import torch
 import transformers
 from torch import Tensor
 
+import lvlm_attn as la
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.families import Evidence, family_of, prompt_layout
+from lvlm_attn.families import Evidence, family_of, models, prompt_layout
 from lvlm_attn.layout.prompt import PromptLayout
 from tests.families.evidence import Call, caught, layout_of
-from tests.tiny import IMAGE, NAMES, QWEN, VIDEO, tiny_inputs, tiny_model, tiny_rows, tiny_samples
+from tests.tiny import ALL_NAMES as NAMES
+from tests.tiny import IMAGE, QWEN, VIDEO, tiny_inputs, tiny_model, tiny_rows, tiny_samples
 
 BATCH = [(1,), (0,), (2,), (1, 0, 3)]
 # Before they encoded images ahead of the prefill, versions of transformers lost them when they cut a prompt into
@@ -21,6 +23,9 @@ BATCH = [(1,), (0,), (2,), (1, 0, 3)]
 ENCODES_FIRST = hasattr(transformers.generation.utils, "_slice_mm_encoder_output")
 needs_encoding_first = pytest.mark.skipif(not ENCODES_FIRST, reason="this transformers cannot chunk images")
 pytestmark = pytest.mark.filterwarnings("ignore:.*right-padding.*")
+
+FIXED = [name for name in NAMES if models()[name].grid_is_fixed]
+MARKED = [name for name in NAMES if models()[name].marks_between]
 
 model_of = cache(tiny_model)
 
@@ -46,7 +51,9 @@ def test_forward_generate_and_beams_agree(name: str, side: Any) -> None:
         assert_same(layout_of(model, lambda: generate(model, inputs, num_beams=3)), plain.repeat(3))
     assert plain.has_image.tolist() == [True, False, True, True]
     assert torch.equal(plain.is_pad, inputs["attention_mask"] == 0)
-    assert torch.equal(plain.is_patch | plain.is_filler, inputs["input_ids"] == IMAGE)
+    is_image, has_marks = inputs["input_ids"] == IMAGE, models()[name].marks_between
+    found = plain.is_patch | plain.is_filler
+    assert torch.equal(found & is_image if has_marks else found, is_image)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,10 +76,15 @@ def test_every_image_has_the_tokens_the_model_gave_it(name: str) -> None:
     layout = layout_of(model, lambda: model(**inputs))
     for sample, grids in zip(samples, layout.grids):
         assert [picture.tokens for picture in sample.pictures] == [grid.tokens for grid in grids]
+        for picture, grid in zip(sample.pictures, grids):
+            assert picture.blocks is None or picture.blocks == [(b.rows, b.cols) for b in grid.blocks]
+            assert picture.tiles is None or picture.tiles == [
+                (b.tile_row, b.tile_col) for b in grid.blocks if b.kind == "tile"
+            ]
 
 
 @needs_encoding_first
-@pytest.mark.parametrize("name", ["llava", "vipllava"])
+@pytest.mark.parametrize("name", FIXED)
 @pytest.mark.parametrize("chunk", [1, 7, 30])
 def test_chunked_prefill_is_followed_into_fixed_grids(name: str, chunk: int) -> None:
     model = model_of(name)
@@ -82,7 +94,7 @@ def test_chunked_prefill_is_followed_into_fixed_grids(name: str, chunk: int) -> 
 
 
 @needs_encoding_first
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"llava", "vipllava"}))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(FIXED) - set(MARKED)))
 @pytest.mark.parametrize("chunk", [1, 5, 12])
 def test_chunked_prefill_that_cuts_other_grids_is_refused(name: str, chunk: int) -> None:
     model = model_of(name)
@@ -100,6 +112,18 @@ def test_chunked_prefill_between_images_is_followed(name: str) -> None:
     inputs = tiny_inputs(name, model, [(1, 5, 20)])
     calls = caught(model, lambda: generate(model, inputs, prefill_chunk_size=20))
     assert_same(chunks_joined(model, calls, inputs), layout_of(model, lambda: model(**inputs)))
+
+
+@needs_encoding_first
+@pytest.mark.parametrize("name", sorted(set(MARKED) - {"ovis2"}))  # ovis2 itself cannot read chunks
+def test_chunked_prefill_of_marked_images_is_refused(name: str) -> None:
+    model = model_of(name)
+    inputs = tiny_inputs(name, model, [(1, 5, 20)])
+    with (
+        la.wrap(model, la.VAR()),
+        pytest.raises(UnsupportedError, match=r"between its markers.*prefill_chunk"),
+    ):
+        generate(model, inputs, prefill_chunk_size=5)
 
 
 def chunks_joined(model: Any, calls: list[Call], inputs: dict[str, Tensor]) -> PromptLayout:

@@ -22,7 +22,8 @@ from lvlm_attn.families import (
     register_family,
 )
 from lvlm_attn.families.family import named_arguments
-from tests.tiny import IMAGE, NAMES, tiny_config, tiny_model
+from tests.tiny import ALL_NAMES as NAMES
+from tests.tiny import IMAGE, tiny_config, tiny_inputs, tiny_model
 
 model_of = cache(tiny_model)
 
@@ -69,10 +70,12 @@ def test_parts_of_a_model_and_of_its_base(name: str) -> None:
     for index, (layer, attention, projection) in enumerate(
         zip(parts.layers, parts.attentions, parts.output_projections, strict=True)
     ):
-        assert layer.self_attn is attention
-        assert attention.layer_idx == index
-        assert projection.in_features == text.hidden_size
-        assert not set(map(id, parts.vision.modules())) & {id(attention)}
+        assert getattr(layer, "self_attn", None) is attention
+        assert (index in parts.softmax_layers) == (attention is not None)
+        if attention is not None:
+            assert attention.layer_idx == index
+            assert projection.in_features == text.num_attention_heads * attention.head_dim
+            assert not set(map(id, parts.vision.modules())) & {id(attention)}
     inner = parts_of(model.model)
     assert inner.base is model.model
     assert [*map(id, inner.layers)] == [*map(id, parts.layers)]
@@ -102,7 +105,53 @@ def test_every_text_layer_calls_the_attention_registry(name: str) -> None:
     )
     model.set_attn_implementation({"text_config": "probe_of_families"})
     model(input_ids=torch.tensor([[1, 20, 21]]))
-    assert [*map(id, seen)] == [*map(id, parts_of(model).attentions)]
+    assert [*map(id, seen)] == [id(part) for part in parts_of(model).attentions if part is not None]
+
+
+def test_layers_without_softmax_attention_are_skipped_and_named() -> None:
+    model = model_of("qwen3_5")
+    assert parts_of(model).softmax_layers == (1, 3)
+    inputs = tiny_inputs("qwen3_5", model, [(1,)])
+    with lvlm_attn.wrap(model, lvlm_attn.VisualSelf(), lvlm_attn.FrozenVisual(layers=(0, 1))) as lvlm:
+        model(**inputs)
+        report = lvlm.report()
+    assert "visual_self:layers=0..3\n  layers 0,2 have no softmax attention and are skipped" in str(report)
+    skipped = [item["skipped_layers"] for item in report.to_dict()["interventions"]]
+    assert skipped == ["0,2", ""]
+    with pytest.raises(
+        LvlmAttnError, match=r"VHR: none of the layers \[0,2\] has softmax attention.*\[1,3\]"
+    ):
+        lvlm_attn.wrap(model, lvlm_attn.VHR(layers=(0, 2))).__enter__()
+    assert not model.model.language_model._forward_pre_hooks
+
+
+def test_a_mask_that_opens_keys_ahead_is_refused_in_a_family_that_says_it_is_causal(monkeypatch: Any) -> None:
+    model = model_of("gemma3")
+    causal = dataclasses.replace(models()["gemma3"], text_mask="causal")
+    monkeypatch.setattr("lvlm_attn.families._FAMILIES", models() | {"gemma3": causal})
+    inputs = tiny_inputs("gemma3", model, [(1,), (0,)])
+    with (
+        lvlm_attn.wrap(model, lvlm_attn.CrossLMM()),
+        pytest.raises(UnsupportedError, match="attend to later ones"),
+    ):
+        model(**inputs)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "paligemma"])
+def test_images_that_would_attend_causally_without_a_word_are_refused(name: str) -> None:
+    model = model_of(name)
+    inputs = tiny_inputs(name, model, [(1,)])
+    del inputs["token_type_ids"]
+    with lvlm_attn.wrap(model, lvlm_attn.VAR()), pytest.raises(LvlmAttnError, match="pass token_type_ids"):
+        model(**inputs)
+
+
+def test_every_other_image_text_to_text_type_is_refused_by_name() -> None:
+    types = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    assert set(models()) <= set(types)
+    for name in set(types) - set(models()):
+        with pytest.raises(UnsupportedError, match=rf"{name!r}.*how to add a family"):
+            family_of(SimpleNamespace(model_type=name))
 
 
 class TestRefusals:

@@ -97,6 +97,25 @@ def adapter_plan(target: Target, weights: str | None, adapter: CrossLMMAdapter |
     )
 
 
+def refuse_shape(target: Target, has_adapter: bool) -> None:
+    """Refuses models in which reading patches means something else.
+
+    Raises:
+        UnsupportedError: naming the family and the reason.
+    """
+    title = target.family.title
+    if target.family.mask_of(cast("Any", target.parts.base).config) == "bidirectional_prompt":
+        raise UnsupportedError(
+            f"CrossLMM: in {title} text before an image attends to it too, and which pooled or un-pooled patches it "
+            f"would read then is not defined; use a model that attends causally or within images."
+        )
+    if has_adapter and not target.family.modules_fit:
+        raise UnsupportedError(
+            f"CrossLMM: layers of {title} norm, scale or run their attention beside the feed-forward block before "
+            f"they add it, so the branches of an adapter have no place behind it; use CrossLMM.reuse."
+        )
+
+
 _NORM = "post_attention_layernorm"
 
 

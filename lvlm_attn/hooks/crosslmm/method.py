@@ -31,6 +31,7 @@ from lvlm_attn.interventions.checks import (
     need_flag,
     need_layers,
     need_number,
+    need_softmax_everywhere,
     need_words,
 )
 from lvlm_attn.interventions.context import Layer
@@ -177,7 +178,14 @@ class CrossLMM(Intervention):
             raise LvlmAttnError(f"CrossLMM: {idle} has no meaning with rule={self.rule!r}; give {other}.")
 
     def fit(self, target: Target) -> Self:
-        """Reads the adapter, if there is one, and checks it against the model."""
+        """Reads the adapter, if there is one, and checks it against the model.
+
+        Raises:
+            UnsupportedError: if patches cannot be hidden in every layer, if the whole prompt attends to itself, or,
+                with an adapter, if the layers do not add their attention to the residual stream as it is.
+        """
+        need_softmax_everywhere(self, target)
+        dual.refuse_shape(target, self.weights is not None or self.adapter is not None)
         if self.weights is None and self.adapter is None:
             layers = select_layers(self.layers, target.layers, self.title)
             if self._is_bare_model(len(layers) == target.layers):

@@ -12,7 +12,7 @@ layers are kept. Keys are rotated to the patches' own positions. Three depths to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -63,11 +63,20 @@ def _whole(target: Target, call: Call, embeds: Tensor, rows: Rows, layers: Seque
     # A mask that `generate` made ahead for a static cache is longer than the prompt; this one says the same.
     # It is given even without padding: where there is none, transformers takes a gap in the positions for the seam of
     # two packed samples.
-    mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-    if call.is_valid is not None:
+    mask: Any = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+    if call.attends_ahead:
+        mask = _cropped(call.inputs["attention_mask"], call.queries)
+    elif call.is_valid is not None:
         mask = call.is_valid.to(embeds.device).long()
     _silent(target, capture, inputs_embeds=embeds, attention_mask=mask, **_given(call))
     return kept
+
+
+def _cropped(mask: Any, queries: int) -> Any:
+    """A dense mask, or one for each kind of layer, over the columns of the prompt alone."""
+    if isinstance(mask, Mapping):
+        return {kind: _cropped(part, queries) for kind, part in mask.items()}
+    return mask if mask is None else mask[..., :queries]
 
 
 def _one_by_one(

@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 
-from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.families.target import Target
 from lvlm_attn.hooks.mma.groups import MODES, Spans, groups_of
 from lvlm_attn.interventions.base import Situation
@@ -117,7 +117,17 @@ class MMA(HasPresets):
         return self.strength == 0
 
     def fit(self, target: Target) -> Self:
-        """Chooses the layers, and finds the answer marker of the processor."""
+        """Chooses the layers, and finds the answer marker of the processor.
+
+        Raises:
+            UnsupportedError: if images attend to the question in the model as it is.
+        """
+        config = cast("Any", target.parts.base).config
+        if not self.is_neutral() and target.family.mask_of(config) == "bidirectional_prompt":
+            raise UnsupportedError(
+                f"MMA opens the question to image tokens, and in {target.family.title} the whole prompt attends to "
+                f"itself already; there is nothing to open."
+            )
         marker = self.marker
         needs_marker = self.mode in _NEED_MARKER or not self.include_marker
         if marker is None and target.processor is not None:

@@ -1,0 +1,198 @@
+"""Every method in every family, against float64 weights made pair by pair, or refused by name and reason.
+
+A batch of unequal rows, padded left and right, read whole and decoded. The eight families of `tests.tiny.NAMES` go
+through the same methods in `tests/hooks` in many more settings; here all families do, each method once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+import lvlm_attn as la
+from lvlm_attn.families import models
+from tests.families import rules
+from tests.families.oracle import Case, Edit, cases, plain, walk
+from tests.oracle import VarRule, VhrRule
+from tests.oracle_setup import DIM, LAYERS, TAU, generate, relative_error, sink_model
+from tests.tiny import ALL_NAMES, NAMES, tiny_inputs
+
+HYBRID = ("qwen3_5",)
+BATCH = [(1,), (0,), (2,)]
+TOKENS = 3
+NEW = tuple(name for name in ALL_NAMES if name not in NAMES)
+ALL = tuple(range(LAYERS))
+VAR = VarRule(layers=(1, 3), sink_dims=(DIM,), tau=TAU, rho=0.1, mass_floor=0.05)
+VHR = VhrRule(layers=(1, 3, 4))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A method and what its oracle does with a row.
+
+    Attributes:
+        method: makes the method.
+        edit: makes the weights.
+        options: further arguments of `walk` for a row.
+    """
+
+    method: Callable[[], Any]
+    edit: Callable[[Case], Edit] = lambda case: plain
+    options: Callable[[Case], dict[str, Any]] = lambda case: {}
+
+
+def on(keep: Any = None, opened: Any = None, layers: Sequence[int] = ALL, strength: float = 1) -> Any:
+    return lambda case: rules.masked(case, layers, keep, opened, strength)
+
+
+def on_own(make: Any, *options: Any) -> Any:
+    """As `on`, with a rule that remembers its row."""
+    return lambda case: rules.masked(case, ALL, make(*options))
+
+
+METHODS = {
+    "var": Truth(
+        lambda: la.VAR(
+            layers=VAR.layers, sink_dims=(DIM,), tau=TAU, rho=0.1, mass_floor=0.05, removed_fraction=0.4
+        ),
+        lambda case: rules.var(case, VAR),
+    ),
+    "vhr": Truth(
+        lambda: la.VHR(layers=VHR.layers), options=lambda case: {"scale": rules.vhr(prompt_of(case), VHR)}
+    ),
+    "pai": Truth(
+        lambda: la.PAI(alpha=0.5, gamma=1, layers=(1, 3)), lambda case: rules.louder(case, (1, 3), 0.5)
+    ),
+    "mma": Truth(la.MMA, on(opened=rules.question)),
+    "mma, weaker": Truth(
+        lambda: la.MMA(strength=0.5, layers=(1, 3)), on(opened=rules.question, layers=(1, 3), strength=0.5)
+    ),
+    "visual_self": Truth(la.VisualSelf, on(rules.self_prefix)),
+    "visual_self, alone": Truth(lambda: la.VisualSelf("self"), on(rules.only_self)),
+    "hollow": Truth(lambda: la.Hollow(window=3), on(rules.near(3))),
+    "neighborhood": Truth(lambda: la.Neighborhood(k=3), on_own(rules.around, 1)),
+    "delayed": Truth(lambda: la.Delayed(start=2), on(rules.blind, layers=(0, 1))),
+    "power": Truth(lambda: la.Power(block=2, window=1), on(rules.power_of_two(2, 1))),
+    "frozen_visual": Truth(lambda: la.FrozenVisual(layers=(1, 2)), options=lambda case: {"frozen": (1, 2)}),
+    "cmai": Truth(
+        lambda: la.CMAI(layer=1, quantile=0.6, keep_min=2), lambda case: rules.inhibited(case, 1, 0.6, 2)
+    ),
+}
+
+
+REFUSED = {
+    ("paligemma", "mma"): "MMA.*PaliGemma the whole prompt attends to itself already",
+    ("paligemma", "mma, weaker"): "MMA.*PaliGemma the whole prompt attends to itself already",
+}
+
+
+def prompt_of(case: Case) -> Case:
+    """The row up to the end of its prompt."""
+    if len(case) == case.prompt:
+        return case
+    return next(one for one in cases(case.name, BATCH) if one.ids == case.ids[: case.prompt])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", NEW)
+def test_logits_equal_the_definition(name: str, method: str) -> None:
+    model, truth = sink_model(name), METHODS[method]
+    if (name, method) in REFUSED:
+        with pytest.raises(la.UnsupportedError, match=REFUSED[name, method]), la.wrap(model, truth.method()):
+            pass
+        return
+    left, right = (tiny_inputs(name, model, BATCH, side) for side in ("left", "right"))
+    with torch.no_grad(), la.wrap(model, truth.method()) as lvlm:
+        got = {"left": model(**left).logits, "right": model(**right).logits}
+        tokens, steps = generate(model, left, TOKENS)
+        report = str(lvlm.report())
+    assert "nothing yet" not in report
+    changed = 0.0
+    for index, case in enumerate(cases(name, BATCH)):
+        whole = case.with_tokens(tokens[index])
+        want = walk(whole, truth.edit(whole), **truth.options(whole)).logits
+        length = len(case)
+        error = max(
+            relative_error(got["left"][index, -length:], want[:length]),
+            relative_error(got["right"][index, :length], want[:length]),
+            relative_error(steps[index], want[length - 1 : length - 1 + TOKENS]),
+        )
+        assert error < 3e-5, index
+        changed = max(changed, relative_error(want, walk(whole).logits))
+    assert changed > 1e-4  # so the equality can fail
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_pooled_images_leave_text_as_it_was_while_patches_are_within_reach(name: str) -> None:
+    """`CrossLMM()` reads every patch beside the pooled tokens, so that text reads exactly what it reads without it."""
+    model = sink_model(name)
+    reason = {"bidirectional_prompt": "CrossLMM: in PaliGemma text before an image"}.get(
+        models()[name].mask_of(model.config)
+    )
+    if name in HYBRID:
+        reason = "CrossLMM hides image tokens in every layer, and layers"
+    if reason is not None:
+        with pytest.raises(la.UnsupportedError, match=reason), la.wrap(model, la.CrossLMM()):
+            pass
+        return
+    inputs = tiny_inputs(name, model, BATCH)
+    with torch.no_grad():
+        bare = model(**inputs).logits
+        _, steps = generate(model, inputs, TOKENS)
+        with la.wrap(model, la.CrossLMM(grid=(2, 2))):
+            got = model(**inputs).logits
+            _, pooled = generate(model, inputs, TOKENS)
+        with la.wrap(model, la.CrossLMM.reuse(grid=(2, 2), w=0)):
+            alone = model(**inputs).logits
+    for index, case in enumerate(cases(name, BATCH)):
+        text = torch.tensor([image is None for image in case.image])
+        mine, its, without = (x[index, -len(case) :][text] for x in (got, bare, alone))
+        assert relative_error(mine, its.double()) < 3e-5
+        assert relative_error(pooled[index], steps[index].double()) < 3e-5
+        assert index == 1 or relative_error(without, its.double()) > 1e-3  # so the equality can fail
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_dola_contrasts_with_what_a_lower_layer_predicts(name: str) -> None:
+    model = sink_model(name)
+    inputs = tiny_inputs(name, model, BATCH)
+    with torch.no_grad(), la.wrap(model, la.DoLa(layers=(2,), beta=0.1, final_norm=True)):
+        got = model(**inputs).logits
+    for index, case in enumerate(cases(name, BATCH)):
+        late = walk(case).logits.log_softmax(-1)
+        low = walk(case, last=rules.early(2)).logits.log_softmax(-1)
+        floor = late.amax(-1, keepdim=True) + torch.tensor(0.1).double().log()
+        want = (late - low).masked_fill(late < floor, -torch.inf)
+        mine = got[index, -len(case) :].double()
+        sure = (late - floor).abs() > 1e-4  # words on the edge of what is plausible may fall on either side
+        assert torch.equal(torch.isinf(mine)[sure], torch.isinf(want)[sure])
+        both = torch.isfinite(mine) & torch.isfinite(want)
+        assert float((mine - want)[both].abs().max() / want[both].abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_neutral_settings_keep_bits(name: str) -> None:
+    model = sink_model(name)
+    inputs = tiny_inputs(name, model, BATCH)
+    never = la.VAR(rho=1.0, mass_floor=1.0, tau=TAU, sink_dims=(DIM,))
+    with torch.no_grad():
+        bare_ids, bare = generate(model, inputs, TOKENS)
+        for items in ([], [la.VAR(removed_fraction=0), la.VHR(alpha=1)], [never]):
+            with la.wrap(model, *items):
+                ids, got = generate(model, inputs, TOKENS)
+            assert torch.equal(ids, bare_ids)
+            assert torch.equal(got, bare)
+
+
+@pytest.mark.parametrize("name", [name for name in NEW if not models()[name].encoder])
+@pytest.mark.parametrize("method", [la.PAINT, la.VMTC])
+def test_methods_that_read_the_image_encoder_are_refused_by_name(name: str, method: Any) -> None:
+    title = models()[name].title
+    made = method() if method is la.PAINT else method(keep=2, clusters=1)
+    reason = rf"{method.__name__}.*{title}"
+    with pytest.raises(la.UnsupportedError, match=reason), la.wrap(sink_model(name), made):
+        pass

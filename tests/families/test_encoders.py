@@ -61,7 +61,7 @@ def test_patches_receive_what_the_encoder_pays_them(name: str) -> None:
             return ROWS
 
         def observe(self, layer: Any, hidden: Tensor) -> None:
-            if layer == 0 and layer.is_prompt:
+            if layer.index == 0 and layer.is_prompt:
                 found.append([received(layer.call.vision, rows, layer.layout) for rows in ROWS])
 
     with torch.no_grad(), la.wrap(model, Look()):

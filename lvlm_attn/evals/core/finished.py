@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.evals.core.jsonio import read_records
-from lvlm_attn.evals.core.run_folder import latest_by_id
+from lvlm_attn.evals.core.records import latest_by_id, read_records
 
 SEED_FOLDERS = "seed-"
 

@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.evals.core.jsonio import Record, read_records, write_json
+from lvlm_attn.evals.core.jsonio import write_json
+from lvlm_attn.evals.core.records import latest_by_id, read_records
 
 
 def check_writable(path: str | Path) -> Path:
@@ -38,14 +39,6 @@ def check_writable(path: str | Path) -> Path:
             "choose another --out or mend its permissions."
         ) from error
     return path
-
-
-def latest_by_id(records: Iterable[Record]) -> list[Record]:
-    """Keeps the last line of each ``sample_id``, so a retried sample counts once; other lines stay."""
-    kept: dict[object, Record] = {}
-    for record in records:
-        kept[record.value.get("sample_id", ("line", record.line))] = record
-    return list(kept.values())
 
 
 class RunFolder:
@@ -84,7 +77,9 @@ class RunFolder:
 
     def _require_same(self, config: Path) -> None:
         records = read_records(config, "run settings").records
-        before = records[0].value.get("settings", {})
+        before = records[0].value.get("settings")
+        if not isinstance(before, dict):
+            raise LvlmAttnError(f"{config} holds no settings; choose another --out, nothing was changed.")
         for key in {**before, **self.settings}:
             if before.get(key) != self.settings.get(key):
                 raise LvlmAttnError(
@@ -94,7 +89,7 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         """Opens the result file for appending."""
-        self._file = (self.path / "samples.jsonl").open("a", encoding="utf-8")
+        self._file = (self.path / "samples.jsonl").open("a", encoding="utf-8", errors="backslashreplace")
         return self
 
     def __exit__(

@@ -9,6 +9,7 @@ from typing import Any
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.core.benchmark import Sample
 from lvlm_attn.evals.core.parsers import get_parser
+from lvlm_attn.evals.core.pictures import PictureFolder, require_images
 from lvlm_attn.evals.pope.answers import Answered
 from lvlm_attn.evals.pope.data import PopeData, Question, load_questions
 from lvlm_attn.evals.pope.score import score_pope
@@ -61,16 +62,16 @@ class Pope:
         limit: int | None = None,
         fix_typo: bool = False,
     ) -> Pope:
-        """Reads question files; pictures are opened when their turn comes.
+        """Reads question files; pictures are found by any of their names and opened when their turn comes.
 
         Raises:
             LvlmAttnError: as :func:`lvlm_attn.evals.pope.data.load_questions`, or no picture is in the
                 folder.
         """
         data = load_questions(paths, fix_typo)
-        folder = Path(images)
-        found = {question.image: folder / question.image for question in data.questions}
-        require_images(folder, found.values())
+        folder = PictureFolder(images)
+        found = {name: folder.find(name) for name in dict.fromkeys(item.image for item in data.questions)}
+        require_images(folder.path, found.values())
         remarks = [warning for info in data.files for warning in info.warnings]
         return cls(data.questions, found, describe_files(data, fix_typo), parser, limit, remarks)
 
@@ -122,22 +123,6 @@ def first_of_each(questions: Sequence[Question], limit: int | None) -> tuple[Que
         if seen[question.category] <= limit:
             kept.append(question)
     return tuple(kept)
-
-
-def require_images(folder: Path, paths: Iterable[Path]) -> None:
-    """Says early that the image folder is the wrong one; single missing pictures only fail their samples.
-
-    Raises:
-        LvlmAttnError: the folder does not exist, or none of the pictures is in it.
-    """
-    if not folder.is_dir():
-        raise LvlmAttnError(f"image folder {folder} does not exist; pass the folder that holds the pictures.")
-    wanted = list(paths)
-    if wanted and not any(path.is_file() for path in wanted):
-        raise LvlmAttnError(
-            f"none of the {len(set(wanted))} pictures is in {folder} (first: {wanted[0].name}); "
-            "pass the folder that holds them."
-        )
 
 
 def describe_files(data: PopeData, fix_typo: bool) -> dict[str, Any]:

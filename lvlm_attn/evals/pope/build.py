@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.evals.core.jsonio import read_records
+from lvlm_attn.evals.core.records import read_records
 from lvlm_attn.evals.pope.data import CATEGORIES, Question
 
 
@@ -41,11 +41,11 @@ def read_objects(path: str | Path) -> list[ImageObjects]:
         image, objects = record.value.get("image"), record.value.get("objects")
         if not isinstance(image, str) or not isinstance(objects, list):
             raise LvlmAttnError(
-                f'object file {path}, line {record.line}: expected {{"image": name, "objects": [names]}}; '
+                f'object file {path}, {record.where}: expected {{"image": name, "objects": [names]}}; '
                 "mend the entry."
             )
         if not all(isinstance(name, str) and name for name in objects):
-            raise LvlmAttnError(f"object file {path}, line {record.line}: objects must be non-empty names.")
+            raise LvlmAttnError(f"object file {path}, {record.where}: objects must be non-empty names.")
         found.append(ImageObjects(image, tuple(dict.fromkeys(objects))))
     return found
 

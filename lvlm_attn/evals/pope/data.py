@@ -2,9 +2,10 @@
 
 At least four different files are called POPE-COCO, so what is loaded is described by hash, row count and the
 number of "imange" typos, and that description goes into every result. Read here: RUCAIBox, DAMO VCD and OPERA
-(JSON lines, Unix or Windows line ends), RUCAIBox's A-OKVQA and GQA files (one indented array), objects
-written over several lines, PAI's chat records (``text`` and ``label`` are lists), and LLaVA's file with a
-``category`` and no labels.
+(JSON lines, Unix or Windows line ends), RUCAIBox's A-OKVQA and GQA files (one indented array), objects written
+over several lines, PAI's chat records (``text`` and ``label`` are lists), LLaVA's file with a ``category`` and no
+labels, the hub's rows (``question``, ``answer``, ``image_source``, ``category``) as JSON, parquet or a `datasets`
+folder, VLMEvalKit's table (one row for several categories), and RePOPE.
 
 Source: Li et al., "Evaluating Object Hallucination in Large Vision-Language Models", EMNLP 2023 (POPE).
 """
@@ -15,14 +16,32 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
 
-from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.evals.core.jsonio import Record, read_records
+from lvlm_attn.errors import LvlmAttnError, shown
+from lvlm_attn.evals.core.fields import (
+    IDS,
+    PLACES,
+    QUESTIONS,
+    Label,
+    Row,
+    expand_chat,
+    first_id,
+    first_text,
+    flatten,
+    image_of,
+    label_of,
+)
+from lvlm_attn.evals.core.json_text import one_line
+from lvlm_attn.evals.core.pictures import image_key
+from lvlm_attn.evals.core.records import Record, read_records
 
 CATEGORIES = ("random", "popular", "adversarial")
-_OBJECT = re.compile(r"is there (?:an?|the|any)\s+(.+?)\s+in the iman?ge", re.IGNORECASE)
+DATASETS = ("aokvqa", "gqa", "coco")
+_LABELS = ("label", "gt_label", "gt", "ground_truth", "target", "answer")
+_OBJECT = re.compile(r"is there (?:an?|the|any)\s+(.{1,80}?)\s+in the iman?ge", re.IGNORECASE)
+_NAMED_SPLIT = re.compile(r"(?<![a-z])(random|popular|adversarial|rand|pop|adv)(?![a-z])")
 _OLD_RANDOM_ROWS = 2910
 
 
@@ -37,14 +56,16 @@ class Question:
         text: the question as it is sent to the model, before any suffix.
         label: the right answer, or None where the file has none.
         category: ``random``, ``popular``, ``adversarial``, or the file's name where it tells none.
+        source: name of the file without ending.
     """
 
     sample_id: str
     question_id: int | str
     image: str
     text: str
-    label: Literal["yes", "no"] | None
+    label: Label | None
     category: str
+    source: str = ""
 
     @property
     def object(self) -> str | None:
@@ -100,6 +121,35 @@ def normalised(text: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"\ban?\b", " ", text)).strip()
 
 
+@lru_cache(maxsize=1 << 16)
+def question_key(text: str) -> str:
+    """What is asked, apart from the words around it: a prompt as sent may hold examples, a system message and a suffix.
+
+    Example:
+        >>> question_key("USER: Is there an oven in the imange? ASSISTANT:")
+        'is there oven'
+    """
+    found = _OBJECT.findall(text)
+    return f"is there {found[-1].lower()}" if found else normalised(text)
+
+
+def split_of(name: str) -> str | None:
+    """The split that a file's or category's name tells, or None where it tells none or several.
+
+    Example:
+        >>> split_of("llava-7b-coco-random-greedy"), split_of("randomised")
+        ('random', None)
+    """
+    found = {word[:3] for word in _NAMED_SPLIT.findall(name.lower())}
+    return next((split for split in CATEGORIES if {split[:3]} == found), None)
+
+
+def dataset_of(name: str) -> str | None:
+    """``coco``, ``aokvqa`` or ``gqa`` where a name tells it."""
+    plain = name.lower().replace("-", "").replace("_", "")
+    return next((dataset for dataset in DATASETS if dataset in plain), None)
+
+
 def load_questions(paths: str | Path | Iterable[str | Path], fix_typo: bool = False) -> PopeData:
     """Loads one or several POPE question files.
 
@@ -129,12 +179,14 @@ def load_questions(paths: str | Path | Iterable[str | Path], fix_typo: bool = Fa
         raise LvlmAttnError("the same question file is named twice; name each file once.")
     loaded = [_load_file(Path(path), fix_typo) for path in listed]
     blocks = _label_from_others([(Path(info.path).stem, questions) for questions, info in loaded])
-    names = [questions[0].category for _, questions in blocks]
+    held = [(stem, block, {item.category for item in block}) for stem, block in blocks]
+    times = Counter(name for _, _, names in held for name in names)
     questions = [
         replace(item, category=category, sample_id=f"{category}:{item.question_id}")
-        for stem, block in blocks
+        for stem, block, names in held
         for item in block
-        for category in [stem if names.count(item.category) > 1 else item.category]
+        for apart in [stem if len(names) == 1 else f"{stem}-{item.category}"]
+        for category in [apart if times[item.category] > 1 else item.category]
     ]
     repeated = [
         name for name, count in Counter(question.sample_id for question in questions).items() if count > 1
@@ -151,14 +203,17 @@ def _load_file(path: Path, fix_typo: bool) -> tuple[list[Question], PopeFile]:
     file = read_records(path, "question file")
     category = category_of(path)
     questions: list[Question] = []
+    is_chat = False
     for record in file.records:
-        questions.extend(_questions(record, path, category))
+        rows = _rows(record, path)
+        is_chat |= len(rows) > 1
+        for row in rows:
+            questions.extend(_questions(row, f"question file {path}, {record.where}", category, path.stem))
     typos = sum("imange" in question.text for question in questions)
-    layout = file.layout + (", chat" if isinstance(file.records[0].value.get("text"), list) else "")
     info = PopeFile(
         path=path.name,
         sha256=file.sha256,
-        layout=layout,
+        layout=file.layout + (", chat" if is_chat else ""),
         rows=len(questions),
         typos=typos,
         yes=sum(question.label == "yes" for question in questions),
@@ -170,58 +225,56 @@ def _load_file(path: Path, fix_typo: bool) -> tuple[list[Question], PopeFile]:
     return questions, info
 
 
-def _questions(record: Record, path: Path, category: str) -> list[Question]:
-    row, where = record.value, f"question file {path}, line {record.line}"
-    for key in ("image", "text"):
-        if key not in row:
+def _rows(record: Record, path: Path) -> list[Row]:
+    try:
+        return expand_chat(flatten(record.value), record.place)
+    except LvlmAttnError as error:
+        raise LvlmAttnError(f"question file {path}, {record.where}: {error}") from None
+
+
+def _questions(row: Row, where: str, category: str, source: str) -> Iterable[Question]:
+    """The question of one row; several where it counts for several categories."""
+    has = one_line(", ".join(row) or "nothing")
+    text = first_text(row, QUESTIONS)
+    image = image_of(row) or first_id(row, ("index",))
+    for name, found in (("image", image), ("text", text)):
+        if found is None and name in row:
+            raise LvlmAttnError(f"{where}: image and text must be non-empty strings; correct the entry.")
+        if found is None:
             raise LvlmAttnError(
-                f"{where}: no {key!r} in this entry (it has {', '.join(row) or 'nothing'}); "
+                f"{where}: no {name!r} in this entry (it has {has}); "
                 "a POPE question needs question_id, image, text and label."
             )
-    texts = row["text"]
-    if not isinstance(texts, list):
-        return [
-            _question(row.get("question_id"), row["image"], texts, row.get("label"), row, where, category)
-        ]
-    labels = row.get("label")
-    labels = [None] * len(texts) if labels is None else labels
-    if not isinstance(labels, list) or len(labels) != len(texts):
+    if text is None or image is None:
+        return
+    number = first_id(row, IDS if any(name in row for name in IDS) else PLACES)
+    if number is None:
         raise LvlmAttnError(
-            f"{where}: {len(texts)} questions need a list of {len(texts)} labels; mend the entry."
+            f"{where}: question_id is {shown(row.get('question_id'))}; give each question a number."
         )
-    chat = row.get("chat_id", record.line - 1)
-    if not isinstance(chat, int):
-        raise LvlmAttnError(f"{where}: chat_id is {chat!r}, expected a whole number; mend the entry.")
-    return [
-        _question(chat * len(texts) + turn + 1, row["image"], text, label, row, where, category)
-        for turn, (text, label) in enumerate(zip(texts, labels, strict=True))
-    ]
-
-
-def _question(
-    number: object, image: object, text: object, label: object, row: dict[str, Any], where: str, category: str
-) -> Question:
-    if not isinstance(number, int | str):
-        raise LvlmAttnError(f"{where}: question_id is {number!r}; give each question a number.")
-    if not isinstance(image, str) or not image or not isinstance(text, str) or not text:
-        raise LvlmAttnError(f"{where}: image and text must be non-empty strings; mend the entry.")
-    answer: Literal["yes", "no"] | None = None
-    if label is not None:
-        word = str(label).strip().lower()
-        if word not in ("yes", "no"):
-            raise LvlmAttnError(f"{where}: label is {label!r}; it must be yes or no.")
-        answer = "yes" if word == "yes" else "no"
+    label = None
+    for name in _LABELS:
+        if row.get(name) is not None:
+            try:
+                label = label_of(row[name])
+            except ValueError as error:
+                raise LvlmAttnError(f"{where}: {name} is {error}; it must be yes or no.") from None
+            break
     own = row.get("category")
-    return Question("", number, image, text, answer, str(own) if own else category)
+    if own is None and split_of(str(row.get("split"))):
+        own = row["split"]  # of a `DatasetDict`
+    named = own.split(",") if isinstance(own, str) and own.strip() else [category]
+    for item in named:
+        plain = item.strip()
+        split = plain.lower() if plain.lower() in CATEGORIES else plain
+        yield Question("", int(number) if number.isdecimal() else number, image, text, label, split, source)
 
 
 def category_of(path: Path) -> str:
     """Returns the split named in a file name, else the name without its ending."""
     name = path.stem.lower()
-    for category in CATEGORIES:
-        if category in name:
-            return category
-    return path.stem
+    named = split_of(name) or next((category for category in CATEGORIES if category in name), None)
+    return named or path.stem
 
 
 def _warnings(path: Path, questions: Sequence[Question]) -> Iterable[str]:
@@ -243,13 +296,19 @@ def _label_from_others(blocks: list[tuple[str, list[Question]]]) -> list[tuple[s
     if not any(is_bare) or all(is_bare):
         return blocks
     labels = {
-        (question.image, normalised(question.text)): question.label
+        (image_key(question.image), question_key(question.text)): question.label
         for (_, block), bare in zip(blocks, is_bare, strict=True)
         if not bare
         for question in block
     }
     return [
-        (stem, [replace(item, label=labels.get((item.image, normalised(item.text)))) for item in block])
+        (
+            stem,
+            [
+                replace(item, label=labels.get((image_key(item.image), question_key(item.text))))
+                for item in block
+            ],
+        )
         for (stem, block), bare in zip(blocks, is_bare, strict=True)
         if bare
     ]

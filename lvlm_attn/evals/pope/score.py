@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.evals.core.parsers import get_parser, strict
+from lvlm_attn.evals.core.parsers import get_parser, read_strictly
 from lvlm_attn.evals.pope.answers import Answered
 
 MAIN_METRICS = ("accuracy", "precision", "recall", "f1", "yes_ratio")
@@ -126,8 +126,9 @@ def score_pope(answered: Sequence[Answered], parser: str = "strict", failed: int
     Returns:
         One JSON-ready object. Its top level is pooled over all questions (``aggregation`` says so); ``mean``
         averages the categories and ``per_category`` holds each. ``unknown`` counts what the chosen parser
-        cannot read, ``unreadable`` what holds neither yes nor no as a word, whatever the chosen parser makes
-        of it.
+        cannot read, ``unreadable`` what does not decide for yes or no, whatever the chosen parser makes of it.
+        ``reasoning``, ``unfinished_reasoning`` and ``echoed`` count answers with a reasoning block, with one that
+        never ends, and with an echoed instruction; only ``strict`` looks past them.
 
     Raises:
         LvlmAttnError: nothing to score, unknown parser, or a question without a label.
@@ -146,12 +147,16 @@ def score_pope(answered: Sequence[Answered], parser: str = "strict", failed: int
         question = item.question
         if question.label == "no" and question.object and read(item.text, "no") == "yes":
             false_yes[question.object] += 1
+    readings = [read_strictly(item.text) for item in answered]
     return {
         "benchmark": "pope",
         "parser": parser,
         "aggregation": "pooled" if len(categories) > 1 else "single category",
         **pooled,
-        "unreadable": sum(strict(item.text, "yes") == "unknown" for item in answered),
+        "unreadable": sum(reading.verdict == "unknown" for reading in readings),
+        "reasoning": sum(reading.reasoning for reading in readings),
+        "unfinished_reasoning": sum(reading.unfinished for reading in readings),
+        "echoed": sum(reading.echo for reading in readings),
         "failed": failed,
         "images": len({item.question.image for item in answered}),
         "mean": mean_over(per_category),

@@ -14,6 +14,7 @@ from urllib.request import getproxies, proxy_bypass
 import torch
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.evals.core.ranks import local_device
 from lvlm_attn.families import family_of
 
 _DTYPES = {
@@ -130,5 +131,5 @@ def _reachable(address: str, seconds: float = 4.0) -> bool:
 
 def _default_device() -> str:
     if torch.cuda.is_available():
-        return "cuda"
+        return local_device("cuda")
     return "mps" if torch.backends.mps.is_available() else "cpu"

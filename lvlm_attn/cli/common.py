@@ -117,12 +117,13 @@ def load_model(
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise LvlmAttnError(f"device {device!r} cannot be used ({reason}); try --device cpu.") from error
     quiet_transformers()
+    from lvlm_attn.evals.core.ranks import local_device
     from lvlm_attn.loading import load
 
     options = {} if device_map is None else {"device_map": device_map}
     loaded = load(
         name,
-        device=None if device == "auto" else device,
+        device=None if device == "auto" else local_device(device),
         dtype=None if dtype == "auto" else dtype,
         **options,
     )
@@ -133,9 +134,10 @@ def load_model(
 def _chosen(model: Any) -> str:
     """Device, dtype, backend and kernels of a model."""
     from lvlm_attn.kernels.dispatch import picked
+    from lvlm_attn.runtime.transformers_private import attention_of
 
     places = sorted({str(item.device) for item in model.parameters()})
-    backend = getattr(model.config.get_text_config(), "_attn_implementation", None)
+    backend = attention_of(model.config.get_text_config())
     dtype = str(model.dtype).removeprefix("torch.")
     return f"{' and '.join(places)}, {dtype}, attention {backend}, kernels {picked(model.device)}"
 
@@ -181,6 +183,7 @@ def run_benchmark(
             seed=seed,
             model_name=model_name,
             show_progress=sys.stderr.isatty(),
+            on_note=lambda text: tell(f"note: {text}"),
         )
     except RunInterrupted as error:
         raise Stopped(str(error)) from None
@@ -189,9 +192,10 @@ def run_benchmark(
 def check_out(out: Path | None) -> None:
     """Proves before a model is loaded that results can be written."""
     from lvlm_attn.evals.core.evaluate import RUNS
+    from lvlm_attn.evals.core.ranks import Ranks
     from lvlm_attn.evals.core.run_folder import check_writable
 
-    check_writable(out or RUNS)
+    Ranks.of_environment().first(lambda: check_writable(out or RUNS))
 
 
 def check_decoding(decode: str, temperature: float) -> None:
@@ -199,6 +203,13 @@ def check_decoding(decode: str, temperature: float) -> None:
     from lvlm_attn.evals.core.answerer import Decoding
 
     Decoding(decode, 1, temperature)
+
+
+def is_silent() -> bool:
+    """Whether another rank does the talking."""
+    from lvlm_attn.evals.core.ranks import process_rank
+
+    return process_rank()[0] > 0
 
 
 def print_json(value: object) -> None:
@@ -209,8 +220,9 @@ def print_json(value: object) -> None:
 
 
 def tell(text: str) -> None:
-    """A remark on standard error, so that standard output stays the result."""
-    typer.echo(printable(text), err=True)
+    """A remark on standard error, so that standard output stays the result; from rank 0 alone."""
+    if not is_silent():
+        typer.echo(printable(text), err=True)
 
 
 def say(text: str) -> None:
@@ -219,7 +231,9 @@ def say(text: str) -> None:
 
 
 def finish(done: Evaluation, table: Any, as_json: bool) -> None:
-    """Prints a finished evaluation; failed samples are named and make the exit code 1."""
+    """Prints a finished evaluation, from rank 0 alone; failed samples are named and make the exit code 1."""
+    if is_silent():
+        return
     if as_json:
         print_json({**done.metrics, "run_folder": str(done.folder)})
     else:

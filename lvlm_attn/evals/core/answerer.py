@@ -22,7 +22,8 @@ from lvlm_attn.wrapping import Wrapped, target_of, wrap
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from lvlm_attn.interventions.base import Intervention
+    from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.base import Intervention
 
 DECODINGS = ("greedy", "sample")
 
@@ -86,6 +87,7 @@ class ModelAnswerer:
         self._interventions = tuple(interventions)
         self._stack = ExitStack()
         self.wrapped: Wrapped | None = None
+        self._target: Target | None = None
         self._tokenizer = getattr(processor, "tokenizer", processor)
         self._yes_no = yes_no_ids(self._tokenizer) if asks_yes_no else None
         config = copy.deepcopy(model.generation_config)
@@ -111,12 +113,14 @@ class ModelAnswerer:
             self.wrapped = self._stack.enter_context(
                 wrap(self.model, *self._interventions, processor=self.processor)
             )
+        self._target = self.wrapped.target if self.wrapped else target_of(self.model, self.processor)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Restores the model."""
+        self._target = None
         self._stack.close()
 
     def describe(self) -> dict[str, Any]:
@@ -131,19 +135,46 @@ class ModelAnswerer:
             "prompt_template": format_prompt(self.processor, "{question}"),
         }
 
+    @property
+    def rows_at_once(self) -> int | None:
+        """How many prompts the interventions take at once; None for any number."""
+        limits = [item.rows_at_once() for item in self._interventions]
+        return min([limit for limit in limits if limit is not None], default=None)
+
     def answer(
         self, images: Sequence[Image | Sequence[Image]], prompts: Sequence[str], seeds: Sequence[int]
     ) -> list[Answer]:
         """Answers a left-padded batch; sampling depends on each row's seed alone, not on its batch."""
-        limits = [item.rows_at_once() for item in self._interventions]
-        count = min([limit for limit in limits if limit is not None], default=len(prompts))
+        count = self.rows_at_once or len(prompts)
         parts = [slice(start, start + count) for start in range(0, len(prompts), max(count, 1))]
-        return [answer for part in parts for answer in self._answer(images[part], prompts[part], seeds[part])]
+        return [
+            answer
+            for part in parts
+            for answer in self.answer_prepared(self.prepare(images[part], prompts[part]), seeds[part])
+        ]
+
+    def prepare(self, images: Sequence[Image | Sequence[Image]], prompts: Sequence[str]) -> Request:
+        """Everything that needs the processor and not the model; may run in another thread.
+
+        Raises:
+            LvlmAttnError: outside the ``with`` block.
+        """
+        if self._target is None:
+            raise LvlmAttnError("the answerer works inside its `with` block only.")
+        texts = [prompt + self.decoding.suffix for prompt in prompts]
+        return Request.of_prompts(self._target, list(images), texts)
 
     @torch.inference_mode()
-    def _answer(
-        self, images: Sequence[Image | Sequence[Image]], prompts: Sequence[str], seeds: Sequence[int]
+    def answer_prepared(
+        self, request: Request, seeds: Sequence[int], max_new_tokens: int | None = None
     ) -> list[Answer]:
+        """Answers what :meth:`prepare` made, ``rows_at_once`` prompts at most.
+
+        Args:
+            request: the prompts.
+            seeds: one per prompt, for sampling.
+            max_new_tokens: another length limit than that of the decoding.
+        """
         processors: list[Any] = []
         first = None
         if self._yes_no is not None:
@@ -151,11 +182,11 @@ class ModelAnswerer:
             processors.append(first)
         if self.decoding.decode == "sample":
             processors.append(SeededSampler(seeds, self.decoding.temperature))
-        options = {"generation_config": self._config, "logits_processor": processors}
-        target = self.wrapped.target if self.wrapped is not None else target_of(self.model, self.processor)
-        request = Request.of_prompts(
-            target, list(images), [prompt + self.decoding.suffix for prompt in prompts]
-        )
+        config = self._config
+        if max_new_tokens is not None:
+            config = copy.deepcopy(config)
+            config.max_new_tokens = max_new_tokens
+        options = {"generation_config": config, "logits_processor": processors}
         texts = cast("list[str]", request.texts)
         if self.wrapped is not None:
             output, request = self.wrapped.ask(request, **options)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm_attn._version import __version__
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.evals.core.batch_check import batch_warning, check_batch
 from lvlm_attn.evals.core.benchmark import Benchmark
-from lvlm_attn.evals.core.jsonio import write_json
+from lvlm_attn.evals.core.environment import describe_model, environment, plugin_hashes
+from lvlm_attn.evals.core.plan import Group, batches
+from lvlm_attn.evals.core.ranks import Ranks
+from lvlm_attn.evals.core.records import read_records
 from lvlm_attn.evals.core.run_folder import RunFolder
 from lvlm_attn.evals.core.runner import run
 
 if TYPE_CHECKING:
-    from lvlm_attn.evals.core.answerer import Decoding
+    from lvlm_attn.evals.core.answerer import Decoding, ModelAnswerer
     from lvlm_attn.interventions.base import Intervention
 
 RUNS = Path("lvlm-runs")
@@ -60,6 +63,7 @@ def evaluate(
     seed: int = 0,
     model_name: str | None = None,
     show_progress: bool = False,
+    on_note: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Runs a benchmark and writes a run folder; an unfinished folder with the same settings is continued.
 
@@ -77,6 +81,9 @@ def evaluate(
         seed: seeds sampling.
         model_name: hub id, path or ``toy``, for the run's settings; None takes it from the model.
         show_progress: draw a progress bar on standard error.
+        on_note: told what the user should know, such as answers that depend on the batch; None warns.
+
+    Under `torchrun` or `accelerate launch` the ranks share the samples; all of them return the whole.
 
     Raises:
         LvlmAttnError: the folder holds another run, is being written by another process or cannot be written, or a
@@ -90,39 +97,72 @@ def evaluate(
     """
     from lvlm_attn.evals.core.answerer import Decoding, ModelAnswerer
 
+    ranks = Ranks.of_environment()
     interventions = _checked(benchmark, interventions)
     model_name = model_name or str(getattr(model, "name_or_path", "") or type(model).__name__)
     decoding = decoding or Decoding(max_new_tokens=benchmark.max_new_tokens)
     answerer = ModelAnswerer(model, processor, interventions, decoding, benchmark.asks_yes_no)
+    plugins = plugin_hashes(interventions)
     settings = {
         "benchmark": benchmark.describe(),
         "model": describe_model(model_name, model),
         "interventions": [str(item) for item in interventions],
+        **({"plugins": plugins} if plugins else {}),
         "generation": answerer.describe(),
         "seed": seed if decoding.decode == "sample" else None,
         "batch_size": batch_size,
         "lvlm_attn": __version__,
     }
-    folder = RunFolder(
-        out or default_folder(settings),
-        settings,
-        {"scoring": benchmark.scoring(), "environment": environment(model)},
-    )
-    with answerer:
-        lines = run(
-            benchmark.samples(),
-            answerer,
-            folder,
-            batch_size,
-            share_identical=decoding.decode == "greedy",
-            seed=seed,
-            show_progress=show_progress,
-        )
-        if answerer.wrapped is not None:
-            write_json(folder.path / "report.json", answerer.wrapped.report().to_dict())
-    metrics = benchmark.score(lines)
-    folder.write_metrics(metrics)
+    samples = benchmark.samples()
+    told = on_note or (lambda text: warnings.warn(text, stacklevel=3))
+    share = decoding.decode == "greedy"
+    with RunFolder(
+        out or default_folder(settings), settings, {"scoring": benchmark.scoring()}, ranks
+    ) as folder:
+        with answerer:
+            made = {**environment(model, processor, samples), "ranks": ranks.count}
+            _note_environment(folder, made, answerer, batches(samples, batch_size, share), seed, told)
+            lines = run(samples, answerer, folder, batch_size, share, seed, show_progress, told)
+            if answerer.wrapped is not None and ranks.is_first:
+                done = answerer.wrapped.report().to_dict()
+                folder.write("report.json", done)
+                folder.write("env.json", {**_before(folder), "kernels": done["kernels"]})
+        metrics = benchmark.score(lines)
+        if ranks.is_first:
+            folder.write_metrics(metrics)
+    ranks.wait()
     return Evaluation(metrics, lines, folder.path, settings)
+
+
+def _note_environment(
+    folder: RunFolder,
+    made: dict[str, Any],
+    answerer: ModelAnswerer,
+    planned: Sequence[Sequence[Group]],
+    seed: int,
+    told: Callable[[str], None],
+) -> None:
+    """Writes ``env.json``; what an earlier part of the run was made with is kept where it differs."""
+    before = _before(folder)
+    check = before.pop("batch_check", None)
+    earlier = before.pop("earlier", [])
+    before.pop("kernels", None)
+    if before and before != made:
+        changed = [key for key in {**before, **made} if before.get(key) != made.get(key)]
+        earlier = [*earlier, {key: before.get(key) for key in changed}]
+    if check is None and planned and folder.ranks.is_first:
+        check = check_batch(answerer, planned[0], seed)
+        warning = batch_warning(check)
+        if warning is not None:
+            told(warning)
+    if folder.ranks.is_first:
+        notes = {"batch_check": check} if check else {}
+        folder.write("env.json", {**made, **notes, **({"earlier": earlier} if earlier else {})})
+
+
+def _before(folder: RunFolder) -> dict[str, Any]:
+    path = folder.path / "env.json"
+    return dict(read_records(path, "env.json").records[0].value) if path.is_file() else {}
 
 
 def _checked(
@@ -147,43 +187,3 @@ def default_folder(settings: dict[str, Any]) -> Path:
     name = f"{settings['benchmark']['name']}-{Path(settings['model']['id']).name}-{methods}"
     key = sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     return RUNS / f"{re.sub(r'[^A-Za-z0-9._+-]', '-', name)}-{key}"
-
-
-def describe_model(name: str, model: Any) -> dict[str, Any]:
-    """Identity of a model: id, revision, dtype, attention backend and a fingerprint of its weights."""
-    from lvlm_attn.runtime.transformers_private import attention_of, revision_of
-
-    text_config = model.config.get_text_config()
-    return {
-        "id": name,
-        "revision": revision_of(model.config),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": attention_of(text_config),
-        "weights": fingerprint(model),
-    }
-
-
-def fingerprint(model: Any) -> str:
-    """A hash of the first values of every parameter: tells retrained weights apart without reading all of them."""
-    digest = sha256()
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().flatten()[:16].float().cpu().numpy()
-        digest.update(name.encode() + values.tobytes())
-    return digest.hexdigest()[:16]
-
-
-def environment(model: Any) -> dict[str, Any]:
-    """Versions and device, as they influence the last digits of logits."""
-    versions: dict[str, str | None] = {}
-    for package in ("torch", "transformers", "numpy", "pillow", "triton"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
-        "lvlm_attn": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": str(model.device),
-        **versions,
-    }

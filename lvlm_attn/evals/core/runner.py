@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -11,10 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.core.benchmark import Sample
+from lvlm_attn.evals.core.plan import Group, batches, groups, left_to_ask
 from lvlm_attn.evals.core.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+AHEAD = 1
+"""Batches made ready while the model answers."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,11 @@ class Answer:
 
 
 class Answerer(Protocol):
-    """Anything that answers a batch of prompts about pictures."""
+    """Anything that answers a batch of prompts about pictures.
+
+    One that also has ``prepare(images, prompts)`` and ``answer_prepared(prepared, seeds)`` gets its next batch made
+    ready while it answers.
+    """
 
     def answer(
         self, images: Sequence[Image], prompts: Sequence[str], seeds: Sequence[int]
@@ -88,10 +98,12 @@ def run(
     share_identical: bool = True,
     seed: int = 0,
     show_progress: bool = False,
+    on_note: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Answers what the folder does not hold yet and returns the line of every sample.
 
-    A picture that cannot be read makes one failed sample (its line holds ``error``) and the run goes on.
+    A picture that cannot be read makes one failed sample (its line holds ``error``) and the run goes on. A batch for
+    which memory does not suffice is halved, and so are those after it. Several ranks take turns with the batches.
 
     Args:
         samples: the samples, in order.
@@ -101,12 +113,13 @@ def run(
         share_identical: ask equal prompts about equal pictures once; right for deterministic decoding only.
         seed: the run's seed.
         show_progress: draw a progress bar on standard error.
+        on_note: told what the user should know, such as a batch size that is too large.
 
     Returns:
         One line per sample, in the order of ``samples``.
 
     Raises:
-        LvlmAttnError: ``batch_size`` below 1, or two samples of one id.
+        LvlmAttnError: ``batch_size`` below 1, two samples of one id, or a folder that cannot be written any more.
         RunInterrupted: Ctrl-C; all finished batches are kept.
     """
     if batch_size < 1:
@@ -115,35 +128,25 @@ def run(
     if len(set(wanted)) < len(wanted):
         raise LvlmAttnError("two samples share one sample_id; ids must be unique in a benchmark.")
     with folder:
-        done = folder.answered()
+        ranks = folder.ranks
         _copy_known(samples, folder, share_identical)
-        done = folder.answered()
-        left = [sample for sample in samples if sample.sample_id not in done]
-        groups = _groups(left, share_identical)
+        planned = batches(samples, batch_size, share_identical)
+        left = left_to_ask(planned, folder.answered(), set(folder.lines))[ranks.rank :: ranks.count]
+        count = sum(len(group) for batch in left for group in batch)
+        asking = _Asking(answerer, seed, on_note or (lambda text: None))
         try:
-            for lines in _with_progress(
-                _answer_groups(groups, answerer, batch_size, seed),
-                len(samples),
-                len(samples) - len(left),
-                show_progress,
-            ):
-                folder.append(lines)
+            with _progress(count if ranks.count > 1 else len(samples), count, show_progress) as bar:
+                for lines in asking.answers(left):
+                    folder.append([line for line in lines if not folder.has_answer(line["sample_id"])])
+                    bar.update(len(lines))
         except KeyboardInterrupt:
             count = len(set(wanted) & folder.answered())
             raise RunInterrupted(
                 f"stopped with {count} of {len(samples)} samples answered and kept in {folder.path}; "
                 f"run the same command with --out {folder.path} to go on."
             ) from None
+        folder.gather(wanted)
     return [folder.lines[name] for name in wanted]
-
-
-def _groups(samples: Sequence[Sample], share_identical: bool) -> list[list[Sample]]:
-    if not share_identical:
-        return [[sample] for sample in samples]
-    groups: dict[tuple[str, str], list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault((sample.image_name, sample.prompt), []).append(sample)
-    return list(groups.values())
 
 
 def _copy_known(samples: Sequence[Sample], folder: RunFolder, share_identical: bool) -> None:
@@ -151,46 +154,139 @@ def _copy_known(samples: Sequence[Sample], folder: RunFolder, share_identical: b
     if not share_identical:
         return
     done = folder.answered()
-    for group in _groups(samples, share_identical):
+    for group in groups(samples, share_identical):
         known = next((folder.lines[sample.sample_id] for sample in group if sample.sample_id in done), None)
         if known is not None:
             answer = {name: known.get(name) for name in Answer.__dataclass_fields__}
             lacking = [sample for sample in group if sample.sample_id not in done]
+            # All ranks have to know them, to agree on what is left; one has to write them.
             folder.append(
-                _line(sample, answer, known.get("same_as") or known["sample_id"]) for sample in lacking
+                [_line(sample, answer, known.get("same_as") or known["sample_id"]) for sample in lacking],
+                is_written=folder.ranks.is_first,
             )
 
 
-def _answer_groups(
-    groups: Sequence[list[Sample]], answerer: Answerer, batch_size: int, seed: int
-) -> Iterator[list[dict[str, Any]]]:
-    batch: list[tuple[list[Sample], Image]] = []
-    for group in groups:
+@dataclass(frozen=True)
+class _Ready:
+    """A piece of a batch, as far as it can be made ready without the model."""
+
+    groups: list[Group]
+    images: list[Image]
+    prepared: Any
+
+
+class _Asking:
+    """Answers batches, the next of them made ready meanwhile; remembers how many prompts memory takes."""
+
+    def __init__(self, answerer: Answerer, seed: int, on_note: Callable[[str], None]) -> None:
+        self._answerer, self._seed, self._note = answerer, seed, on_note
+        self._limit: int | None = None
+        self._prepare: Callable[..., Any] | None = getattr(answerer, "prepare", None)
+        self._at_once: int | None = getattr(answerer, "rows_at_once", None)
+
+    def answers(self, planned: Sequence[list[Group]]) -> Iterator[list[dict[str, Any]]]:
+        waiting: deque[Future[tuple[list[dict[str, Any]], list[_Ready]]]] = deque()
+        todo = iter(planned)
+        with ThreadPoolExecutor(1, "prepare") as pool:
+            try:
+                for batch in todo:
+                    waiting.append(pool.submit(self._make_ready, batch))
+                    if len(waiting) > AHEAD:
+                        yield self._answered(*waiting.popleft().result())
+                while waiting:
+                    yield self._answered(*waiting.popleft().result())
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _make_ready(self, batch: Sequence[Group]) -> tuple[list[dict[str, Any]], list[_Ready]]:
+        """Lines of pictures that cannot be read, and what is to be asked."""
+        failed: list[dict[str, Any]] = []
+        rows: list[tuple[Group, Image]] = []
+        for group in batch:
+            try:
+                rows.append((group, load_image(group[0].image)))
+            except LvlmAttnError as error:
+                failed += [_line(sample, {"raw_text": None, "error": str(error)}) for sample in group]
+        size = min(filter(None, (self._limit, self._at_once, len(rows))), default=1)
+        return failed, [self._piece(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+    def _piece(self, rows: Sequence[tuple[Group, Image]]) -> _Ready:
+        listed, images = [group for group, _ in rows], [image for _, image in rows]
+        prompts = [group[0].prompt for group in listed]
+        prepared = None if self._prepare is None else self._prepare(images, prompts)
+        return _Ready(listed, images, prepared)
+
+    def _answered(self, failed: list[dict[str, Any]], pieces: Sequence[_Ready]) -> list[dict[str, Any]]:
+        """All lines of a batch at once: a batch is on disk whole or not at all, but for a torn end."""
+        return [*failed, *(line for piece in pieces for line in self._ask(piece))]
+
+    def _ask(self, piece: _Ready) -> list[dict[str, Any]]:
+        if self._limit is not None and len(piece.groups) > self._limit:
+            return self._in_parts(piece)
+        start = time.perf_counter()
+        first = [group[0] for group in piece.groups]
+        seeds = [sample_seed(self._seed, sample.sample_id) for sample in first]
         try:
-            batch.append((group, load_image(group[0].image)))
-        except LvlmAttnError as error:
-            yield [_line(sample, {"raw_text": None, "error": str(error)}) for sample in group]
-        if len(batch) == batch_size:
-            yield _answer_batch(batch, answerer, seed)
-            batch = []
-    if batch:
-        yield _answer_batch(batch, answerer, seed)
+            if self._prepare is None:
+                answers = self._answerer.answer(piece.images, [item.prompt for item in first], seeds)
+            else:
+                answers = self._answerer.answer_prepared(piece.prepared, seeds)  # type: ignore[attr-defined]
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else "out of memory"
+        else:
+            seconds = round((time.perf_counter() - start) / len(first), 4)
+            return [
+                _line(
+                    sample,
+                    {**asdict(answer), "latency_s": seconds},
+                    group[0].sample_id if sample is not group[0] else None,
+                )
+                for group, answer in zip(piece.groups, answers, strict=True)
+                for sample in group
+            ]
+        # Outside the handler, whose traceback would keep the tensors that did not fit.
+        _free_memory()
+        return self._ask_halves(piece, reason)
+
+    def _ask_halves(self, piece: _Ready, reason: str) -> list[dict[str, Any]]:
+        count = len(piece.groups)
+        if count == 1:
+            text = (
+                f"one prompt alone does not fit into memory ({reason}); use a smaller model, dtype or image."
+            )
+            return [
+                _line(sample, {"raw_text": None, "error": text}) for group in piece.groups for sample in group
+            ]
+        self._limit = (count + 1) // 2
+        self._note(f"memory does not suffice for {count} prompts at once; going on with {self._limit}.")
+        return self._in_parts(piece)
+
+    def _in_parts(self, piece: _Ready) -> list[dict[str, Any]]:
+        rows = list(zip(piece.groups, piece.images, strict=True))
+        size = self._limit or len(rows)
+        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+        return [line for part in parts for line in self._ask(self._piece(part))]
 
 
-def _answer_batch(
-    batch: Sequence[tuple[list[Sample], Image]], answerer: Answerer, seed: int
-) -> list[dict[str, Any]]:
-    start = time.perf_counter()
-    first = [group[0] for group, _ in batch]
-    seeds = [sample_seed(seed, sample.sample_id) for sample in first]
-    answers = answerer.answer([image for _, image in batch], [sample.prompt for sample in first], seeds)
-    seconds = round((time.perf_counter() - start) / len(batch), 4)
-    lines = []
-    for (group, _), answer in zip(batch, answers, strict=True):
-        for sample in group:
-            same_as = group[0].sample_id if sample is not group[0] else None
-            lines.append(_line(sample, {**asdict(answer), "latency_s": seconds}, same_as))
-    return lines
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory does not suffice, on a GPU or in the machine."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    words = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+    return isinstance(error, RuntimeError) and any(word in text for word in words)
+
+
+def _free_memory() -> None:
+    import gc
+    import sys
+
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _line(sample: Sample, answer: Mapping[str, Any], same_as: str | None = None) -> dict[str, Any]:
@@ -206,12 +302,7 @@ def _line(sample: Sample, answer: Mapping[str, Any], same_as: str | None = None)
     return line
 
 
-def _with_progress(
-    batches: Iterator[list[dict[str, Any]]], total: int, done: int, show: bool
-) -> Iterator[list[dict[str, Any]]]:
+def _progress(total: int, left: int, show: bool) -> Any:
     from tqdm import tqdm
 
-    with tqdm(total=total, initial=done, unit="sample", disable=not show, dynamic_ncols=True) as bar:
-        for lines in batches:
-            yield lines
-            bar.update(len(lines))
+    return tqdm(total=total, initial=total - left, unit="sample", disable=not show, dynamic_ncols=True)

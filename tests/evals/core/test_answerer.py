@@ -4,7 +4,8 @@ import torch
 import lvlm_attn as la
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.evals.core.answerer import Decoding, ModelAnswerer
-from lvlm_attn.evals.core.evaluate import evaluate, fingerprint
+from lvlm_attn.evals.core.environment import fingerprint
+from lvlm_attn.evals.core.evaluate import evaluate
 from lvlm_attn.evals.core.first_token import FirstToken, yes_no_ids
 from lvlm_attn.evals.core.sampling import SeededSampler
 from lvlm_attn.toy import scenes
@@ -116,7 +117,9 @@ def test_pope_on_the_toy_writes_a_run_and_resumes(loaded, tmp_path):
     done = evaluate(*loaded, benchmark, la.parse("vhr"), out=tmp_path, batch_size=4)
     assert done.metrics["n"] == 12
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".lock",
         "config.json",
+        "env.json",
         "metrics.json",
         "report.json",
         "samples.jsonl",

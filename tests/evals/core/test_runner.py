@@ -99,7 +99,7 @@ def test_a_torn_last_line_is_asked_again(tmp_path, torn):
         file.write(torn)
     answerer = Echo()
     out = run(samples(4), answerer, RunFolder(tmp_path, SETTINGS))
-    assert answerer.calls == [["q3"]]
+    assert answerer.calls == [["q0", "q1", "q2", "q3"]]  # the batch as an uninterrupted run asks it
     assert lines_of(tmp_path) == out
 
 
@@ -164,4 +164,4 @@ def test_metrics_are_replaced_whole(tmp_path):
     folder.write_metrics({"accuracy": 0.5})
     folder.write_metrics({"accuracy": 0.75})
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"accuracy": 0.75}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "metrics.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.json", "metrics.json"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from lvlm_attn.cli.chair import Captions, Instances, truth_files
 from lvlm_attn.cli.common import (
     BatchSize,
     Decode,
@@ -121,9 +123,13 @@ def chair(
     ] = None,
     images: Images = None,
     ground_truth: Annotated[
-        Path | None,
-        typer.Option("--ground-truth", help="JSON lines {image_id, objects}.", show_default=False),
+        list[Path] | None,
+        typer.Option(
+            "--ground-truth", help="JSON lines {image_id, objects}, or COCO's files.", show_default=False
+        ),
     ] = None,
+    instances: Instances = None,
+    captions: Captions = None,
     data: DataSet = None,
     split: Split = "test",
     scenes: Scenes = 100,
@@ -160,16 +166,22 @@ def chair(
 
     benchmark: Chair
     asked = prompt or PROMPT
-    if use_toy(data, {"--ids": ids, "--images": images, "--ground-truth": ground_truth}):
+    truth = truth_files(ground_truth, instances, captions)
+    if use_toy(data, {"--ids": ids, "--images": images, "--ground-truth": truth}):
         from lvlm_attn.toy.benchmarks import toy_chair
 
         benchmark = toy_chair(split, scenes, mode, drop_incomplete_sentence, asked, limit)
     else:
-        if images is None or ground_truth is None:
-            raise LvlmAttnError("CHAIR needs --ground-truth FILE and --images FOLDER, or --data toy.")
+        if images is None or not truth:
+            raise LvlmAttnError(
+                "CHAIR needs --images FOLDER and --ground-truth FILE or COCO's --instances and --captions, "
+                "or --data toy."
+            )
         from lvlm_attn.evals.chair.benchmark import Chair
 
-        benchmark = Chair.from_files(ground_truth, images, ids, mode, drop_incomplete_sentence, asked, limit)
+        benchmark = Chair.from_files(
+            truth, images, ids, mode, drop_incomplete_sentence, asked, limit, sys.stderr.isatty()
+        )
     generation = Generation(
         decode, temperature, suffix, max_new_tokens, batch_size, seed, out, device, dtype, device_map
     )

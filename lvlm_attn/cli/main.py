@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from lvlm_attn._version import __version__
-from lvlm_attn.cli import compare, demo, doctor, evaluate, generate, info, pope, score
+from lvlm_attn.cli import chair, compare, demo, doctor, evaluate, generate, info, pope, score
 from lvlm_attn.cli.common import Plugin, Stopped
 from lvlm_attn.errors import LvlmAttnError, printable
 
@@ -30,6 +30,7 @@ evaluate.app.add_typer(score.app, name="score")
 evaluate.app.command("compare")(compare.compare)
 evaluate.app.command("report")(compare.report)
 app.add_typer(pope.app, name="pope")
+app.add_typer(chair.app, name="chair")
 app.command("methods")(info.methods)
 app.command("models")(info.models)
 app.command("sinks")(info.sinks)

@@ -1,22 +1,32 @@
-"""`lvlm-attn pope build`: POPE questions from lists of objects."""
+"""`lvlm-attn pope build`: POPE questions from lists of objects or from COCO's annotations."""
 
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lvlm_attn.cli.chair import Captions, Instances, note, read
 from lvlm_attn.cli.common import say
+from lvlm_attn.errors import LvlmAttnError
+
+if TYPE_CHECKING:
+    from lvlm_attn.evals.pope.build import ImageObjects
 
 app = typer.Typer(no_args_is_help=True, help="Make POPE questions.")
 
 
 @app.command("build")
 def build(
-    objects: Annotated[Path, typer.Option("--objects", help="JSON lines {image, objects}.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the question files.")],
+    objects: Annotated[
+        Path | None, typer.Option("--objects", help="JSON lines {image, objects}.", show_default=False)
+    ] = None,
+    instances: Instances = None,
+    captions: Captions = None,
     k: Annotated[
         int, typer.Option("--k", help="Questions about present objects per picture, and as many absent.")
     ] = 3,
@@ -29,16 +39,18 @@ def build(
         str | None, typer.Option("--name", help="Start of the file names.", show_default=False)
     ] = None,
 ) -> None:
-    """Build the random, popular and adversarial questions of the POPE protocol, with an explicit seed."""
-    from lvlm_attn.evals.core.jsonio import read_bytes, write_json, write_text
+    """Build the random, popular and adversarial questions of the POPE protocol, with an explicit seed.
+
+    Example: lvlm-attn pope build --instances instances_val2014.json --captions captions_val2014.json --out questions
+    """
+    from lvlm_attn.evals.core.jsonio import write_json, write_text
     from lvlm_attn.evals.core.run_folder import check_writable
-    from lvlm_attn.evals.pope.build import build_questions, question_row, read_objects
+    from lvlm_attn.evals.pope.build import build_questions, question_row
 
-    built = build_questions(read_objects(objects), k=k, images=images, seed=seed)
+    pictures, source = _pictures(objects, instances, captions)
+    built = build_questions(pictures, k=k, images=images, seed=seed)
     folder = check_writable(out)
-    start = name or objects.stem
-    from hashlib import sha256
-
+    start = name or (objects.stem if objects else "coco")
     files = {}
     for split, questions in built.items():
         path = folder / f"{start}_pope_{split}.json"
@@ -47,8 +59,31 @@ def build(
         )
         files[path.name] = {"questions": len(questions), "sha256": sha256(path.read_bytes()).hexdigest()}
         say(f"{path}: {len(questions)} questions")
-    source = {"name": objects.name, "sha256": sha256(read_bytes(objects, "object file")).hexdigest()}
     write_json(
         folder / f"{start}_pope_build.json",
         {"objects": source, "k": k, "images": len(built["random"]) // (2 * k), "seed": seed, "files": files},
     )
+
+
+def _pictures(
+    objects: Path | None, instances: list[Path] | None, captions: list[Path] | None
+) -> tuple[list[ImageObjects], dict[str, Any]]:
+    """The objects of each picture, and what is written down about where they are from.
+
+    Raises:
+        LvlmAttnError: neither or both kinds of files were named, or one cannot be read.
+    """
+    from lvlm_attn.evals.core.jsonio import read_bytes
+    from lvlm_attn.evals.pope.build import objects_of_coco, read_objects
+
+    coco_files = [*(instances or []), *(captions or [])]
+    if (objects is None) == (not coco_files):
+        raise LvlmAttnError(
+            "POPE is built from --objects FILE, or from COCO's --instances and --captions; name one."
+        )
+    if objects is not None:
+        digest = sha256(read_bytes(objects, "object file")).hexdigest()
+        return read_objects(objects), {"name": objects.name, "sha256": digest}
+    coco = read(instances, captions, "strict")
+    note(coco)
+    return objects_of_coco(coco), {"name": ", ".join(path.name for path in coco_files), "sha256": coco.sha256}

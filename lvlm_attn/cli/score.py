@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lvlm_attn.cli.chair import Captions, Instances, ground_truth
 from lvlm_attn.cli.common import Json, print_json, say, tell
+
+if TYPE_CHECKING:
+    from lvlm_attn.evals.pope.data import PopeData
+    from lvlm_attn.evals.pope.relabel import Relabelled
 
 app = typer.Typer(no_args_is_help=True, help="Score answers that exist already; needs no model.")
 
-Answers = Annotated[list[Path], typer.Option("--answers", help="File with answers; repeat for several.")]
-More = Annotated[list[Path] | None, typer.Argument(hidden=True)]
+Answers = Annotated[
+    list[Path], typer.Option("--answers", help="File with answers; repeat for several runs or splits.")
+]
+AnswerField = Annotated[
+    str | None,
+    typer.Option("--answer-field", help="The field with the model's answers.", show_default=False),
+]
 
 
 @app.command("pope")
@@ -24,42 +35,123 @@ def pope(
     parser: Annotated[
         str, typer.Option("--parser", help="strict, official, opera, vcd, lmms or vlmeval.")
     ] = "strict",
+    answer_field: AnswerField = None,
+    relabel: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--relabel",
+            help="Question file with other labels for the same questions, such as RePOPE's; repeat for several.",
+            show_default=False,
+        ),
+    ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Score the answered questions only.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Score POPE answers: {question, answer}, {question_id, text}, or a samples.jsonl of ours.
+    """Score POPE answers of any tool: JSON, CSV, xlsx, parquet, lmms-eval's logs, or a samples.jsonl of ours.
+
+    Files whose names differ in the split alone are one run; every other file is a row of its own.
 
     Example: lvlm-attn eval score pope --answers answers.jsonl --questions coco_pope_random.json --json
     """
     from lvlm_attn.evals.core.parsers import get_parser
     from lvlm_attn.evals.core.report import pope_table, show
-    from lvlm_attn.evals.pope.answers import match_answers
     from lvlm_attn.evals.pope.data import load_questions
+    from lvlm_attn.evals.pope.runs import match_runs
     from lvlm_attn.evals.pope.score import score_pope
 
     get_parser(parser)
     data = load_questions(questions)
-    answered, failed = match_answers(answers, data.questions, partial)
-    result = score_pope(answered, parser, failed)
-    result["files"] = [{"name": info.path, "sha256": info.sha256, "rows": info.rows} for info in data.files]
-    for info in data.files:
-        for warning in info.warnings:
-            tell(f"note: {warning}")
+    asked, relabelled = _relabelled(data, relabel)
+    runs = match_runs(answers, asked, partial, answer_field)
+    results = {name: score_pope(run.answered, parser, run.failed) for name, run in runs.items()}
+    for name, run in runs.items():
+        results[name]["unasked"] = run.unasked
+        results[name]["answer_files"] = [
+            {
+                "name": file.path.name,
+                "answer_field": file.choice.field,
+                "gold_fields": file.choice.gold,
+                "matched_by": by,
+            }
+            for file, by in run.files
+        ]
+        results[name]["files"] = [
+            {"name": info.path, "sha256": info.sha256, "rows": info.rows} for info in data.files
+        ]
+        if relabelled is not None:
+            results[name]["relabel"] = {"dropped": relabelled.dropped, "changed": relabelled.changed}
+    remarks = [*(text for info in data.files for text in info.warnings)]
+    if relabelled is not None:
+        remarks.append(
+            f"relabelled: {relabelled.changed} labels changed, {relabelled.dropped} questions dropped."
+        )
+    for remark in (*remarks, *(text for run in runs.values() for text in run.notes)):
+        tell(f"note: {remark}")
     if as_json:
-        print_json(result)
+        _print_results(results, "pope")
         return
-    show(pope_table({answers[0].stem: result}, f"POPE, parser {parser} (%)"))
+    show(pope_table(results, f"POPE, parser {parser} (%)"))
+    for name, result in results.items():
+        _comment(result, f"{name}: " if len(results) > 1 else "")
+
+
+def _relabelled(data: PopeData, files: list[Path] | None) -> tuple[Any, Relabelled | None]:
+    if not files:
+        return data.questions, None
+    from lvlm_attn.evals.pope.data import load_questions
+    from lvlm_attn.evals.pope.relabel import relabel
+
+    done = relabel(data.questions, load_questions(files).questions)
+    return done.questions, done
+
+
+def _comment(result: Mapping[str, Any], run: str) -> None:
+    """What the table does not say about a run's answers."""
     if result["unreadable"]:
-        say(f"{result['unreadable']} answers hold neither yes nor no as a word.")
-    if failed:
-        tell(f"note: {failed} samples failed when the answers were generated and are left out.")
+        say(f"{run}{result['unreadable']} answers do not decide for yes or no.")
+    if result["reasoning"]:
+        skipped = "skipped" if result["parser"] == "strict" else "read with the rest"
+        unfinished = (
+            f" ({result['unfinished_reasoning']} unfinished)" if result["unfinished_reasoning"] else ""
+        )
+        say(f"{run}{result['reasoning']} answers hold reasoning{unfinished}, which was {skipped}.")
+    if result["echoed"]:
+        skipped = "skipped" if result["parser"] == "strict" else "read with the rest"
+        say(
+            f"{run}{result['echoed']} answers offer both yes and no, as an echoed instruction does; that was {skipped}."
+        )
+    if result["failed"]:
+        tell(
+            f"note: {run}{result['failed']} samples failed when the answers were generated and are left out."
+        )
+    fields = [file for file in result["answer_files"] if file["answer_field"] == "answer"]
+    if fields and result["accuracy"] == 1 and result["n"] > 2:
+        tell(f"note: {run}every answer is right; is 'answer' in {fields[0]['name']} the gold answer?")
+
+
+def _print_results(results: Mapping[str, dict[str, Any]], benchmark: str) -> None:
+    """One object: the result of a single run, or all of them by name."""
+    if len(results) == 1:
+        print_json(*results.values())
+    else:
+        print_json({"benchmark": benchmark, "runs": results})
 
 
 @app.command("chair")
 def chair(
     answers: Answers,
-    ground_truth: Annotated[Path, typer.Option("--ground-truth", help="JSON lines {image_id, objects}.")],
+    truth: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--ground-truth",
+            help="JSON lines {image_id, objects}, or COCO's files; repeat for several.",
+            show_default=False,
+        ),
+    ] = None,
+    instances: Instances = None,
+    captions: Captions = None,
     mode: Annotated[str, typer.Option("--mode", help="strict, pattern or wordnet.")] = "strict",
+    answer_field: AnswerField = None,
     drop_incomplete_sentence: Annotated[
         bool,
         typer.Option(
@@ -70,25 +162,38 @@ def chair(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Score captions: {image_id, caption}, or a samples.jsonl of ours.
+    """Score captions of any tool; each file is a row of its own.
 
     Example: lvlm-attn eval score chair --answers captions.jsonl --ground-truth objects.jsonl
     """
-    from lvlm_attn.evals.chair.data import load_captions, load_ground_truth
+    from lvlm_attn.evals.chair.data import load_caption_file
     from lvlm_attn.evals.chair.score import score_chair
+    from lvlm_attn.evals.core.finished import names_of
     from lvlm_attn.evals.core.report import chair_table, show
 
-    truth = load_ground_truth(ground_truth, mode)
-    captions, failed = load_captions(answers)
-    result = score_chair(captions, truth.objects, mode, drop_incomplete_sentence, failed)
-    if truth.unknown:
+    known = ground_truth(truth, instances, captions, mode)
+    files = [load_caption_file(path, answer_field) for path in answers]
+    names = names_of([path.parent if path.stem == "samples" else path.with_suffix("") for path in answers])
+    results: dict[str, dict[str, Any]] = {}
+    for name, file in zip(names, files, strict=True):
+        results[name] = score_chair(file.captions, known.objects, mode, drop_incomplete_sentence, file.failed)
+        results[name]["answer_field"] = file.choice.field
+        results[name]["ground_truth_sha256"] = known.sha256
+        results[name]["unknown_objects"] = list(known.unknown)
+    for remark in (*known.notes, *(text for file in files for text in file.notes)):
+        tell(f"note: {remark}")
+    if known.unknown:
         tell(
-            f"note: {len(truth.unknown)} object names are outside CHAIR's vocabulary (first: {truth.unknown[0]})."
+            f"note: {len(known.unknown)} object names are outside CHAIR's vocabulary (first: {known.unknown[0]})."
         )
     if as_json:
-        print_json({**result, "ground_truth_sha256": truth.sha256, "unknown_objects": list(truth.unknown)})
+        _print_results(results, "chair")
         return
-    show(chair_table({answers[0].stem: result}, f"CHAIR, mode {mode} (%)"))
-    top = ", ".join(f"{name} {count}" for name, count in result["top_hallucinated"].items())
-    if top:
-        say(f"Most hallucinated: {top}")
+    show(chair_table(results, f"CHAIR, mode {mode} (%)"))
+    for name, result in results.items():
+        run = f"{name}: " if len(results) > 1 else ""
+        if result["reasoning"] and mode == "strict":
+            say(f"{run}{result['reasoning']} captions hold reasoning, which was skipped.")
+        top = ", ".join(f"{node} {count}" for node, count in result["top_hallucinated"].items())
+        if top:
+            say(f"{run}Most hallucinated: {top}")

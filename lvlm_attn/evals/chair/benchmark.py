@@ -8,13 +8,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.errors import LvlmAttnError, shown
 from lvlm_attn.evals.chair.data import caption_of, image_key, load_ground_truth
 from lvlm_attn.evals.chair.score import Caption, score_chair
 from lvlm_attn.evals.chair.vocab import surface_table
 from lvlm_attn.evals.core.benchmark import Sample
+from lvlm_attn.evals.core.json_text import json_values
 from lvlm_attn.evals.core.jsonio import read_bytes
-from lvlm_attn.evals.core.pictures import require_images
+from lvlm_attn.evals.core.pictures import PictureFolder, require_images
+from lvlm_attn.evals.core.records import decode
 
 PROMPT = "Please describe this image in detail."
 
@@ -64,31 +66,35 @@ class Chair:
     @classmethod
     def from_files(
         cls,
-        ground_truth: str | Path,
+        ground_truth: str | Path | Iterable[str | Path],
         images: str | Path,
         ids: str | Path | None = None,
         mode: str = "strict",
         drop_incomplete_sentence: bool = False,
         prompt: str = PROMPT,
         limit: int | None = None,
+        show_progress: bool = False,
     ) -> Chair:
-        """Reads a ground-truth file and, if given, the list of pictures to describe.
+        """Reads what is in the pictures and, if given, the list of those to describe.
+
+        ``ground_truth`` names one or several files, COCO's own among them, as for
+        :func:`lvlm_attn.evals.chair.data.load_ground_truth`; pictures are found by any of their names. Without
+        ``ids`` all its pictures are described, of COCO's those in the folder.
 
         Raises:
             LvlmAttnError: a file cannot be read, or no picture is in the folder.
         """
-        truth = load_ground_truth(ground_truth, mode)
-        folder = Path(images)
+        truth = load_ground_truth(ground_truth, mode, show_progress)
+        folder = PictureFolder(images)
         wanted = list(truth.objects) if ids is None else [image_key(item) for item in read_ids(ids)]
-        if not folder.is_dir():
-            require_images(folder, [])
-        by_key = {image_key(path.name): path for path in sorted(folder.iterdir()) if path.is_file()}
-        found = {}
-        for key in wanted:
-            name = truth.file_names.get(key, key)
-            path = folder / name if (folder / name).is_file() else by_key.get(key, folder / name)
-            found[path.name] = path
-        require_images(folder, found.values())
+        paths = [folder.find(truth.file_names.get(key, key)) for key in wanted]
+        if truth.is_coco and ids is None:
+            there = [(key, path) for key, path in zip(wanted, paths, strict=True) if path.is_file()]
+            wanted, paths = (
+                ([key for key, _ in there], [path for _, path in there]) if there else (wanted, paths)
+            )
+        require_images(folder.path, paths)
+        found = {path.name: path for path in paths}
         listed = sha256(json.dumps(wanted).encode()).hexdigest()
         dataset = {"ground_truth_sha256": truth.sha256, "ids_sha256": listed, "pictures": len(wanted)}
         return cls(found, truth.objects, dataset, mode, drop_incomplete_sentence, prompt, limit)
@@ -127,25 +133,17 @@ def read_ids(path: str | Path) -> list[str]:
     Raises:
         LvlmAttnError: the file cannot be read or lists nothing.
     """
-    text = read_bytes(path, "id file").decode("utf-8-sig", errors="replace").strip()
+    text = decode(read_bytes(path, "id file"), Path(path), "id file").strip()
     entries: list[Any]
-    try:
-        loaded = json.loads(text)
-        entries = loaded if isinstance(loaded, list) else [loaded]
-    except json.JSONDecodeError:
+    if text.startswith(("{", "[")):
+        entries = [value for _, _, value in json_values(text, Path(path), "id file")]
+    else:
         entries = [line.strip() for line in text.splitlines() if line.strip()]
-        if entries and entries[0].startswith("{"):
-            try:
-                entries = [json.loads(line) for line in entries]
-            except json.JSONDecodeError as error:
-                raise LvlmAttnError(
-                    f"id file {path} is not valid JSON lines ({error.msg}); mend it."
-                ) from error
     ids = []
     for entry in entries:
         value = entry.get("image_id", entry.get("image")) if isinstance(entry, dict) else entry
-        if not isinstance(value, str | int) or value == "":
-            raise LvlmAttnError(f"id file {path} holds {str(entry)[:40]!r}, which is no picture name or id.")
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
+            raise LvlmAttnError(f"id file {path} holds {shown(entry)}, which is no picture name or id.")
         ids.append(str(value))
     if not ids:
         raise LvlmAttnError(f"id file {path} lists no pictures; put one name or id on each line.")

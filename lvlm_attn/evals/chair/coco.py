@@ -108,6 +108,36 @@ def read_coco(
     return found
 
 
+def truth_lines(coco: CocoObjects, ids: Iterable[str] | None = None) -> Iterator[str]:
+    """Yields what :func:`lvlm_attn.evals.chair.data.load_ground_truth` reads, one JSON line per picture.
+
+    Args:
+        coco: what was found in COCO's files.
+        ids: keys of the pictures wanted, in order; all by default.
+
+    Raises:
+        LvlmAttnError: a picture wanted is not in COCO's files.
+    """
+    every = coco.pictures()
+    wanted = every if ids is None else list(ids)
+    missing = sorted(set(wanted) - set(every))
+    if missing:
+        raise LvlmAttnError(
+            f"{len(missing)} of {len(wanted)} pictures are not in the COCO files (first: {one_line(missing[0])}); "
+            "name the files of their year and part as well."
+        )
+    for image in wanted:
+        sources = {"instances": coco.instances.get(image, []), "captions": coco.captions.get(image, [])}
+        line = {
+            "image_id": int(image) if image.isdecimal() else image,
+            "file_name": coco.file_names.get(image, image),
+            "objects": coco.objects(image),
+            "mode": coco.mode,
+            "source": sources,
+        }
+        yield json.dumps(line, ensure_ascii=False)
+
+
 def kind_of(path: str | Path) -> str:
     """``instances`` or ``captions``, by what the annotations of a COCO file hold.
 

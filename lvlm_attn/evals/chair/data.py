@@ -53,6 +53,7 @@ class GroundTruth:
         sha256: hash of the file.
         unknown: object names outside CHAIR's 80 categories; they can be neither recalled nor hallucinated.
         notes: what a user should know about it.
+        is_coco: whether it is a whole part of COCO, of which a picture folder holds some.
     """
 
     objects: Mapping[str, frozenset[str]]
@@ -60,6 +61,7 @@ class GroundTruth:
     sha256: str
     unknown: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    is_coco: bool = False
 
 
 def load_ground_truth(
@@ -107,7 +109,7 @@ def truth_of_coco(coco: CocoObjects) -> GroundTruth:
         for what, found in (("reference captions", coco.captions), ("instances", coco.instances))
         if not found
     ]
-    return GroundTruth(objects, coco.file_names, coco.sha256, tuple(coco.unknown), tuple(notes))
+    return GroundTruth(objects, coco.file_names, coco.sha256, tuple(coco.unknown), tuple(notes), is_coco=True)
 
 
 def _joined(parts: list[GroundTruth]) -> GroundTruth:

@@ -18,6 +18,7 @@ from typing import Any
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.chair.vocab import read_caption
+from lvlm_attn.evals.core.parsers import without_reasoning
 
 COLUMNS = ("bad_captions", "captions", "bad_mentions", "mentions", "recalled", "truth", "named", "tokens")
 MAIN_METRICS = ("chair_s", "chair_i", "recall", "precision", "f1", "len")
@@ -124,7 +125,8 @@ def score_chair(
 
     Returns:
         One JSON-ready object: metrics as fractions of 1 (``len`` in tokens, punctuation counted, words of one
-        object joined), counts, ``truncated`` (share that ended at the token limit, None if unknown), where
+        object joined), counts, ``truncated`` (share that ended at the token limit, None if unknown), ``reasoning``
+        (captions with a reasoning block, which only ``strict`` skips), where
         hallucination begins, and the categories hallucinated most.
 
     Raises:
@@ -144,6 +146,7 @@ def score_chair(
         **metrics(totals),
         "n": len(captions),
         "failed": failed,
+        "reasoning": sum(without_reasoning(caption.text)[1] for caption in captions),
         "mentions": totals[3],
         "hallucinated_mentions": totals[2],
         "hallucinated_captions": totals[0],

@@ -24,6 +24,7 @@ from functools import cache
 from lvlm_attn.errors import LvlmAttnError, closest
 from lvlm_attn.evals.chair.spellings import other_spellings
 from lvlm_attn.evals.chair.words import ANIMALS, WORDS, plurals
+from lvlm_attn.evals.core.parsers import without_reasoning
 
 MODES = ("strict", "pattern", "wordnet")
 Phrase = tuple[str, ...]
@@ -213,7 +214,7 @@ def tokenise(caption: str) -> list[str]:
 
 
 def read_caption(caption: str, mode: str = "strict") -> Reading:
-    """Finds the objects a caption mentions, repeated mentions included.
+    """Finds the objects a caption mentions, repeated mentions included; ``strict`` skips reasoning blocks.
 
     Args:
         caption: the text.
@@ -224,6 +225,8 @@ def read_caption(caption: str, mode: str = "strict") -> Reading:
         ['person', 'bus', 'hot dog']
     """
     table, longest = surface_table(mode), _longest_from(mode)
+    if mode == "strict":
+        caption = without_reasoning(caption)[0]
     words = tokenise(caption)
     found: list[Mention] = []
     at = token = sentence = 0

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.evals.chair.coco import CocoObjects
 from lvlm_attn.evals.core.records import read_records
 from lvlm_attn.evals.pope.data import CATEGORIES, Question
 
@@ -42,12 +43,23 @@ def read_objects(path: str | Path) -> list[ImageObjects]:
         if not isinstance(image, str) or not isinstance(objects, list):
             raise LvlmAttnError(
                 f'object file {path}, {record.where}: expected {{"image": name, "objects": [names]}}; '
-                "mend the entry."
+                "correct the entry."
             )
         if not all(isinstance(name, str) and name for name in objects):
             raise LvlmAttnError(f"object file {path}, {record.where}: objects must be non-empty names.")
         found.append(ImageObjects(image, tuple(dict.fromkeys(objects))))
     return found
+
+
+def objects_of_coco(coco: CocoObjects) -> list[ImageObjects]:
+    """The objects of COCO's pictures, as POPE asks about them: annotated instances first, then those of captions.
+
+    Source: Li et al. 2023, section 4.2, which takes CHAIR's ground truth of val2014.
+    """
+    return [
+        ImageObjects(coco.file_names.get(image, image), tuple(coco.objects(image)))
+        for image in coco.pictures()
+    ]
 
 
 def build_questions(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.evals.core.finished import names_of
 from lvlm_attn.evals.core.json_text import one_line
 from lvlm_attn.evals.pope.answers import Answered, AnswerFile, Matched, load_answers, match
 from lvlm_attn.evals.pope.data import CATEGORIES, DATASETS, Question, dataset_of, split_of
@@ -156,20 +157,12 @@ def _bare(path: Path) -> str:
 
 
 def _names(groups: Sequence[Sequence[Path]]) -> list[str]:
-    """A short name for each run; equal names are told apart by their folders, then by number."""
-    names = [_bare(group[0]) if len(group) > 1 else group[0].stem for group in groups]
-    names = [
-        group[0].resolve().parent.name if name == "samples" else name
-        for name, group in zip(names, groups, strict=True)
-    ]
-    longer = [
-        f"{group[0].resolve().parent.name}/{name}" if names.count(name) > 1 else name
-        for name, group in zip(names, groups, strict=True)
-    ]
-    return [
-        f"{name} ({longer[:at].count(name) + 1})" if longer.count(name) > 1 else name
-        for at, name in enumerate(longer)
-    ]
+    """A short name for each run; equal names are told apart by their folders."""
+    places = []
+    for first, *others in groups:
+        bare = first.with_name(_bare(first)) if others else first.with_name(first.stem)
+        places.append(first.resolve().parent if first.stem == "samples" else bare)
+    return names_of(places)
 
 
 def _run(

@@ -11,7 +11,7 @@ from lvlm_attn.evals.core.finished import Run
 from lvlm_attn.evals.core.tally import Line, Tally
 
 if TYPE_CHECKING:
-    from lvlm_attn.evals.compare import Difference
+    from lvlm_attn.evals.pairing import Difference
 
 MOVED = 0.1
 """Length, recall or the share of empty answers that changes by more than this is warned about."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,106 +23,18 @@ from lvlm_attn.evals.core.stats import (
     sum_by_cluster,
 )
 from lvlm_attn.evals.core.tally import Counts, Tally
+from lvlm_attn.evals.pairing import Compared, Difference, Pairing
 from lvlm_attn.evals.tallies import tally_of
+from lvlm_attn.evals.wording import comparison_text
 
 LEAST_SIGNIFICANT = 6
 """So many answers must change, all one way, before an exact McNemar test falls below 0.05: 2 / 2**6 = 0.03."""
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How a metric changed.
-
-    Attributes:
-        before: in the reference.
-        after: in the run.
-        difference: ``after - before``.
-        low: lower end of its 95 % interval.
-        high: upper end.
-        p: two-sided; exact McNemar for accuracy and CHAIR_s, else by exchange of pictures.
-        p_exchange: by exchange of pictures, whatever the metric.
-        p_holm: corrected over the runs compared with one reference.
-        noise: differences nearer to 0 than this cannot be told from chance with these samples.
-    """
-
-    before: float
-    after: float
-    difference: float
-    low: float
-    high: float
-    p: float
-    p_exchange: float
-    p_holm: float
-    noise: float
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """One run against the reference.
-
-    Attributes:
-        run: the run.
-        metrics: the change of every metric, named as in ``metrics.json``.
-        once: the change of right answers with every distinct question counted once.
-        samples: how many samples both answered, repeats of a question included.
-        questions: how many distinct questions.
-        pictures: how many pictures.
-        better: questions that only the run answers rightly.
-        worse: questions that only the reference answers rightly.
-        same_texts: how many samples have the same text in both, with one seed each.
-        dropped: samples that only one of the two answered.
-        warnings: what may make the comparison unfair.
-    """
-
-    run: Run
-    metrics: Mapping[str, Difference]
-    once: Difference
-    samples: int
-    questions: int
-    pictures: int
-    better: int
-    worse: int
-    same_texts: int
-    dropped: int
-    warnings: tuple[str, ...]
-
-    @property
-    def is_identical(self) -> bool:
-        """Whether every text is the same."""
-        return self.same_texts == self.samples and len(self.run.seeds) == 1
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Runs compared with the first of them.
-
-    Attributes:
-        reference: the first run.
-        tally: how its benchmark counts.
-        runs: the others by name.
-    """
-
-    reference: Run
-    tally: Tally
-    runs: Mapping[str, Pairing]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Differences as fractions of 1 (lengths in their own unit), JSON-ready."""
-        keys = ("difference", "low", "high", "p", "p_holm")
-        return {
-            "reference": self.reference.name,
-            "runs": {
-                name: {
-                    metric: {key: getattr(change, key) for key in keys}
-                    for metric, change in pairing.metrics.items()
-                }
-                for name, pairing in self.runs.items()
-            },
-        }
+class Comparison(Compared):
+    """Runs compared with the first of them; printed, it is all tables and sentences."""
 
     def __str__(self) -> str:
-        from lvlm_attn.evals.wording import comparison_text
-
         return comparison_text(self)
 
 

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from lvlm_attn.evals.compare import Comparison, Difference, Pairing
 from lvlm_attn.evals.core.finished import Run
 from lvlm_attn.evals.core.report import chair_table, limits, pope_table
 from lvlm_attn.evals.core.tables import Table, p_value, percent, plain, terminal_width
 from lvlm_attn.evals.core.tally import Tally
+from lvlm_attn.evals.pairing import Compared, Difference, Pairing
 
 LEVEL = 0.05
 _NAMES = {"accuracy": "accuracy", "chair_s": "the share of captions with a hallucination"}
 
 
-def comparison_text(comparison: Comparison) -> str:
+def comparison_text(comparison: Compared) -> str:
     """All tables and sentences, for a terminal."""
     parts = []
     for name, pairing in comparison.runs.items():
@@ -31,7 +31,7 @@ def _fill(sentences: Sequence[str]) -> str:
     return "\n".join(textwrap.fill(text, terminal_width()) for text in sentences)
 
 
-def pair_table(comparison: Comparison, name: str) -> Table:
+def pair_table(comparison: Compared, name: str) -> Table:
     """One row per metric: before, after, the change with its interval, and whether it is more than chance."""
     pairing = comparison.runs[name]
     is_corrected = len(comparison.runs) > 1
@@ -73,7 +73,7 @@ def _cells(metric: str, change: Difference, tally: Tally) -> tuple[str, ...]:
     )
 
 
-def verdict(comparison: Comparison, name: str) -> str:
+def verdict(comparison: Compared, name: str) -> str:
     """What one pair shows, in two sentences."""
     pairing, reference = comparison.runs[name], comparison.reference.name
     if pairing.is_identical:
@@ -101,7 +101,7 @@ def verdict(comparison: Comparison, name: str) -> str:
     return f"{told}: {name} is {'better' if is_better else 'worse'} than {reference}; {floor}"
 
 
-def overview_table(comparison: Comparison) -> Table:
+def overview_table(comparison: Compared) -> Table:
     """One row per run: the main outcome against the reference, distinct questions counted once."""
     metric = comparison.tally.outcome
     columns = ("run", "change", "95 % interval", "better", "worse", "noise floor", "p", "p (Holm)")
@@ -126,7 +126,7 @@ def overview_table(comparison: Comparison) -> Table:
     return Table(title, columns, tuple(rows))
 
 
-def once_table(comparison: Comparison, title: str) -> Table:
+def once_table(comparison: Compared, title: str) -> Table:
     """One row per run: right answers against the reference, each distinct question once."""
     columns = ("run", "difference", "95 % interval", "better", "worse", "p", "p (Holm)")
     rows = []

@@ -8,7 +8,7 @@ where counts agree and nothing told contradicts. A file made for other questions
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,40 +98,6 @@ class Matched:
     failed: int = 0
     unasked: int = 0
     by: str = "question_id"
-
-
-def match_answers(
-    paths: Iterable[str | Path],
-    questions: Sequence[Question],
-    partial: bool = False,
-    answer_field: str | None = None,
-) -> tuple[list[Answered], int]:
-    """Reads the answer files of one run and pairs each answer with its question.
-
-    One file may answer all questions, or several files one split each, told apart by the splits in their names.
-
-    Args:
-        paths: the answer files.
-        questions: the questions they answer.
-        partial: score the answered questions only; otherwise a missing answer is an error.
-        answer_field: the field with the model's answers, where a file has two that could be.
-
-    Returns:
-        The pairs in question order, and how many answers were left out because generating them failed.
-
-    Raises:
-        LvlmAttnError: unreadable file, answers missing, answers that belong to other questions, or files that are
-            several runs.
-    """
-    from lvlm_attn.evals.pope.runs import match_runs
-
-    runs = match_runs(paths, questions, partial, answer_field)
-    if len(runs) > 1:
-        raise LvlmAttnError(
-            f"the answer files are {len(runs)} runs ({', '.join(list(runs)[:3])}), not one; match them one by one."
-        )
-    (run,) = runs.values()
-    return run.answered, run.failed
 
 
 def load_answers(path: str | Path, answer_field: str | None = None) -> AnswerFile:

@@ -228,3 +228,35 @@ def _questions_of(file: AnswerFile, questions: Sequence[Question]) -> list[Quest
 
 def _split(question: Question) -> str | None:
     return question.category if question.category in CATEGORIES else split_of(question.category)
+
+
+def match_answers(
+    paths: Iterable[str | Path],
+    questions: Sequence[Question],
+    partial: bool = False,
+    answer_field: str | None = None,
+) -> tuple[list[Answered], int]:
+    """Reads the answer files of one run and pairs each answer with its question.
+
+    One file may answer all questions, or several files one split each, told apart by the splits in their names.
+
+    Args:
+        paths: the answer files.
+        questions: the questions they answer.
+        partial: score the answered questions only; otherwise a missing answer is an error.
+        answer_field: the field with the model's answers, where a file has two that could be.
+
+    Returns:
+        The pairs in question order, and how many answers were left out because generating them failed.
+
+    Raises:
+        LvlmAttnError: unreadable file, answers missing, answers that belong to other questions, or files that are
+            several runs.
+    """
+    runs = match_runs(paths, questions, partial, answer_field)
+    if len(runs) > 1:
+        raise LvlmAttnError(
+            f"the answer files are {len(runs)} runs ({', '.join(list(runs)[:3])}), not one; match them one by one."
+        )
+    (run,) = runs.values()
+    return run.answered, run.failed

@@ -4,8 +4,9 @@ import pytest
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.core.parsers import PARSERS
-from lvlm_attn.evals.pope.answers import Answered, match_answers
+from lvlm_attn.evals.pope.answers import Answered
 from lvlm_attn.evals.pope.data import Question, load_questions
+from lvlm_attn.evals.pope.runs import match_answers
 from lvlm_attn.evals.pope.score import Counts, count, metrics, score_pope
 
 

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from lvlm_attn.layout.grids import Kind as Kind
     from lvlm_attn.layout.prompt import PromptLayout as PromptLayout
     from lvlm_attn.loading import load as load
+    from lvlm_attn.maps.attention_maps import AttentionMaps as AttentionMaps
     from lvlm_attn.measures.diagnostics import Divergence as Divergence
     from lvlm_attn.measures.diagnostics import find_sinks as find_sinks
     from lvlm_attn.measures.diagnostics import vhd as vhd
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AGLA": "hooks.agla",
+    "AttentionMaps": "maps.attention_maps",
     "CARVE": "hooks.carve",
     "Chair": "evals.chair.benchmark",
     "CARVEAttention": "hooks.carve_attention",

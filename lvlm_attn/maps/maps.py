@@ -74,6 +74,56 @@ def upsample(grid: Map, frame: Frame, size: tuple[int, int]) -> Map:
     return down @ grid @ across.T
 
 
+def spread(grid: Map, frame: Frame, size: tuple[int, int]) -> Map:
+    """Spreads a grid over the pixels of an image so that the sum of every cell stays what it is.
+
+    A cell's mass lies evenly on the part of the image that it covers; cells beyond the image's edge are left
+    out. Cells may be larger or smaller than a pixel.
+
+    Args:
+        grid: `(rows, cols)`.
+        frame: where the grid lies in the image.
+        size: width and height of the image.
+
+    Returns:
+        `(height, width)`, with the sum of the grid's cells that show any of the image.
+
+    Example:
+        >>> spread(np.array([[1.0, 3.0]]), Frame(0, 0, 4, 1), (4, 1)).tolist()
+        [[0.5, 0.5, 1.5, 1.5]]
+        >>> spread(np.array([[1.0, 3.0]]), Frame(-1, 0, 3, 1), (3, 1)).tolist()
+        [[1.0, 1.5, 1.5]]
+    """
+    width, height = size
+    down = _shares(grid.shape[0], frame.top, frame.bottom, height)
+    across = _shares(grid.shape[1], frame.left, frame.right, width)
+    return down @ grid @ across.T
+
+
+def paint(grid: Map, frame: Frame, size: tuple[int, int]) -> Map:
+    """Gives every pixel the value of the cell it lies in, the mean of several by area; 0 outside the frame.
+
+    For ratios and other values that must not be divided among pixels; masses are spread by `spread`.
+
+    Args:
+        grid: `(rows, cols)`.
+        frame: where the grid lies in the image.
+        size: width and height of the image.
+
+    Returns:
+        `(height, width)`.
+
+    Example:
+        >>> paint(np.array([[1.0, 3.0]]), Frame(0, 0, 4, 1), (4, 1)).tolist()
+        [[1.0, 1.0, 3.0, 3.0]]
+    """
+    width, height = size
+    down = _row_means(_overlaps(grid.shape[0], frame.top, frame.bottom, height))
+    across = _row_means(_overlaps(grid.shape[1], frame.left, frame.right, width))
+    painted: Map = down @ grid @ across.T
+    return painted
+
+
 def seen(frame: Frame, size: tuple[int, int]) -> Mask:
     """`(height, width)`, True at pixels whose centre lies in the frame."""
     width, height = size
@@ -112,6 +162,28 @@ def entropy(weights: Map) -> float:
         return 0.0
     share = weights[weights > 0] / total
     return float(-(share * np.log(share)).sum() + 0.0)
+
+
+def _overlaps(cells: int, start: float, stop: float, pixels: int) -> Map:
+    """`(pixels, cells)`: how much of each cell's length lies in each pixel, both in pixels."""
+    edges = np.linspace(start, stop, cells + 1)
+    pixel = np.arange(pixels)[:, None]
+    overlap: Map = np.clip(np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel), 0, None)
+    return overlap
+
+
+def _shares(cells: int, start: float, stop: float, pixels: int) -> Map:
+    """`(pixels, cells)`: which share of a cell's visible length lies in each pixel; columns sum to 1, or 0."""
+    overlap = _overlaps(cells, start, stop, pixels)
+    length = overlap.sum(0)
+    is_visible = length > 1e-6 * (stop - start) / cells  # less is rounding
+    return np.where(is_visible, overlap / np.where(is_visible, length, 1), 0.0)
+
+
+def _row_means(overlap: Map) -> Map:
+    total = overlap.sum(1, keepdims=True)
+    means: Map = np.divide(overlap, total, out=np.zeros_like(overlap), where=total > 0)
+    return means
 
 
 def _weights(cells: int, start: float, stop: float, pixels: int) -> Map:

@@ -1,0 +1,362 @@
+"""`AttentionMaps`: recorded attention, indexed by sample, word, layer, head and image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.layout.prompt import PromptLayout
+from lvlm_attn.maps import onto_image, picking
+from lvlm_attn.maps.maps import Map, Mask
+from lvlm_attn.maps.places import Place
+
+if TYPE_CHECKING:
+    from lvlm_attn.maps.live import Live
+    from lvlm_attn.maps.onto_image import MapImage
+    from lvlm_attn.maps.tables import KeyWeight, RowWeight
+
+LayerKey = int | Literal["mean", "rollout"]
+Word = str | tuple[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMaps:
+    """What some queries attended to, as the model used it.
+
+    A row is one query. Rows of a generated token belong to the query whose logits chose the token, which stands one
+    position before it; rows of prompt tokens belong to the token itself. Choosing (`maps["dog"]`, `maps.layer(3)`,
+    ...) gives smaller `AttentionMaps`, and `grid`, `pixels` and `text` are means over all that is left.
+
+    Attributes:
+        rows: `(batch, rows)`, positions of the queries in the padded sequence; -1 where a sample has fewer rows.
+        weights: by layer `(batch, heads, rows, keys)` in fp32 on the CPU, keys by position in the padded sequence.
+            Averaged layers are under `"mean"`.
+        layout: what every position is.
+        ids: `(batch, length)`, token ids; one position longer than the keys where the last token was not read.
+        targets: `(batch, rows)`, position of the token that each row is about; -1 where missing.
+        pieces: per sample the text of every position, or None where no tokenizer was known.
+        images: per sample and image its size, where its patches lie, and the picture itself where known.
+        heads: which heads the second dimension of the weights holds; empty where they were averaged.
+        extra: by layer `(batch, heads, rows)`, the weight on keys outside the sequence (CrossLMM), where any were.
+        sink_scores: by layer `(batch, keys)`, how much each position looks like a sink (see
+            `measures.sinks.sink_score`), where they were recorded.
+        meta: what else is known: model, interventions, prompts, answers, `view` and its `unit`.
+
+    Example:
+        >>> with la.wrap(model, la.record(), processor=processor) as lvlm:  # doctest: +SKIP
+        ...     lvlm.generate(images=[image], prompts=["Is there a dog in the image?"], max_new_tokens=8)
+        >>> lvlm.maps["Yes"].pixels().sum()  # the weight this answer put on the image  # doctest: +SKIP
+        0.412
+    """
+
+    rows: Tensor
+    weights: Mapping[LayerKey, Tensor]
+    layout: PromptLayout
+    ids: Tensor
+    targets: Tensor
+    pieces: tuple[tuple[str, ...], ...] | None = None
+    images: tuple[tuple[MapImage, ...], ...] = ()
+    heads: tuple[int, ...] = ()
+    extra: Mapping[LayerKey, Tensor] = field(default_factory=dict)
+    sink_scores: Mapping[LayerKey, Tensor] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    parent: AttentionMaps | None = field(default=None, repr=False)
+    live: Live | None = field(default=None, repr=False)
+
+    # What is there.
+
+    @property
+    def batch(self) -> int:
+        """Number of samples."""
+        return self.rows.shape[0]
+
+    @property
+    def layers(self) -> tuple[LayerKey, ...]:
+        """The layers, ascending; `("mean",)` where they were averaged."""
+        return tuple(self.weights)
+
+    @property
+    def view_name(self) -> str:
+        """What the weights show: `"raw"`, or the name of a view (see `lvlm_attn.maps.views`)."""
+        return str(self.meta.get("view", "raw"))
+
+    @property
+    def unit(self) -> str:
+        """What the numbers are."""
+        return str(self.meta.get("unit", "attention weight"))
+
+    @property
+    def tokens(self) -> list[str]:
+        """The text of the token each row is about, of a single sample."""
+        self._lone("tokens")
+        return [self.text_of(int(position)) for position in self.targets[0] if position >= 0]
+
+    @property
+    def words(self) -> list[str]:
+        """The distinct words that have rows, of a single sample."""
+        return picking.words(self)
+
+    def text_of(self, position: int) -> str:
+        """The text at a position of a single sample; its id as `#17` where no tokenizer was known."""
+        self._lone("text_of")
+        if self.pieces is None:
+            return f"#{int(self.ids[0, position])}"
+        return self.pieces[0][position]
+
+    def __len__(self) -> int:
+        return self.rows.shape[1]
+
+    def __iter__(self) -> Iterator[AttentionMaps]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        size = sum(item.numel() * 4 for item in self.weights.values()) / 2**20
+        layers = ", ".join(map(str, self.layers)) if len(self.layers) < 9 else f"{len(self.layers)} layers"
+        heads = f"{len(self.heads)} heads" if self.heads else "heads averaged"
+        return (
+            f"AttentionMaps({self.batch} sample(s), {len(self)} rows on {self.layout.length} keys, "
+            f"layers {layers}, {heads}, view {self.view_name!r}, {size:.1f} MiB)"
+        )
+
+    # Choosing.
+
+    def __getitem__(self, key: int | slice | Word) -> AttentionMaps:
+        """Rows of a single sample.
+
+        Args:
+            key: a word (`"dog"`; `("dog", 2)` for its second mention; several words with blanks between them), which
+                may have several tokens; or the number of a row, or a slice of rows.
+
+        Raises:
+            LvlmAttnError: if the word was not generated, or there are not as many rows.
+        """
+        self._lone(f"maps[{key!r}]")
+        return self.pick(picking.rows_of(self, key))
+
+    def pick(self, rows: Sequence[int]) -> AttentionMaps:
+        """The rows of these numbers, in this order."""
+        index = torch.as_tensor(list(rows), dtype=torch.long)
+        return replace(
+            self,
+            rows=self.rows[:, index],
+            targets=self.targets[:, index],
+            weights={key: value[:, :, index] for key, value in self.weights.items()},
+            extra={key: value[:, :, index] for key, value in self.extra.items()},
+            parent=self.parent or self,
+        )
+
+    def sample(self, index: int) -> AttentionMaps:
+        """One sample of the batch, without the rows that it lacks.
+
+        Raises:
+            LvlmAttnError: if there are not as many samples.
+        """
+        if not -self.batch <= index < self.batch:
+            raise LvlmAttnError(f"There is no sample {index}; these maps hold {self.batch}, numbered from 0.")
+        at = index % self.batch
+        kept = (self.rows[at] >= 0).nonzero().flatten()
+
+        def cut(values: Mapping[LayerKey, Tensor]) -> dict[LayerKey, Tensor]:
+            return {key: value[at : at + 1, :, kept] for key, value in values.items()}
+
+        return replace(
+            self,
+            rows=self.rows[at : at + 1, kept],
+            targets=self.targets[at : at + 1, kept],
+            weights=cut(self.weights),
+            extra=cut(self.extra),
+            sink_scores={key: value[at : at + 1] for key, value in self.sink_scores.items()},
+            layout=self.layout.select([at]),
+            ids=self.ids[at : at + 1],
+            pieces=None if self.pieces is None else self.pieces[at : at + 1],
+            images=self.images[at : at + 1],
+            meta={**self.meta, "samples": _chosen(self.meta.get("samples"), at, self.batch)},
+            parent=None if self.parent is None else self.parent.sample(at),
+        )
+
+    def layer(self, *layers: LayerKey) -> AttentionMaps:
+        """Some of the recorded layers.
+
+        Raises:
+            LvlmAttnError: if one was not recorded.
+        """
+        for layer in layers:
+            if layer not in self.weights:
+                known = ", ".join(map(str, self.layers))
+                raise LvlmAttnError(f"Layer {layer!r} was not recorded; these maps hold layers {known}.")
+        return self._narrow(lambda values: {key: values[key] for key in layers if key in values})
+
+    def head(self, *heads: int) -> AttentionMaps:
+        """Some of the recorded heads.
+
+        Raises:
+            LvlmAttnError: if one was not recorded, or heads were averaged.
+        """
+        if not self.heads:
+            raise LvlmAttnError(
+                "Heads were averaged in these maps; record them with reduce=None to choose one."
+            )
+        for head in heads:
+            if head not in self.heads:
+                known = ", ".join(map(str, self.heads))
+                raise LvlmAttnError(f"Head {head} was not recorded; these maps hold heads {known}.")
+        index = torch.tensor([self.heads.index(head) for head in heads])
+        found = self._narrow(
+            lambda values: {
+                key: value[:, index] if value.dim() > 2 else value for key, value in values.items()
+            }
+        )
+        return _with_heads(found, tuple(heads))
+
+    def _narrow(self, cut: Any) -> AttentionMaps:
+        return replace(
+            self,
+            weights=cut(self.weights),
+            extra=cut(self.extra),
+            sink_scores=cut(self.sink_scores),
+            parent=None if self.parent is None else self.parent._narrow(cut),
+        )
+
+    # Numbers.
+
+    def mean(self) -> Map:
+        """`(keys,)`: the weights of a single sample averaged over layers, heads and rows, in fp64."""
+        self._lone("mean")
+        if not len(self) or not self.weights:
+            raise LvlmAttnError("There are no rows to average; choose at least one word, token and layer.")
+        total = sum(value[0].double().mean((0, 1)) for value in self.weights.values())
+        return cast("Map", (cast("Tensor", total) / len(self.weights)).numpy())
+
+    def grid(self, image: int | None = None) -> list[Map]:
+        """The mean on every patch of an image of a single sample.
+
+        Args:
+            image: which image; may be left out where there is one.
+
+        Returns:
+            Per block of the image's grid `(rows, cols)`: the whole image, its thumbnail, or its tiles.
+
+        Raises:
+            LvlmAttnError: if there is no such image, or several and none was chosen.
+        """
+        return onto_image.grid(self, self.mean(), image)
+
+    def pixels(
+        self, image: int | None = None, level: Literal["all", "coarse", "fine"] = "all", smooth: bool = False
+    ) -> Map:
+        """The mean on the pixels of the original picture of a single sample.
+
+        The weight of a patch lies evenly on the part of the picture it shows, so that the pixels sum to the recorded
+        weight on the picture. Newline and break tokens belong to no pixel.
+
+        Args:
+            image: which image; may be left out where there is one.
+            level: an image in tiles is seen twice, as a thumbnail (`"coarse"`) and as tiles (`"fine"`); `"all"`
+                adds both up.
+            smooth: bilinear between the centres of patches, scaled to the same sum.
+
+        Returns:
+            `(height, width)`; 0 where the model sees nothing of the picture.
+
+        Raises:
+            LvlmAttnError: if where the patches lie is not known.
+        """
+        return onto_image.pixels(self, self.grid(image), image, level, smooth)
+
+    def seen(self, image: int | None = None) -> Mask:
+        """`(height, width)`, True at the pixels of the picture that some patch shows."""
+        return onto_image.seen_pixels(self, image)
+
+    def text(self) -> list[KeyWeight]:
+        """The mean on every text token of a single sample, in the order of the sequence."""
+        from lvlm_attn.maps.tables import text_weights
+
+        return text_weights(self)
+
+    def attended_by(self, place: Place) -> list[RowWeight]:
+        """Who attends to a place: for every recorded row its weight there, averaged over layers and heads.
+
+        Args:
+            place: a patch as `(row, col)`, or `(image, block, row, col)`; a word of the prompt or answer; or a
+                position in the padded sequence.
+
+        Raises:
+            LvlmAttnError: if there is no such place.
+        """
+        from lvlm_attn.maps.tables import row_weights
+
+        return row_weights(self, place)
+
+    def to_numpy(self) -> np.ndarray[Any, Any]:
+        """`(layers, batch, heads, rows, keys)` in fp32."""
+        return np.stack([value.numpy() for value in self.weights.values()])
+
+    def to_pandas(self, limit: int = 20_000_000) -> Any:
+        """One line per sample, layer, head, row and key that is no padding.
+
+        Args:
+            limit: most lines.
+
+        Raises:
+            LvlmAttnError: if there would be more lines, or pandas is not installed.
+        """
+        from lvlm_attn.maps.tables import to_pandas
+
+        return to_pandas(self, limit)
+
+    def view(self, name: str, **options: Any) -> AttentionMaps:
+        """The same rows under a view: `"raw"`, `"no_sinks"`, `"relative"`, `"contrast"` or `"rollout"`.
+
+        Args:
+            name: see `lvlm_attn.maps.views`, where each has its formula and source.
+            **options: of the view; `contrast` takes `neutral=`, maps recorded with a neutral prompt.
+
+        Raises:
+            LvlmAttnError: if what the view needs was not recorded.
+        """
+        from lvlm_attn.maps.views import apply_view
+
+        return apply_view(self, name, **options)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the maps to one safetensors file, whose JSON header holds all that is no tensor.
+
+        Raises:
+            LvlmAttnError: if the file cannot be written.
+        """
+        from lvlm_attn.maps.storage import save
+
+        return save(self, Path(path))
+
+    @staticmethod
+    def load(path: str | Path) -> AttentionMaps:
+        """Reads maps that `save` wrote.
+
+        Raises:
+            LvlmAttnError: if the file is missing, damaged, or holds something else.
+        """
+        from lvlm_attn.maps.storage import load
+
+        return load(Path(path))
+
+    def _lone(self, doing: str) -> None:
+        if self.batch != 1:
+            raise LvlmAttnError(
+                f"{doing} needs a single sample, and these maps hold {self.batch}; choose one, as in maps.sample(0)."
+            )
+
+
+def _with_heads(maps: AttentionMaps, heads: tuple[int, ...]) -> AttentionMaps:
+    parent = None if maps.parent is None else _with_heads(maps.parent, heads)
+    return replace(maps, heads=heads, parent=parent)
+
+
+def _chosen(samples: Any, index: int, batch: int) -> Any:
+    return [samples[index]] if isinstance(samples, (list, tuple)) and len(samples) == batch else samples

@@ -1,0 +1,188 @@
+"""Attention maps as one file: tensors in safetensors, all else as JSON in its header. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lvlm_attn._version import __version__
+from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.layout.grids import Block, ImageGrid
+from lvlm_attn.layout.prompt import PromptLayout
+from lvlm_attn.maps.geometry import Frame, Level
+from lvlm_attn.maps.onto_image import MapImage
+
+if TYPE_CHECKING:
+    from lvlm_attn.maps.attention_maps import AttentionMaps, LayerKey
+
+_NAME, _VERSION = "lvlm_attn.maps", 1
+_LAYOUT = ("kind", "image", "block", "row", "col")
+_BY_LAYER = ("weights", "extra", "sink_scores")
+
+
+def save(maps: AttentionMaps, path: Path) -> Path:
+    """See `AttentionMaps.save`; the file is written whole or not at all."""
+    tensors: dict[str, Tensor] = {"rows": maps.rows, "targets": maps.targets, "ids": maps.ids}
+    tensors |= {f"layout.{name}": getattr(maps.layout, name) for name in _LAYOUT}
+    for kind in _BY_LAYER:
+        tensors |= {f"{kind}.{layer}": value for layer, value in getattr(maps, kind).items()}
+    for sample, images in enumerate(maps.images):
+        for number, image in enumerate(images):
+            if image.picture is not None:
+                tensors[f"picture.{sample}.{number}"] = _encoded(image.picture)
+    header = {
+        "format": _NAME,
+        "version": _VERSION,
+        "lvlm_attn": __version__,
+        "layers": {kind: list(getattr(maps, kind)) for kind in _BY_LAYER},
+        "heads": list(maps.heads),
+        "grids": [[dataclasses.asdict(grid) for grid in row] for row in maps.layout.grids],
+        "unfinished": list(maps.layout.unfinished),
+        "pieces": maps.pieces,
+        "images": [[_described(image) for image in row] for row in maps.images],
+        "meta": dict(maps.meta),
+    }
+    if path.is_dir():
+        raise LvlmAttnError(f"{path} is a folder; give the name of a file to write the maps to.")
+    part = path.with_name(f"{path.name}.part")
+    try:
+        text = json.dumps(header, ensure_ascii=False)
+        save_file({key: value.contiguous() for key, value in tensors.items()}, part, {_NAME: text})
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise LvlmAttnError(f"The maps could not be written to {path} ({_first(error)}).") from error
+    except TypeError as error:
+        raise LvlmAttnError(f"maps.meta holds something that JSON cannot hold ({_first(error)}).") from error
+    return path
+
+
+def load(path: Path) -> AttentionMaps:
+    """See `AttentionMaps.load`."""
+    if not path.is_file():
+        raise LvlmAttnError(f"There is no file {path} to read maps from.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_NAME)
+            if text is None:
+                raise LvlmAttnError(f"{path} holds no attention maps; give a file that maps.save wrote.")
+            header = json.loads(text)
+            if header.get("format") != _NAME or header.get("version") != _VERSION:
+                raise LvlmAttnError(
+                    f"{path} holds maps of format version {header.get('version')!r}, and this is version {_VERSION}; "
+                    f"read it with the lvlm_attn that wrote it ({header.get('lvlm_attn')})."
+                )
+            maps = _read(file, header)
+        _check(maps)
+    except LvlmAttnError:
+        raise
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        Image.DecompressionBombError,
+    ) as error:
+        raise LvlmAttnError(
+            f"{path} is damaged or no file of attention maps ({_first(error)}); write it again with maps.save."
+        ) from error
+    return maps
+
+
+def _read(file: Any, header: dict[str, Any]) -> AttentionMaps:
+    from lvlm_attn.maps.attention_maps import AttentionMaps
+
+    get = file.get_tensor
+    grids = tuple(tuple(_grid(item) for item in row) for row in header["grids"])
+    fields = {name: get(f"layout.{name}") for name in _LAYOUT}
+    layout = PromptLayout(**fields, grids=grids, unfinished=tuple(header["unfinished"]))
+    names = set(file.keys())
+    images = tuple(
+        tuple(
+            _image(item, get(key) if (key := f"picture.{sample}.{number}") in names else None)
+            for number, item in enumerate(row)
+        )
+        for sample, row in enumerate(header["images"])
+    )
+    by_layer: dict[str, dict[LayerKey, Tensor]] = {
+        kind: {layer: get(f"{kind}.{layer}").float() for layer in header["layers"][kind]}
+        for kind in _BY_LAYER
+    }
+    pieces = header["pieces"]
+    return AttentionMaps(
+        rows=get("rows"),
+        targets=get("targets"),
+        ids=get("ids"),
+        layout=layout,
+        pieces=None if pieces is None else tuple(tuple(map(str, row)) for row in pieces),
+        images=images,
+        heads=tuple(header["heads"]),
+        meta=dict(header["meta"]),
+        **cast("dict[str, Any]", by_layer),
+    )
+
+
+def _check(maps: AttentionMaps) -> None:
+    """Refuses a file whose parts do not fit together."""
+    batch, rows = maps.rows.shape
+    heads = len(maps.heads) or 1
+    wanted = (batch, heads, rows, maps.layout.length)
+    for layer, value in maps.weights.items():
+        if tuple(value.shape) != wanted:
+            raise ValueError(f"weights of layer {layer} have shape {tuple(value.shape)}, not {wanted}")
+    if maps.targets.shape != maps.rows.shape or maps.ids.shape[0] != batch or maps.layout.batch != batch:
+        raise ValueError("its rows, tokens and layout are of different sizes")
+    if maps.pieces is not None and [len(row) for row in maps.pieces] != [maps.ids.shape[1]] * batch:
+        raise ValueError("its texts are not as many as its tokens")
+    if len(maps.layout.grids) != batch or len(maps.images) not in (0, batch):
+        raise ValueError("its images are not as many as its samples")
+
+
+def _encoded(picture: Image.Image) -> Tensor:
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "PNG")
+    return torch.from_numpy(np.frombuffer(buffer.getvalue(), dtype=np.uint8).copy())
+
+
+def _described(image: MapImage) -> dict[str, Any]:
+    levels = None if image.levels is None else [dataclasses.asdict(level) for level in image.levels]
+    return {"size": image.size, "levels": levels, "reason": image.reason}
+
+
+def _image(item: dict[str, Any], encoded: Tensor | None) -> MapImage:
+    levels = item["levels"]
+    if levels is not None:
+        levels = tuple(
+            Level(Frame(**one["frame"]), one["rows"], one["cols"], tuple(map(tuple, one["blocks"])))
+            for one in levels
+        )
+    picture = None
+    if encoded is not None:
+        picture = Image.open(io.BytesIO(encoded.numpy().tobytes()))
+        picture.load()
+    size = None if item["size"] is None else cast("tuple[int, int]", tuple(map(int, item["size"])))
+    return MapImage(size, levels, picture, item["reason"])
+
+
+def _grid(item: dict[str, Any]) -> ImageGrid:
+    blocks = tuple(Block(**block) for block in item["blocks"])
+    return ImageGrid(blocks, item["trailing_fillers"], item["leading_fillers"])
+
+
+def _first(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__).rstrip(".")

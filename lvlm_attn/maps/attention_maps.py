@@ -14,6 +14,7 @@ from torch import Tensor
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.layout.prompt import PromptLayout
 from lvlm_attn.maps import onto_image, picking
+from lvlm_attn.maps.drawing import Drawing
 from lvlm_attn.maps.maps import Map, Mask
 from lvlm_attn.maps.places import Place
 
@@ -27,7 +28,7 @@ Word = str | tuple[str, int]
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionMaps:
+class AttentionMaps(Drawing):
     """What some queries attended to, as the model used it.
 
     A row is one query. Rows of a generated token belong to the query whose logits chose the token, which stands one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -57,6 +58,46 @@ class Drawing:
         from lvlm_attn.maps.draw.compare import compare
 
         return compare(self._self, intervened, **options)
+
+    def to_html(
+        self,
+        path: str | Path | None = None,
+        *,
+        intervened: AttentionMaps | None = None,
+        neutral: AttentionMaps | None = None,
+        limit: int = 40 * 10**6,
+    ) -> str:
+        """One HTML page to look around in, which opens offline; see `lvlm_attn.maps.viewer.page`.
+
+        Args:
+            path: where to write it; it is returned either way.
+            intervened: maps of the same prompt under interventions, shown beside these.
+            neutral: maps of a neutral prompt about the same pictures, for the view `contrast`.
+            limit: most bytes; heads are averaged in groups where they do not fit.
+
+        Raises:
+            LvlmAttnError: if the maps cannot be shown together, or the page cannot be written.
+        """
+        from lvlm_attn.maps.viewer.page import page, run_name, write
+
+        runs = {run_name(self._self): self._self}
+        if intervened is not None:
+            name = run_name(intervened)
+            runs[name if name not in runs else f"{name} (2)"] = intervened
+        text = page(runs, neutral=neutral, limit=limit)
+        if path is not None:
+            write(Path(path), text)
+        return text
+
+    def _repr_html_(self) -> str | None:
+        """The page inline, for notebooks; None where it cannot be made."""
+        from lvlm_attn.errors import LvlmAttnError
+        from lvlm_attn.maps.viewer.page import inline
+
+        try:
+            return inline(self.to_html(limit=4 * 10**6))
+        except LvlmAttnError:
+            return None
 
     @property
     def _self(self) -> AttentionMaps:

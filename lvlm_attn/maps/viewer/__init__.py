@@ -1,0 +1,1 @@
+"""Attention maps as one HTML page that opens offline."""

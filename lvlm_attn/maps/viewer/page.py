@@ -1,0 +1,218 @@
+"""Puts the page together: template, style, script, what was run, and the weights."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.maps.viewer.describe import images_of, kept_keys, tokens_of
+from lvlm_attn.maps.viewer.packing import encoded, pack
+from lvlm_attn.maps.views import apply_view, find_sinks
+
+if TYPE_CHECKING:
+    from lvlm_attn.maps.attention_maps import AttentionMaps
+
+LIMIT = 40 * 10**6
+"""Most bytes of a page."""
+_SCRIPTS = ("data.js", "views.js", "draw.js", "panels.js", "page.js", "controls.js")
+_ROOM = 200_000  # for the page itself
+
+
+def page(
+    runs: Mapping[str, AttentionMaps], *, neutral: AttentionMaps | None = None, limit: int = LIMIT
+) -> str:
+    """Makes a page of one or two runs of the same prompt.
+
+    Args:
+        runs: raw maps of a single sample by name, such as `{"bare": ..., "var": ...}`.
+        neutral: maps of a neutral prompt about the same pictures, with the same layers and heads, for the view
+            `contrast`.
+        limit: most bytes; heads are averaged in groups where they do not fit, and the page says so.
+
+    Returns:
+        A whole HTML document. It loads nothing, and its own rules forbid it to.
+
+    Raises:
+        LvlmAttnError: if the runs cannot be shown together.
+
+    Example:
+        >>> Path("map.html").write_text(page({"bare": lvlm.maps}), encoding="utf-8")  # doctest: +SKIP
+    """
+    _check(runs)
+    first = next(iter(runs.values()))
+    images = images_of(first, kept_keys(first))
+    taken = len(json.dumps(images)) + _ROOM
+    room = max((limit - taken) // len(runs), 1)
+    blocks: dict[str, str] = {}
+    told = [
+        _run(f"r{number}", name, maps, neutral, room, blocks)
+        for number, (name, maps) in enumerate(runs.items())
+    ]
+    meta = first.meta
+    header = {
+        "title": " / ".join(str(item) for item in meta.get("prompts", []) or ["attention maps"]),
+        "model": str(meta.get("model", "")),
+        "images": images,
+        "runs": told,
+    }
+    return _document(header, blocks)
+
+
+def write(path: Path, text: str) -> Path:
+    """Writes a page.
+
+    Raises:
+        LvlmAttnError: if it cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise LvlmAttnError(f"The page could not be written to {path} ({error.strerror}).") from error
+    return path
+
+
+def run_name(maps: AttentionMaps) -> str:
+    """What a run is called: its interventions, or that there were none."""
+    return "+".join(str(item) for item in maps.meta.get("interventions", ())) or "bare"
+
+
+def inline(text: str, height: int = 720) -> str:
+    """A page as a frame within another, as notebooks show it."""
+    source = html.escape(text, quote=True)
+    style = f"width:100%;height:{height}px;border:1px solid #8886;border-radius:6px"
+    return (
+        f'<iframe srcdoc="{source}" style="{style}" sandbox="allow-scripts" title="attention maps"></iframe>'
+    )
+
+
+def _check(runs: Mapping[str, AttentionMaps]) -> None:
+    if not 1 <= len(runs) <= 2:
+        raise LvlmAttnError(f"A page shows one run, or two beside each other, not {len(runs)}.")
+    for maps in runs.values():
+        maps._lone("A page")
+        if maps.view_name != "raw":
+            raise LvlmAttnError(f"A page makes its views itself; give it raw maps, not {maps.view_name!r}.")
+        if not len(maps) or not maps.weights:
+            raise LvlmAttnError("There are no rows to show; choose at least one word, token and layer.")
+    grids = {maps.layout.grids for maps in runs.values()}
+    layers = {(maps.layers, maps.heads) for maps in runs.values()}
+    if len(grids) > 1 or len(layers) > 1:
+        raise LvlmAttnError(
+            "Two runs can be shown together if their pictures, layers and heads are the same."
+        )
+
+
+def _run(
+    name: str,
+    label: str,
+    maps: AttentionMaps,
+    neutral: AttentionMaps | None,
+    room: int,
+    blocks: dict[str, str],
+) -> dict[str, Any]:
+    keys = kept_keys(maps)
+    packed = pack(maps, keys, room)
+    blocks |= {f"{name}-{place}": text for place, text in enumerate(packed.blocks)}
+    blocks[f"{name}-mass"] = packed.masses
+    told: dict[str, Any] = {
+        "id": name,
+        "name": label,
+        "interventions": [str(item) for item in maps.meta.get("interventions", ())],
+        "tokens": tokens_of(maps, keys),
+        "rows": len(maps),
+        "keys": len(keys),
+        "layers": ["mean of all", *map(str, maps.layers)],
+        "heads": ["mean of all", *packed.heads],
+        "group": packed.group,
+        "sinks": _sinks(maps, keys),
+        "extra": [round(float(value[0].mean()), 6) for value in maps.extra.values()],
+        "views": ["raw"],
+    }
+    if told["sinks"] is not None:
+        told["views"].append("no_sinks")
+    if len(maps) > 1:
+        told["views"].append("relative")
+    if neutral is not None:
+        blocks[f"{name}-neutral"] = _neutral(maps, neutral, keys, packed.group)
+        told["views"].append("contrast")
+    rolled = _rollout(maps)
+    if rolled is not None:
+        blocks[f"{name}-rollout"] = pack(rolled, keys, room).blocks[0]
+        told["views"].append("rollout")
+    return told
+
+
+def _sinks(maps: AttentionMaps, keys: list[int]) -> list[list[int]] | None:
+    """By layer, the mean of all first, the keys that are sinks; for the mean, those of most layers."""
+    try:
+        found = find_sinks(maps)
+    except LvlmAttnError:
+        return None
+    flags = torch.stack([found[layer][0] for layer in maps.layers if layer in found])[:, keys]
+    by_layer = [flags.double().mean(0) > 0.5]
+    index = {layer: number for number, layer in enumerate(found)}
+    by_layer += [
+        flags[index[layer]] if layer in index else torch.zeros_like(flags[0]) for layer in maps.layers
+    ]
+    return [[int(key) for key in one.nonzero().flatten()] for one in by_layer]
+
+
+def _neutral(maps: AttentionMaps, neutral: AttentionMaps, keys: list[int], group: int) -> str:
+    """fp32 `(layers + 1, heads + 1, keys)`: the neutral prompt's weights at the patches, 0 elsewhere."""
+    apply_view(maps, "contrast", neutral=neutral)  # says why, where the two do not fit together
+    is_patch = maps.layout.is_patch[0]
+    by_layer = []
+    for layer in maps.layers:
+        mean = neutral.weights[layer][0].mean(1)  # (heads, keys)
+        full = torch.zeros(mean.shape[0], maps.layout.length)
+        full[:, is_patch] = mean[:, neutral.layout.is_patch[0]]
+        parts = [full.mean(0, keepdim=True)]
+        parts += [full[start : start + group].mean(0, keepdim=True) for start in range(0, len(full), group)]
+        by_layer.append(torch.cat(parts)[:, keys])
+    stacked = torch.stack(by_layer)
+    return encoded(torch.cat((stacked.mean(0, keepdim=True), stacked)).numpy())
+
+
+def _rollout(maps: AttentionMaps) -> AttentionMaps | None:
+    try:
+        return apply_view(maps, "rollout")
+    except LvlmAttnError:
+        return None
+
+
+def _document(header: Mapping[str, Any], blocks: Mapping[str, str]) -> str:
+    files = resources.files("lvlm_attn.maps.viewer")
+    script = "\n".join((files / name).read_text("utf-8") for name in _SCRIPTS)
+    script = f'"use strict";\n(() => {{\n{script}\n}})();\n'
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    data = "\n".join(
+        f'<script type="application/octet-stream" id="{name}">{text}</script>'
+        for name, text in blocks.items()
+    )
+    parts = {
+        "title": html.escape(str(header["title"])[:120]),
+        "digest": digest,
+        "style": (files / "page.css").read_text("utf-8"),
+        "header": _safe_json(header),
+        "blocks": data,
+        "script": script,
+    }
+    # One pass over the template: what is put in is never searched for marks.
+    template = (files / "page.html").read_text("utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], template)
+
+
+def _safe_json(value: Any) -> str:
+    """JSON that cannot end the element it stands in, whatever text it holds."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

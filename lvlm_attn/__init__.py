@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from lvlm_attn.hooks.paint import PAINT as PAINT
     from lvlm_attn.hooks.parsing import parse as parse
     from lvlm_attn.hooks.power import Power as Power
+    from lvlm_attn.hooks.record import record as record
     from lvlm_attn.hooks.var import VAR as VAR
     from lvlm_attn.hooks.vcd import VCD as VCD
     from lvlm_attn.hooks.vhr import VHR as VHR
@@ -106,6 +107,7 @@ _HOMES = {
     "methods": "hooks.catalogue",
     "models": "families",
     "parse": "hooks.parsing",
+    "record": "hooks.record",
     "register": "hooks.catalogue",
     "register_family": "families",
     "vhd": "measures.diagnostics",

@@ -8,8 +8,10 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import LogitsProcessorList
 
 from lvlm_attn.decoding.engine import generate
+from lvlm_attn.decoding.forced import Forced, answer_ids
 from lvlm_attn.decoding.options import split_options
 from lvlm_attn.decoding.roomy_cache import with_roomy_cache
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
@@ -51,6 +53,7 @@ class Wrapped:
         self._entered = False
         self._last: Report | None = None
         self._details: dict[str, Any] = {}
+        self._result: Any = None
 
     def __enter__(self) -> Wrapped:
         if self._entered:
@@ -93,6 +96,8 @@ class Wrapped:
         self,
         images: Sequence[Any] | None = None,
         prompts: Sequence[str] | str | None = None,
+        *,
+        answers: Sequence[str] | torch.Tensor | None = None,
         **options: Any,
     ) -> Any:
         """Generates inside the wrap, from images and prompts or from tensors.
@@ -102,6 +107,8 @@ class Wrapped:
                 for a prompt without.
             prompts: questions in plain words; the processor's chat template is put around them unless they
                 already hold the image token.
+            answers: answers to follow instead of choosing, as texts or token ids, for maps and measurements of what
+                someone else said: every step is that of generating this answer.
             **options: what `model.generate` takes. Without `images` and `prompts`, its tensors as well.
 
         Returns:
@@ -120,6 +127,8 @@ class Wrapped:
             ['Yes']
         """
         session = self._entered_session()
+        if answers is not None:
+            return self._follow(images, prompts, answers, options)
         if prompts is None and images is None:
             if not any(item.needs_request() for item in session.interventions):
                 model = cast("Any", self.model)
@@ -130,6 +139,27 @@ class Wrapped:
         if not torch.is_tensor(output):
             return output
         return decode_answers(self.processor, output, request.inputs["input_ids"].shape[1])
+
+    def _follow(self, images: Any, prompts: Any, answers: Any, options: dict[str, Any]) -> Any:
+        """Decodes given answers, greedily and with all else banned."""
+        target = self.target
+        if prompts is None and images is None:
+            inputs, options = split_options(options)
+            request = Request.of_tensors(target, inputs)
+        else:
+            request = Request.of_prompts(target, images, prompts)
+        config = cast("Any", target.model).generation_config
+        ids = answer_ids(answers, request.batch, self.processor, config.eos_token_id)
+        options |= {"max_new_tokens": ids.shape[1], "do_sample": False, "num_beams": 1}
+        processors = [*(options.get("logits_processor") or ()), Forced(ids)]
+        options["logits_processor"] = LogitsProcessorList(processors)
+        output, request = self.ask(request, **options)
+        is_text = prompts is not None and torch.is_tensor(output)
+        return (
+            decode_answers(self.processor, output, request.inputs["input_ids"].shape[1])
+            if is_text
+            else output
+        )
 
     def ask(self, request: Request, **options: Any) -> tuple[Any, Request]:
         """Generates for a request.
@@ -184,11 +214,26 @@ class Wrapped:
                 format_layers(session.sites.skipped.get(place, ())).strip("[]")
                 for place in range(len(session.interventions))
             ),
-            interventions=tuple(_written(item) for item in session.interventions),
+            interventions=tuple(written_form(item) for item in session.interventions),
             rows=tuple(
                 item.summarise(state.stats) or default_summary(state) for item, state in session.editors
             ),
         )
+
+    @property
+    def maps(self) -> Any:
+        """What `la.record()` kept of the last prompt: `lvlm_attn.AttentionMaps`; also after the block.
+
+        Raises:
+            LvlmAttnError: if there is no recorder in the wrap, or nothing was read yet.
+        """
+        found = self._result if self._session is None else self._session.result()
+        if found is None:
+            raise LvlmAttnError(
+                "Nothing was recorded; put la.record() among the interventions of the wrap, and generate before you "
+                "ask for lvlm.maps."
+            )
+        return found
 
     @property
     def interventions(self) -> tuple[Intervention, ...]:
@@ -209,6 +254,7 @@ class Wrapped:
             return
         try:
             self._last = self._reported(session)
+            self._result = session.result()
         except Exception:  # a report must never keep the model from being restored
             self._last = None
         finally:
@@ -296,7 +342,7 @@ def _attention_configs(target: Target) -> list[Any]:
     return list(found.values())
 
 
-def _written(item: Intervention) -> str:
+def written_form(item: Intervention) -> str:
     """An intervention as text, or its name alone where a parameter has no written form."""
     try:
         return str(item)

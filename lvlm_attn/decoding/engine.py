@@ -70,7 +70,7 @@ def generate(session: Session, request: Request, options: Mapping[str, Any]) -> 
         found = (_branch(item, state, request) for item, state in session.editors)
         branches = [branch for branch in found if branch is not None]
         loop = _loop(items, request, branches)
-    with session.during("serving"):
+    with session.serving(request, sum(len(branch.views) for branch in branches)):
         if branches:
             return _generate_joined(model, request, branches, options), request
         if loop is not None:

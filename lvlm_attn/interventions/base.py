@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self, cast
 
 from lvlm_attn.errors import LvlmAttnError, closest
 from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.context import State
 from lvlm_attn.interventions.layers import Layers, select_layers
 from lvlm_attn.interventions.sites import REQUEST_SITES, SITES, AttentionSites, RequestSites, StreamSites
 from lvlm_attn.interventions.written import written
@@ -114,6 +115,10 @@ class Intervention(AttentionSites, StreamSites, RequestSites):
 
     def refuse(self, situation: Situation) -> str | None:
         """Says why a situation cannot be handled, or None if it can."""
+        return None
+
+    def result(self, state: State) -> Any:
+        """What the intervention found out, for `lvlm.maps`; None for nothing."""
         return None
 
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:

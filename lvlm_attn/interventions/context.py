@@ -46,6 +46,9 @@ class Call:
         vision: what was read of the image encoder's attention (see `Intervention.vision`) for the images of a call;
             `lvlm_attn.families.encoder_patches.received` brings it to the positions of the prompt.
         details: what interventions found out about the request in `lvlm.generate`, by the name of the method.
+        request: what `lvlm.generate` asks, as interventions rewrote it; None in a plain call of the model.
+        views: how many views are decoded beside the rows of the request; theirs come after all of those.
+        interventions: all interventions of the wrap, in order.
         memo: what layers share.
     """
 
@@ -65,6 +68,9 @@ class Call:
     has_own_mask: bool = False
     vision: tuple[Encoded, ...] | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    request: Any = None
+    views: int = 0
+    interventions: tuple[Any, ...] = ()
     memo: Memo = field(default_factory=Memo)
 
     @property

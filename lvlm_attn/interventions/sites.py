@@ -19,7 +19,8 @@ from lvlm_attn.kernels.spec import Reweighing
 from lvlm_attn.kernels.visibility import Visibility
 
 if TYPE_CHECKING:
-    from lvlm_attn.interventions.context import Layer
+    from lvlm_attn.interventions.context import Layer, State
+    from lvlm_attn.interventions.ended import Ended
     from lvlm_attn.prompts.request import Request
 
 
@@ -145,6 +146,9 @@ class RequestSites:
     def edit_logits(self, context: Layer, logits: Tensor) -> Tensor | None:
         """Returns new logits for `(batch, kept, vocabulary)`, the last positions of a call, or None."""
         return None
+
+    def generated(self, ended: Ended, state: State) -> None:
+        """Called when a `generate` of the model has returned; `state` is what the intervention holds."""
 
 
 ATTENTION_SITES = ("visibility", "extra_keys", "reweigh", "edit_weights", "readout")

@@ -11,7 +11,7 @@ from torch import Tensor
 from lvlm_attn.errors import LvlmAttnError
 
 if TYPE_CHECKING:
-    from lvlm_attn.interventions.base import Target
+    from lvlm_attn.families.target import Target
 
 
 @dataclass(frozen=True, eq=False)

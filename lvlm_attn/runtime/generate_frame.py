@@ -24,11 +24,13 @@ class GenerateCall:
         prompt_length: number of prompt positions, padding included.
         is_chunked: whether the prompt is read in several passes.
         beams: number of beams; with several, rows change places between calls.
+        max_length: the longest that prompt and answer may become together, or None if that is not known.
     """
 
     prompt_length: int
     is_chunked: bool
     beams: int = 1
+    max_length: int | None = None
 
 
 def running_generate(base: nn.Module) -> GenerateCall | None:
@@ -42,7 +44,8 @@ def running_generate(base: nn.Module) -> GenerateCall | None:
         config = variables.get("generation_config")
         chunk = getattr(config, "prefill_chunk_size", None)
         beams = getattr(config, "num_beams", None) or 1
-        return GenerateCall(ids.shape[1], bool(chunk and chunk < ids.shape[1]), beams)
+        longest = getattr(config, "max_length", None)
+        return GenerateCall(ids.shape[1], bool(chunk and chunk < ids.shape[1]), beams, longest)
     return None
 
 

@@ -37,6 +37,10 @@ class PromptState:
         self._is_valid: Tensor | None = None
         self._cache: weakref.ref[Any] | None = None
 
+    def fresh(self) -> PromptState:
+        """The same before any prompt."""
+        return PromptState(self._target, self._interventions, self._no_image)
+
     def forget(self) -> None:
         """Ends the prompt."""
         self.layout, self._is_valid, self._cache, self.length = None, None, None, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NoReturn, cast
@@ -14,12 +15,14 @@ from lvlm_attn.families import named_arguments
 from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.context import Call, Layer, State
+from lvlm_attn.interventions.ended import Ended
 from lvlm_attn.interventions.sites import LAYER_SITES
 from lvlm_attn.interventions.summary import add
 from lvlm_attn.kernels.dispatch import Dispatch
 from lvlm_attn.runtime.active import ACTIVE, Acting, Editor, Silent, others, own_call, text_pass
 from lvlm_attn.runtime.arguments import has_dense_mask
 from lvlm_attn.runtime.generate_frame import running_generate
+from lvlm_attn.runtime.generate_watch import GenerateWatch
 from lvlm_attn.runtime.layer_hooks import install_layer_hooks
 from lvlm_attn.runtime.prompt_state import PromptState
 from lvlm_attn.runtime.sites import Sites
@@ -36,6 +39,8 @@ class Session:
         editors: the interventions in order, each with what it holds in this wrap.
         kernels: which path computes edited attention.
         details: what interventions found out about the request that `lvlm.generate` serves, by name of the method.
+        request: that request, as interventions rewrote it; None in plain calls.
+        views: how many views are decoded beside it.
     """
 
     def __init__(
@@ -51,10 +56,12 @@ class Session:
         self.editors = tuple(Editor(item, State()) for item in interventions)
         self.kernels = Dispatch.of(kernels)
         self.details: dict[str, Any] = {}
+        self.request: Any = None
+        self.views = 0
         self._edit_limit = edit_limit
         self._prompt = PromptState(target, interventions, no_image)
         self._claim = ThreadClaim(target)
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[RemovableHandle | GenerateWatch] = []
         self._given: Mapping[str, Any] | None = None
         self._labels: Tensor | None = None
         self._last_call: Call | None = None
@@ -102,6 +109,8 @@ class Session:
             self._handles += self._vision.install()
         if any(item.overrides("edit_logits") for item in self.interventions):
             keep(self.target.model.register_forward_hook(self._on_logits))
+        if any(item.overrides("generated") for item in self.interventions):
+            self._handles.append(GenerateWatch(self.target.model, self._on_generated))
 
     def remove(self) -> None:
         """Takes the hooks off and forgets the prompt; safe to call twice."""
@@ -112,6 +121,17 @@ class Session:
             self._vision.remove()
         ACTIVE.set(others(self._at_attention))
         self._forget()
+
+    @contextmanager
+    def serving(self, request: Any, views: int) -> Iterator[None]:
+        """For `lvlm.generate`: lets a request through, and tells interventions of it."""
+        before = self.request, self.views
+        self.request, self.views = request, views
+        try:
+            with self.during("serving"):
+                yield
+        finally:
+            self.request, self.views = before
 
     @contextmanager
     def during(self, mode: Literal["serving", "silent"]) -> Iterator[None]:
@@ -192,6 +212,35 @@ class Session:
                 output.logits = output.logits if edited is None else edited
         return output
 
+    def _on_generated(self, output: Any, options: Mapping[str, Any]) -> None:
+        if self._mode == "silent":
+            return
+        ended = Ended(self.target, output, options, self.request, self._undisturbed)
+        for item, state in self.editors:
+            if item.overrides("generated"):
+                item.generated(ended, state)
+
+    @contextmanager
+    def _undisturbed(self, own: State) -> Iterator[None]:
+        """Lets a prompt be decoded in between; only what `own` holds changes."""
+        prompt, self._prompt = self._prompt, self._prompt.fresh()
+        kept = [
+            (state, state.memory, copy.deepcopy(state.stats), copy.deepcopy(state.counts))
+            for _, state in self.editors
+            if state is not own
+        ]
+        try:
+            yield
+        finally:
+            self._prompt = prompt
+            for state, memory, stats, counts in kept:
+                state.memory, state.stats, state.counts = memory, stats, counts
+
+    def result(self) -> Any:
+        """What the first intervention that has a result found out; None for nothing."""
+        found = (item.result(state) for item, state in self.editors if item.overrides("result"))
+        return next(found, None)
+
     def _own_call(self) -> Call | None:
         return own_call(self._at_attention)
 
@@ -232,6 +281,9 @@ class Session:
             has_own_mask=has_dense_mask(given) and running_generate(self.target.parts.base) is None,
             vision=self._vision.find(given) if self._vision is not None and is_prompt else None,
             details=self.details,
+            request=self.request,
+            views=self.views,
+            interventions=self.interventions,
         )
 
     def _refuse_without_request(self) -> None:

@@ -1,0 +1,294 @@
+"""`la.record()`: keeps what chosen queries attended to, on any attention backend, and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.errors import LvlmAttnError, closest
+from lvlm_attn.families.target import Target
+from lvlm_attn.hooks.recorded import maps_of
+from lvlm_attn.hooks.replay import needs_replay, replay
+from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.context import Layer, State
+from lvlm_attn.interventions.ended import Ended
+from lvlm_attn.interventions.layers import Layers, canonical_layers
+from lvlm_attn.kernels.readouts import Reading, Readout
+from lvlm_attn.maps.attention_maps import AttentionMaps
+from lvlm_attn.maps.recording import Log, Spool, Step, predicted_bytes, wanted_rows
+from lvlm_attn.measures.sinks import find_sink_dims, known_sink_dims, sink_score
+from lvlm_attn.runtime.active import acting
+from lvlm_attn.runtime.generate_frame import running_generate
+
+ROWS = ("generated", "last", "prompt", "all")
+REDUCE = ("heads", "layers", "all")
+LIMIT = 4 * 2**30
+
+
+def record(
+    layers: Layers = None,
+    heads: int | Sequence[int] | None = None,
+    rows: str | Sequence[int] = "generated",
+    *,
+    reduce: str | None = None,
+    sinks: bool = False,
+    limit: int = LIMIT,
+    to: str | Path | None = None,
+) -> Record:
+    """An intervention that records attention and changes nothing; `lvlm.maps` gives what it kept.
+
+    Weights are recorded as the model used them, after everything that other interventions in the wrap do, in
+    memory of rows times keys; no matrix of queries times keys is made. Of a batch with further views (VCD, ...) the
+    rows asked for are recorded. After a beam search the returned answers are decoded once more to record them.
+
+    Args:
+        layers: which layers (see `lvlm_attn.interventions.layers`); None for all.
+        heads: which heads; None for all.
+        rows: which queries. `"generated"`: for every answer token the query whose logits chose it, which for the
+            first one is the last token of the prompt. `"last"`: that one alone. `"prompt"`: every prompt token.
+            `"all"`: every prompt token, and the answer's. Or positions in the padded sequence, negative ones counted
+            from the end of the prompt.
+        reduce: `"heads"`, `"layers"` or `"all"` (both) averages while recording; None keeps everything.
+        sinks: also keep VAR's sink score of every prompt position (arXiv 2503.03321), for the view `no_sinks`.
+        limit: most bytes that a recording may take; predicted from the prompt and `max_new_tokens` before it begins.
+        to: a folder; weights are then streamed into files in it, and `maps.weights` reads them from there.
+
+    Returns:
+        An intervention for `wrap`.
+
+    Raises:
+        LvlmAttnError: if a parameter is out of range; when a prompt begins, if it would take more than `limit`.
+
+    Example:
+        >>> with la.wrap(model, la.VAR(), la.record(layers="10..20"), processor=processor) as lvlm:  # doctest: +SKIP
+        ...     lvlm.generate(images=[image], prompts=["What is on the table?"], max_new_tokens=32)
+        >>> lvlm.maps["cup"].overlay()  # doctest: +SKIP
+    """
+    return Record(layers, heads, rows, reduce=reduce, sinks=sinks, limit=limit, to=to)
+
+
+@dataclass(frozen=True)
+class Record(Intervention):
+    """See `record`.
+
+    Attributes:
+        layers: which layers.
+        heads: which heads.
+        rows: which queries.
+        reduce: what is averaged.
+        sinks: whether sink scores are kept.
+        limit: most bytes.
+        to: folder for the weights.
+        sink_dims: the dimensions that mark sinks, found by `fit`.
+    """
+
+    name: ClassVar[str] = "record"
+
+    layers: Layers = None
+    heads: int | Sequence[int] | None = None
+    rows: str | Sequence[int] = "generated"
+    reduce: str | None = None
+    sinks: bool = False
+    limit: int = LIMIT
+    to: str | Path | None = None
+    sink_dims: tuple[int, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", canonical_layers(self.layers))
+        if isinstance(self.rows, str):
+            if self.rows not in ROWS:
+                raise LvlmAttnError(
+                    f"record: rows={self.rows!r} is no choice.{closest(self.rows, ROWS)} Choose {', '.join(ROWS)}, or "
+                    f"a list of positions."
+                )
+        else:
+            object.__setattr__(self, "rows", _whole_numbers("rows", self.rows))
+        if self.heads is not None:
+            object.__setattr__(self, "heads", tuple(sorted(set(_whole_numbers("heads", self.heads)))))
+        if self.reduce is not None and self.reduce not in REDUCE:
+            raise LvlmAttnError(
+                f"record: reduce={self.reduce!r} is no choice.{closest(str(self.reduce), REDUCE)} Choose "
+                f"{', '.join(REDUCE)}, or leave it out."
+            )
+        if not isinstance(self.limit, int) or isinstance(self.limit, bool) or self.limit <= 0:
+            raise LvlmAttnError(f"record: limit={self.limit!r} must be a whole number of bytes above 0.")
+
+    def fit(self, target: Target) -> Record:
+        """Checks layers and heads, and finds the sink dimensions if scores are wanted."""
+        fitted = super().fit(target)
+        outside = [head for head in cast("tuple[int, ...]", self.heads or ()) if not 0 <= head < target.heads]
+        if outside:
+            raise LvlmAttnError(
+                f"record: head {outside[0]} is out of range; this model has {target.heads} heads per layer, numbered 0 "
+                f"to {target.heads - 1}."
+            )
+        dims: tuple[int, ...] = ()
+        if self.sinks:
+            dims = known_sink_dims(target.config) or find_sink_dims(target).dims
+        return replace(fitted, sink_dims=dims)
+
+    # While a prompt is decoded.
+
+    def begin(self, context: Layer) -> None:
+        """Predicts what will be held, and refuses what is above the limit."""
+        call = context.call
+        generation = running_generate(call.target.parts.base)
+        if generation is not None and generation.beams > 1:
+            return
+        context.memory["log"] = Log(spool=self._spool(context.stats))
+        length = call.length if generation is None else generation.prompt_length
+        longest = length if generation is None else max(generation.max_length or length, length)
+        count = _row_count(self.rows, length, longest)
+        batch = call.prompt.batch // (1 + call.views)
+        layers = 1 if self.reduce in ("layers", "all") else len(cast("Sequence[int]", self.layers))
+        heads = 1 if self.reduce in ("heads", "all") else len(_heads(self, call.target))
+        size = predicted_bytes(batch, layers, heads, count, max(longest - 1, length))
+        context.stats["predicted"] = size
+        if size > self.limit and self.to is None:
+            raise LvlmAttnError(
+                f"Recording {count} rows on up to {longest} keys in {layers} layers of {heads} heads for {batch} "
+                f"sample(s) would take {size / 2**20:,.1f} MiB, above limit={self.limit / 2**20:,.1f} MiB; choose "
+                f"layers=, pass reduce='heads', a lower max_new_tokens, to=folder, or a higher limit=."
+            )
+
+    def _spool(self, stats: dict[Any, Any]) -> Spool | None:
+        """Where this prompt's weights go; without a cache every step begins the prompt anew, in the same place."""
+        if self.to is None:
+            return None
+        known = stats.get("spool")
+        if known is None or known.is_whole:
+            known = stats["spool"] = Spool(Path(self.to))
+        known.clear()
+        return cast("Spool", known)
+
+    def observe(self, layer: Layer, hidden: Tensor) -> None:
+        """Keeps the sink scores of prompt positions, if they are wanted."""
+        log = layer.memory.get("log")
+        if not self.sinks or log is None or not layer.is_prompt:
+            return
+        scores = sink_score(hidden, torch.tensor(self.sink_dims, device=hidden.device)).cpu()
+        scores = scores[: _main_rows(layer)]
+        before = log.sinks.get(layer.index)
+        start = layer.queries.start
+        if before is not None and start:
+            kept = before[:, :start]
+            scores = torch.cat((torch.nn.functional.pad(kept, (0, start - kept.shape[1])), scores), 1)
+        log.sinks[layer.index] = scores
+
+    def layers_at(self, site: str, target: Target) -> Sequence[int]:
+        """The chosen layers; sink scores only where they are wanted."""
+        return () if site == "observe" and not self.sinks else super().layers_at(site, target)
+
+    def readout(self, layer: Layer) -> Readout | None:
+        """Asks for the rows of this call, once for all layers."""
+        if "log" not in layer.memory:
+            return None
+        wanted, _ = layer.shared("rows", partial(self._begin_call, layer))
+        return wanted
+
+    def read(self, layer: Layer, reading: Reading) -> None:
+        """Keeps the weights of one layer."""
+        _, step = layer.shared("rows", partial(self._begin_call, layer))
+        assert step is not None
+        log: Log = layer.memory["log"]
+        weights = cast("Tensor", reading.rows)[: _main_rows(layer)]
+        if self.heads is not None and weights.shape[1] > 1:
+            weights = weights[:, list(cast("tuple[int, ...]", self.heads))]
+            weights = weights.mean(1, keepdim=True) if self.reduce in ("heads", "all") else weights
+        # A static cache has more columns than there are positions, and a sliding one fewer.
+        length = layer.call.length
+        weights = weights[..., :length] if weights.shape[-1] > length else weights
+        weights = torch.nn.functional.pad(weights, (length - weights.shape[-1], 0))
+        weights = step.ordered(weights)
+        if self.reduce not in ("layers", "all"):
+            log.add(step, layer.index, weights)
+            return
+        layers = cast("Sequence[int]", self.layers)
+        total = layer.memory.get("sum")
+        layer.memory["sum"] = weights if total is None or layer.index == layers[0] else total + weights
+        if layer.index == layers[-1]:
+            log.add(step, "mean", layer.memory.pop("sum") / len(layers))
+
+    def _begin_call(self, layer: Layer) -> tuple[Readout | None, Step | None]:
+        """Which rows of this call are read, and where they go."""
+        call, main = layer.call, _main_rows(layer)
+        generation = running_generate(call.target.parts.base) if call.is_prompt else None
+        length = call.length if generation is None else generation.prompt_length
+        prompt_length = length if call.is_prompt else call.start
+        log: Log = layer.memory["log"]
+        log.advance(call.start, cast("Tensor", call.ids)[:main], call.prompt)
+        layer.memory.pop("maps", None)
+        if call.is_prompt:
+            log.prompt_length = prompt_length
+            layer.memory["call"] = call.target, call.request, _beside(self)
+        prompt = call.layout if call.is_prompt else call.prompt
+        own, following = wanted_rows(self.rows, prompt, layer.queries, prompt_length, call.is_prompt)
+        is_main = (torch.arange(call.prompt.batch) < main)[:, None]
+        own, following = own & is_main, following & is_main
+        is_read = own | following
+        if not bool(is_read.any()):
+            return None, None
+        step = Step.of(own[:main], following[:main], call.start, prompt_length)
+        log.begin(step)
+        is_mean = self.heads is None and self.reduce in ("heads", "all")
+        return Readout(is_read.to(call.prompt.device), rows="mean" if is_mean else "heads"), step
+
+    # Once it is decoded.
+
+    def generated(self, ended: Ended, state: State) -> None:
+        """Makes the maps of a whole answer; one that a search found is decoded once more for that."""
+        if needs_replay(ended.options, ended.target.model):
+            with ended.undisturbed(state):
+                state.memory = {}
+                replay(ended)
+                memory = state.memory
+            state.memory = memory
+        if "log" in state.memory:
+            state.memory["maps"] = maps_of(self, state, ended)
+
+    def result(self, state: State) -> AttentionMaps | None:
+        """The maps of the last prompt."""
+        log: Log | None = state.memory.get("log")
+        if "maps" not in state.memory and log is not None and log.steps:
+            state.memory["maps"] = maps_of(self, state, None)
+        return cast("AttentionMaps | None", state.memory.get("maps"))
+
+    def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
+        """How many bytes were predicted for the last prompt."""
+        return [{"predicted_mib": stats["predicted"] / 2**20}] if "predicted" in stats else []
+
+
+def _beside(item: Record) -> tuple[Intervention, ...]:
+    """All other interventions that act now, those of outer wraps first."""
+    found = [other for running in acting() for other in running.call.interventions]
+    return tuple(other for other in found if other is not item)
+
+
+def _main_rows(layer: Layer) -> int:
+    """How many rows of the batch were asked for; views come after them."""
+    return layer.call.prompt.batch // (1 + layer.call.views)
+
+
+def _heads(item: Record, target: Target) -> tuple[int, ...]:
+    return tuple(range(target.heads)) if item.heads is None else cast("tuple[int, ...]", item.heads)
+
+
+def _row_count(rows: str | Sequence[int], prompt: int, longest: int) -> int:
+    """The most rows a prompt can have."""
+    if not isinstance(rows, str):
+        return len(rows)
+    answer = max(longest - prompt, 1)
+    return {"generated": answer, "last": 1, "prompt": prompt, "all": prompt + answer}[rows]
+
+
+def _whole_numbers(name: str, values: Any) -> tuple[int, ...]:
+    listed = (values,) if isinstance(values, int) else tuple(values)
+    if not listed or not all(isinstance(value, int) and not isinstance(value, bool) for value in listed):
+        raise LvlmAttnError(f"record: {name}={values!r} must be whole numbers, at least one.")
+    return listed

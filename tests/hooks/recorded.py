@@ -1,0 +1,72 @@
+"""What a recorder has to keep: transformers' own eager weights over the whole sequence, one unpadded row at a time."""
+
+from functools import cache
+
+import torch
+
+from tests.doubled import Doubled
+from tests.tiny import IMAGE, tiny_model
+
+
+@cache
+def sdpa_model(name):
+    """In float64, so that nothing but a fault makes a difference."""
+    return tiny_model(name, dtype=torch.float64)
+
+
+@cache
+def eager_model(name):
+    return tiny_model(name, dtype=torch.float64, attn="eager")
+
+
+def eager_weights(name, row, answer):
+    """`(layers, heads, length, length)` of one unpadded row with its answer after it.
+
+    Args:
+        name: the family.
+        row: inputs of one row, as `tiny_rows` gives them.
+        answer: token ids that follow.
+    """
+    model = eager_model(name)
+    ids = torch.cat((row["input_ids"], torch.as_tensor(answer, dtype=torch.long)[None]), 1)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    for key, value in row.items():
+        if key == "mm_token_type_ids":
+            given[key] = (ids == IMAGE).to(value)
+        elif key not in given:
+            given[key] = value.double() if value.is_floating_point() else value
+    with torch.no_grad(), Doubled():
+        return torch.stack(model(**given, output_attentions=True, use_cache=False).attentions)[:, 0]
+
+
+def doubled(inputs):
+    return {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
+
+
+def check_sample(name, maps, sample, row, sequence):
+    """Every recorded row of a sample equals the eager row, key by key; padding gets nothing.
+
+    Args:
+        name: the family.
+        maps: of the whole batch.
+        sample: which sample.
+        row: the same sample's inputs, unpadded.
+        sequence: `(length,)`, the padded sequence that was generated or read.
+    """
+    valid = maps.layout.is_valid[sample]
+    kept = valid.nonzero().flatten()
+    prompt = row["input_ids"].shape[1]
+    full = eager_weights(name, row, sequence[kept[prompt:]])
+    place = {int(position): index for index, position in enumerate(kept)}
+    count = 0
+    for number, position in enumerate(maps.rows[sample].tolist()):
+        for layer in maps.layers:
+            got = maps.weights[layer][sample, :, number]
+            if position < 0:
+                assert not got.any()
+                continue
+            wanted = full[layer][:, place[position], : len(kept)][list(maps.heads)]
+            assert float((got[:, kept].double() - wanted).abs().max()) < 1e-6
+            assert not got[:, ~valid].any()
+            count += 1
+    return count

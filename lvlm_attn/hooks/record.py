@@ -100,7 +100,7 @@ class Record(Intervention):
     sink_dims: tuple[int, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", canonical_layers(self.layers))
+        object.__setattr__(self, "layers", canonical_layers(self.layers, "record"))
         if isinstance(self.rows, str):
             if self.rows not in ROWS:
                 raise LvlmAttnError(

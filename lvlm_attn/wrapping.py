@@ -332,6 +332,11 @@ def target_of(model: nn.Module, processor: Any | None = None) -> Target:
     return Target(model, family_of(model), parts_of(model), processor)
 
 
+def acting_on(target: Target) -> tuple[Intervention, ...]:
+    """The interventions of all wraps that are active on a model."""
+    return tuple(item for session in _sessions(target) for item in session.interventions)
+
+
 def _attention_configs(target: Target) -> list[Any]:
     """The configurations that choose the attention of the language model, each once."""
     found: dict[int, Any] = {}

@@ -13,6 +13,7 @@ import typer
 
 from lvlm_attn._version import __version__
 from lvlm_attn.cli import chair, compare, demo, doctor, evaluate, generate, info, pope, score
+from lvlm_attn.cli import map as map_pictures
 from lvlm_attn.cli.common import Plugin, Stopped
 from lvlm_attn.errors import LvlmAttnError, printable
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
+app.command("map")(map_pictures.map_command)
 app.add_typer(evaluate.app, name="eval")
 evaluate.app.add_typer(score.app, name="score")
 evaluate.app.command("compare")(compare.compare)

@@ -21,7 +21,7 @@ from lvlm_attn.interventions.ended import Ended
 from lvlm_attn.interventions.layers import Layers, canonical_layers
 from lvlm_attn.kernels.readouts import Reading, Readout
 from lvlm_attn.maps.attention_maps import AttentionMaps
-from lvlm_attn.maps.recording import Log, Spool, Step, predicted_bytes, wanted_rows
+from lvlm_attn.maps.recording import PAUSED, Log, Spool, Step, predicted_bytes, wanted_rows
 from lvlm_attn.measures.sinks import find_sink_dims, known_sink_dims, sink_score
 from lvlm_attn.runtime.active import acting
 from lvlm_attn.runtime.generate_frame import running_generate
@@ -139,7 +139,7 @@ class Record(Intervention):
         """Predicts what will be held, and refuses what is above the limit."""
         call = context.call
         generation = running_generate(call.target.parts.base)
-        if generation is not None and generation.beams > 1:
+        if PAUSED.get() or (generation is not None and generation.beams > 1):
             return
         context.memory["log"] = Log(spool=self._spool(context.stats))
         length = call.length if generation is None else generation.prompt_length
@@ -223,7 +223,7 @@ class Record(Intervention):
         prompt_length = length if call.is_prompt else call.start
         log: Log = layer.memory["log"]
         log.advance(call.start, cast("Tensor", call.ids)[:main], call.prompt)
-        layer.memory.pop("maps", None)
+        layer.stats.pop("maps", None)
         if call.is_prompt:
             log.prompt_length = prompt_length
             layer.memory["call"] = call.target, call.request, _beside(self)
@@ -250,14 +250,14 @@ class Record(Intervention):
                 memory = state.memory
             state.memory = memory
         if "log" in state.memory:
-            state.memory["maps"] = maps_of(self, state, ended)
+            state.stats["maps"] = maps_of(self, state, ended)
 
     def result(self, state: State) -> AttentionMaps | None:
         """The maps of the last prompt."""
         log: Log | None = state.memory.get("log")
-        if "maps" not in state.memory and log is not None and log.steps:
-            state.memory["maps"] = maps_of(self, state, None)
-        return cast("AttentionMaps | None", state.memory.get("maps"))
+        if "maps" not in state.stats and log is not None and log.steps:
+            state.stats["maps"] = maps_of(self, state, None)
+        return cast("AttentionMaps | None", state.stats.get("maps"))
 
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
         """How many bytes were predicted for the last prompt."""

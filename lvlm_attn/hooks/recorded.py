@@ -78,7 +78,7 @@ def maps_of(item: Record, state: State, ended: Ended | None) -> AttentionMaps:
         extra=_extra(weights, rows) if reads_more else {},
         sink_scores={layer: _fit(value[:, offset:], layout.length) for layer, value in log.sinks.items()},
         meta=_meta(item, target, request, beside, ids, log.prompt_length - offset, layout),
-        live=None if inputs is None else Live.of(target, inputs),
+        live=None if inputs is None else Live.of(target, inputs, tuple(beside)),
     )
 
 

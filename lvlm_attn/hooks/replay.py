@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from lvlm_attn.decoding.forced import Forced
 from lvlm_attn.decoding.options import split_options
 from lvlm_attn.interventions.ended import Ended
-from lvlm_attn.prompts.pixels import IMAGE_KEYS, join_pictures
+from lvlm_attn.prompts.repeating import repeated
 from lvlm_attn.prompts.request import Request
 
 
@@ -83,17 +83,3 @@ def replay(ended: Ended) -> None:
     finally:
         if hasattr(target.parts.base, "rope_deltas"):
             cast("Any", target.parts.base).rope_deltas = deltas
-
-
-def repeated(request: Request, rows: int) -> dict[str, Any]:
-    """The inputs of a request with every row, and its images, as often as answers were returned for it."""
-    times = rows // request.batch
-    if times <= 1:
-        return dict(request.inputs)
-    found: dict[str, Any] = {
-        key: value.repeat_interleave(times, 0)
-        for key, value in request.inputs.items()
-        if key not in IMAGE_KEYS
-    }
-    pictures = [row for row in request.pictures for _ in range(times)]
-    return found | join_pictures(pictures, counts="batch_num_images" in request.inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 
@@ -64,12 +65,34 @@ class Report:
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        """The report as tables, for notebooks."""
+        kernels = f", kernels {self.kernels}" if self.kernels else ""
+        parts = [f"<p>{escape(self.model)}, backend {escape(self.backend + kernels)}</p>"]
+        for name, rows in zip(self.interventions, self.rows):
+            parts.append(f"<p><b>{escape(name)}</b></p>")
+            parts.append(_html_table(rows) if rows else "<p>nothing yet</p>")
+        if not self.interventions:
+            parts.append("<p>no intervention changes anything</p>")
+        return "\n".join(parts)
+
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
     names = list(rows[0])
     cells = [names] + [[_cell(row[name]) for name in names] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
     return ["  ".join(text.rjust(width) for text, width in zip(line, widths)) for line in cells]
+
+
+def _html_table(rows: list[dict[str, Any]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td style="text-align:right">{escape(_cell(row[name]))}</td>' for name in rows[0])
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _cell(value: Any) -> str:

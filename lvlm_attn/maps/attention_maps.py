@@ -20,6 +20,7 @@ from lvlm_attn.maps.places import Place
 
 if TYPE_CHECKING:
     from lvlm_attn.maps.live import Live
+    from lvlm_attn.maps.occlusion import Occlusion
     from lvlm_attn.maps.onto_image import MapImage
     from lvlm_attn.maps.tables import KeyWeight, RowWeight
 
@@ -180,6 +181,7 @@ class AttentionMaps(Drawing):
             images=self.images[at : at + 1],
             meta={**self.meta, "samples": _chosen(self.meta.get("samples"), at, self.batch)},
             parent=None if self.parent is None else self.parent.sample(at),
+            live=None if self.live is None else self.live.narrowed(at, self.batch),
         )
 
     def layer(self, *layers: LayerKey) -> AttentionMaps:
@@ -325,6 +327,20 @@ class AttentionMaps(Drawing):
         from lvlm_attn.maps.views import apply_view
 
         return apply_view(self, name, **options)
+
+    def occlude(self, word: Word, **options: Any) -> Occlusion:
+        """How much a word depends on each region of the image; see `lvlm_attn.maps.occlusion`.
+
+        Args:
+            word: as in `maps[word]`.
+            **options: `image`, `by` (`"keys"` or `"pixels"`), `cells`, `batch`.
+
+        Raises:
+            LvlmAttnError: if the model that made the maps is gone, or they were read from a file.
+        """
+        from lvlm_attn.maps.occlusion import occlude
+
+        return occlude(self, word, **options)
 
     def save(self, path: str | Path) -> Path:
         """Writes the maps to one safetensors file, whose JSON header holds all that is no tensor.

@@ -89,6 +89,12 @@ class Drawing:
             write(Path(path), text)
         return text
 
+    def explore(self, intervened: AttentionMaps | None = None) -> Any:
+        """Widgets to look around in, for notebooks; see `lvlm_attn.maps.explorer`."""
+        from lvlm_attn.maps.explorer import explore
+
+        return explore(self._self, intervened)
+
     def _repr_html_(self) -> str | None:
         """The page inline, for notebooks; None where it cannot be made."""
         from lvlm_attn.errors import LvlmAttnError

@@ -66,6 +66,7 @@ def _word(maps: AttentionMaps, word: str, mention: int) -> list[int]:
         )
     known = words_in(pieces)
     listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "") if known else "none at all"
+    hint = closest(word, known, least=0.7)
     raise LvlmAttnError(
-        f"No recorded token holds the word {word!r}.{closest(word, known)} The words with rows are: {listed}."
+        f"No recorded token holds the word {word!r}.{hint} The words with rows are: {listed}."
     )

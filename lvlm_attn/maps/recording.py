@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from torch import Tensor
 from lvlm_attn.kernels.torch_path import Rows
 from lvlm_attn.layout.prompt import PromptLayout
 from lvlm_attn.maps.attention_maps import LayerKey
+
+PAUSED: ContextVar[bool] = ContextVar("lvlm_attn_maps_paused", default=False)
+"""Whether recorders leave out what is decoded now, because it is only to be measured."""
 
 SETTLE = 32
 """After how many steps weights leave the device they were computed on."""

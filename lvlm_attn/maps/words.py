@@ -84,7 +84,8 @@ def words_in(pieces: Sequence[str]) -> list[str]:
         ['A', 'dog', 'and', 'cat']
     """
     seen: dict[str, str] = {}
-    for word in re.findall(r"\w+(?:['’-]\w+)*", "".join(pieces)):
+    text = re.sub(r"</?[\w|]+>", " ", "".join(pieces))  # special tokens are no words
+    for word in re.findall(r"\w+(?:['’-]\w+)*", text):
         seen.setdefault(word.casefold(), word)
     return list(seen.values())
 

@@ -41,7 +41,8 @@ def test_bytes_of_a_characters_tokens_belong_to_its_word():
 def test_count_and_words():
     assert count_word(ANSWER, "dog") == 1
     assert count_word(ANSWER, "") == 0
-    assert words_in([" It's", " a", " dog", ";", " a", " T-shirt"]) == ["It's", "a", "dog", "T-shirt"]
+    pieces = [" It's", " a", " dog", ";", " a", " T-shirt", " </s>", "<|im_end|>"]
+    assert words_in(pieces) == ["It's", "a", "dog", "T-shirt"]
 
 
 def test_no_word_runs_over_a_gap():

@@ -5,6 +5,7 @@ Bookkeeping of beams is that of transformers, so that without penalty and going 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -75,6 +76,7 @@ def search(
     logits_processor: Any,
     stopping_criteria: Any,
     generation_config: Any,
+    run: Callable[..., Any] | None = None,
     synced_gpus: bool = False,
     **model_kwargs: Any,
 ) -> Any:
@@ -88,6 +90,7 @@ def search(
         logits_processor: of `generate`.
         stopping_criteria: of `generate`.
         generation_config: of `generate`.
+        run: the search itself, if it is another one than this module's.
         synced_gpus: unused.
         **model_kwargs: of `generate`.
 
@@ -101,7 +104,8 @@ def search(
     token = TAPE.set(tape)
     try:
         reader = Reader(model, tape, prompt, is_image.repeat_interleave(beams, 0), model_kwargs)
-        return _search(model, input_ids, rule, reader, logits_processor, stopping_criteria, config)
+        chosen = run or _search
+        return chosen(model, input_ids, rule, reader, logits_processor, stopping_criteria, config)
     finally:
         TAPE.reset(token)
 
@@ -114,7 +118,7 @@ def _search(
     ends = end_tokens(config)
     width = max(2, 1 + (0 if ends is None else ends.shape[0])) * beams
     count = max(rule.candidates, width // beams) if rule.candidates > 1 else 1
-    state = _begun(ids, batch, beams, config)
+    state = begun(ids, batch, beams, config)
     logits = reader.read_prompt(ids, config)
     retreats, history = Retreats(), {prompt: state}
     scores: list[Tensor] = []
@@ -129,7 +133,7 @@ def _search(
         ahead = _judged(rule, reader, state, logits, processed, count) if count > 1 else None
         values = processed if ahead is None else ahead.values
         scores, raw = [*scores[: state.length - prompt], values], [*raw[: state.length - prompt], logits]
-        state, stops = _step(model, state, values, stopping, config, width, prompt, tuple(scores))
+        state, stops = step(model, state, values, stopping, config, width, prompt, tuple(scores))
         taken += 1
         if not search_goes_on(model, state.may_improve, state.is_done, stops, config.early_stopping):
             break
@@ -151,8 +155,8 @@ def _search(
         if back is not None:
             state = history[back]
             logits = reader.go_back(state.sequences[:, :, : state.length].flatten(0, 1))
-    _count(reader.tape.stats, batch, taken, retreats)
-    return _result(state, prompt, config, scores, raw, reader)
+    tally(reader.tape.stats, batch, taken, sum(retreats.count.values()))
+    return outcome(state, prompt, config, scores, raw, reader)
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,8 @@ def _judged(rule: Rule, reader: Reader, state: State, logits: Tensor, processed:
     return Ahead(words, following, columns, values)
 
 
-def _begun(ids: Tensor, batch: int, beams: int, config: Any) -> State:
+def begun(ids: Tensor, batch: int, beams: int, config: Any) -> State:
+    """A search that has chosen nothing yet."""
     prompt, most = ids.shape[1], config.max_length
     ends, fill = end_tokens(config), pad_token(config)
     value = -1 if ends is None else int(fill if fill is not None and int(fill) else ends[0])
@@ -210,7 +215,7 @@ def _begun(ids: Tensor, batch: int, beams: int, config: Any) -> State:
     )
 
 
-def _step(
+def step(
     model: Any,
     state: State,
     values: Tensor,
@@ -307,16 +312,18 @@ def _retreat(rule: Rule, state: State, retreats: Retreats, prompt: int) -> int |
     return back
 
 
-def _count(stats: dict[Any, Any], batch: int, taken: int, retreats: Retreats) -> None:
+def tally(stats: dict[Any, Any], batch: int, taken: int, went_back: int) -> None:
+    """Adds up what the report shows."""
     found = stats.setdefault("search", {"answers": 0, "steps": 0, "went_back": 0})
     found["answers"] += batch
     found["steps"] += taken
-    found["went_back"] += sum(retreats.count.values())
+    found["went_back"] += went_back
 
 
-def _result(
+def outcome(
     state: State, prompt: int, config: Any, scores: list[Tensor], raw: list[Tensor], reader: Reader
 ) -> Any:
+    """What `generate` returns."""
     count = config.num_return_sequences
     sequences, values, indices = (
         item[:, :count].flatten(0, 1) for item in (state.done, state.done_scores, state.done_indices)

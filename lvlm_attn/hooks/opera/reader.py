@@ -105,8 +105,13 @@ class Reader:
             place = (length + candidate).to(layer.keys.device)
             for held in (layer.keys, layer.values):
                 held[:, :, length] = held[rows, :, place]
-        self._cache.crop(1 - self._ahead)
+        if self._ahead > 1:
+            self._cache.crop(1 - self._ahead)
         self.kwargs = kwargs_after(self.model, {}, self.kwargs)
+
+    def drop(self) -> None:
+        """Leaves what was looked ahead at."""
+        self._cache.crop(-self._ahead)
 
     def reorder(self, parents: Tensor) -> None:
         """Puts the cache in the order of the beams."""

@@ -7,15 +7,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import torch
 
-from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.errors import LvlmAttnError, shown
 from lvlm_attn.evals.core.ranks import local_device
 from lvlm_attn.families import family_of
+from lvlm_attn.runtime.transformers_private import set_attention_of
 
 _DTYPES = {
     "float32": torch.float32,
@@ -37,6 +38,10 @@ def load(
 ) -> tuple[Any, Any]:
     """Loads a model and its processor, ready for `wrap`.
 
+    Nothing a checkpoint says is taken on trust: code of its own is not run unless `trust_remote_code=True` is passed,
+    and the attention backend is the one asked for here, `"sdpa"` by default, not one its configuration names. A
+    checkpoint that lacks weights or has them in other shapes is refused.
+
     Args:
         name: `"toy"` for the bundled model, a hub id such as `"llava-hf/llava-1.5-7b-hf"`, or a folder.
         device: where to put it; None takes the GPU (CUDA, else Apple's) if there is one.
@@ -48,40 +53,151 @@ def load(
         The model in eval mode, and its processor, which pads on the left.
 
     Raises:
-        LvlmAttnError: if the model cannot be found or is of an unsupported family.
+        LvlmAttnError: if the model cannot be found, is damaged or of an unsupported family, or the device cannot be
+            used.
 
     Example:
         >>> model, processor = load("toy")  # doctest: +SKIP
     """
-    place = torch.device(device) if device is not None else torch.device(_default_device())
+    if not isinstance(name, (str, Path)) or not str(name).strip():
+        raise LvlmAttnError(f"{shown(name)} names no model; give 'toy', a hub id or a folder.")
+    place = usable_device(device)
+    chosen = torch_dtype(dtype if dtype is not None else "float32" if place.type == "cpu" else "auto")
     if str(name) == "toy":
-        from lvlm_attn import toy
-
-        wanted = None if dtype is None else torch_dtype(dtype)
-        return toy.load(str(place), wanted if isinstance(wanted, torch.dtype) else None)
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
+        return _toy(place, chosen if dtype is not None else None, options)
+    _refuse_missing_folder(name)
     from lvlm_attn.families.processors import load_processor
 
-    chosen = torch_dtype(dtype if dtype is not None else "float32" if place.type == "cpu" else "auto")
-    hub = {key: options[key] for key in ("revision", "token", "trust_remote_code") if key in options}
+    hub: dict[str, Any] = {key: options[key] for key in ("revision", "token") if key in options}
+    hub["trust_remote_code"] = options.get("trust_remote_code", False)
     try:
         with _cache_alone_where_the_hub_is_away(name):
-            family_of(AutoConfig.from_pretrained(name, **hub))
+            from transformers import AutoConfig
+
+            config = AutoConfig.from_pretrained(name, **hub)
+            family_of(config)
             processor = load_processor(str(name), **hub)
-            model = AutoModelForImageTextToText.from_pretrained(name, dtype=chosen, **options)
+            model, told = _read_weights(name, config, {**options, **hub, "dtype": chosen})
     except LvlmAttnError:
         raise
-    except (OSError, ValueError, ImportError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LvlmAttnError(
-            f"Model {str(name)!r} could not be loaded: {first.rstrip('.')}. Give 'toy', a folder with config.json and "
-            f"weights, or a hub id that can be reached."
-        ) from error
+    except Exception as error:  # readers of weights and settings fail in ways of their own on damaged files
+        raise LvlmAttnError(f"Model {shown(str(name))} could not be loaded: {_reason(error)}") from error
+    _refuse_incomplete(name, told)
     if "device_map" not in options:
         model = model.to(place)
     processor.tokenizer.padding_side = "left"
     return model.eval(), processor
+
+
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """A device that tensors can be put on; None for the best there is.
+
+    Raises:
+        LvlmAttnError: if there is no such device, or this build of torch cannot use it.
+    """
+    try:
+        place = torch.device(_default_device() if device is None else device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split()).rstrip(".")
+        raise LvlmAttnError(
+            f"device {shown(str(device))} cannot be used ({reason}); take cpu, or one that this machine has."
+        ) from error
+    return place
+
+
+def _toy(place: torch.device, dtype: torch.dtype | str | None, options: dict[str, Any]) -> tuple[Any, Any]:
+    from lvlm_attn import toy
+
+    beyond = sorted(options.keys() - {"attn_implementation", "trust_remote_code", "revision", "token"})
+    if beyond:
+        raise LvlmAttnError(f"The toy takes no {beyond[0]}; leave it out.")
+    model, processor = toy.load(str(place), dtype if isinstance(dtype, torch.dtype) else None)
+    if "attn_implementation" in options:
+        model.set_attn_implementation(options["attn_implementation"])
+    return model, processor
+
+
+def _read_weights(name: str | Path, config: Any, options: dict[str, Any]) -> tuple[Any, Any]:
+    """The model, and what transformers tells of its weights."""
+    from transformers import AutoModelForImageTextToText
+
+    backends = [options["attn_implementation"]] if "attn_implementation" in options else ["sdpa", "eager"]
+    for backend in backends:
+        for part in _configs(config):
+            set_attention_of(part, None)  # what the checkpoint names may be a kernel to fetch
+        known = {"attn_implementation": backend, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        try:
+            found = AutoModelForImageTextToText.from_pretrained(name, config=config, **options | known)
+            return cast("tuple[Any, Any]", found)
+        except ValueError as error:
+            if backend == backends[-1] or "scaled_dot_product_attention" not in str(error):
+                raise
+    raise AssertionError("a backend was tried")
+
+
+def _configs(config: Any) -> Iterator[Any]:
+    """A configuration and those within it."""
+    yield config
+    for name in getattr(config, "sub_configs", ()):
+        part = getattr(config, name, None)
+        if part is not None:
+            yield from _configs(part)
+
+
+def _refuse_missing_folder(name: str | Path) -> None:
+    """Says that a path does not exist, which the hub would take for an odd name."""
+    text = str(name)
+    is_path = isinstance(name, Path) or text.startswith((".", "/", "~", "\\")) or text.count("/") > 1
+    path = Path(text).expanduser()
+    if is_path and not path.is_dir():
+        what = "is a file, not a folder" if path.exists() else "does not exist"
+        raise LvlmAttnError(
+            f"Model folder {shown(text)} {what}; give a folder with config.json and weights, 'toy', or a hub id."
+        )
+
+
+def _refuse_incomplete(name: str | Path, told: Any) -> None:
+    """Refuses weights that do not fill the model: what is left out would be random."""
+    missing = sorted(told.get("missing_keys") or ())
+    if missing:
+        raise LvlmAttnError(
+            f"Model {shown(str(name))} lacks {len(missing)} of its weights, the first is {missing[0]!r}; they would be "
+            f"random numbers, so fetch or save the checkpoint again."
+        )
+    mismatched = sorted(told.get("mismatched_keys") or (), key=str)
+    if mismatched:
+        key, found, wanted = (*mismatched[0], None, None)[:3]
+        raise LvlmAttnError(
+            f"Model {shown(str(name))} has {len(mismatched)} weights of another shape than its config.json asks for, "
+            f"the first is {key!r} with {tuple(found or ())} for {tuple(wanted or ())}; the two do not belong together."
+        )
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line, and what to do about it."""
+    import pickle
+    import zipfile
+
+    from safetensors import SafetensorError
+
+    text = str(error).strip() or type(error).__name__
+    first = " ".join(text.splitlines()[0].split()).rstrip(".:")
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            "its weights are a pickle that holds more than tensors, which could run code on this machine. Take a "
+            "checkpoint with .safetensors files."
+        )
+    if isinstance(error, (SafetensorError, EOFError, zipfile.BadZipFile)):
+        return f"a file of weights is damaged or was not downloaded to its end ({first}). Fetch it again."
+    if "custom code" in text:
+        return (
+            "it asks to run code of its own. Take a model that transformers knows, or pass trust_remote_code=True if "
+            "you trust its authors."
+        )
+    return (
+        f"{first[:300]}. Give 'toy', a folder with config.json and weights, or a hub id that can be reached."
+    )
 
 
 def torch_dtype(dtype: str | torch.dtype) -> torch.dtype | str:

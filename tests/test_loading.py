@@ -1,6 +1,9 @@
 """Loading models and processors from folders, without torchvision and without a network."""
 
 import json
+import pickle
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -78,3 +82,148 @@ def test_an_unsupported_family_is_refused_before_its_weights_are_read(tmp_path: 
 def test_an_unknown_dtype_lists_the_known_ones(qwen: Path, dtype: Any) -> None:
     with pytest.raises(la.LvlmAttnError, match="bfloat16"):
         la.load(qwen, dtype=dtype)
+
+
+class Evil:
+    """A pickle that would run something."""
+
+    def __reduce__(self) -> Any:
+        return (print, ("a pickle ran code",))
+
+
+def weights(change: Callable[[dict[str, Any], str], None]) -> Callable[[Path], None]:
+    """Changes the weights of a folder; the change gets them and the name of one."""
+
+    def spoil(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        held = load_file(file)
+        change(held, sorted(held)[3])
+        save_file(held, file, {"format": "pt"})
+
+    return spoil
+
+
+def cut(share: float) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        whole = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(whole[: int(len(whole) * share)])
+
+    return spoil
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Evil()}))
+
+
+def written(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(text) and None
+
+
+def configured(**values: Any) -> Callable[[Path], None]:
+    """Changes the configuration of a folder, and those within it."""
+
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        for part in (config, config["text_config"], config["vision_config"]):
+            part.update(values)
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "evil.py").write_text("print('a checkpoint ran code')")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (weights(lambda held, name: held.pop(name)), r"lacks 1 of its weights.*random"),
+        (weights(lambda held, name: held.update({name: held[name][:1].clone()})), r"another shape.*\(1,"),
+        (cut(0.5), "Fetch it again"),
+        (cut(0.99), "Fetch it again"),
+        (cut(0), "Fetch it again"),
+        (pickled, "run code"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no file named"),
+        (written("config.json", "{"), "could not be loaded"),
+        (written("config.json", "[1]"), "could not be loaded"),
+        (written("config.json", "{" * 100_000), "could not be loaded"),
+        (written("tokenizer.json", "\x00"), "could not be loaded"),
+        (configured(model_type=5), "could not be loaded"),
+        (configured(model_type="unheard_of", auto_map={"AutoConfig": "evil.E"}), "code of its own"),
+    ],
+    ids=[
+        "missing",
+        "shape",
+        "half",
+        "end",
+        "empty",
+        "pickle",
+        "none",
+        "json",
+        "list",
+        "deep",
+        "words",
+        "type",
+        "code",
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(
+    qwen: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], spoil: Callable[[Path], None], words: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(qwen, folder)
+    spoil(folder)
+    with pytest.raises(la.LvlmAttnError, match=words) as caught:
+        la.load(folder, device="cpu")
+    assert "\n" not in str(caught.value)
+    assert "ran code" not in capfd.readouterr().out
+
+
+@needs_own_image_processors
+def test_a_configuration_names_neither_code_nor_a_kernel(
+    qwen: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(qwen, folder)
+    auto = {"AutoConfig": "evil.E", "AutoModelForImageTextToText": "evil.M", "AutoProcessor": "evil.P"}
+    kernel = "kernels-community/flash-attn3"
+    configured(auto_map=auto, _attn_implementation=kernel, attn_implementation=kernel)(folder)
+    for wanted in ("sdpa", "eager"):
+        options = {} if wanted == "sdpa" else {"attn_implementation": wanted}
+        model, _ = la.load(folder, device="cpu", **options)
+        parts = (model.config, model.config.text_config, model.config.vision_config)
+        assert {part._attn_implementation for part in parts} == {wanted}
+    assert "ran code" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["./nope", "../nope/x", "/nope", "~/nope", Path("nope"), "a/b/c", "", " ", None, 5]
+)
+def test_a_folder_that_does_not_exist_is_said_so(name: Any) -> None:
+    with pytest.raises(la.LvlmAttnError, match=r"does not exist|names no model"):
+        la.load(name)
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(la.LvlmAttnError, match="is a file"):
+        la.load(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "cuba", "cpu:x", 3.5, "meta:0:1"])
+@pytest.mark.parametrize("name", ["toy", "folder"])
+def test_a_device_that_is_not_there_is_one_sentence(qwen: Path, name: str, device: Any) -> None:
+    with pytest.raises(la.LvlmAttnError, match="cannot be used") as caught:
+        la.load(qwen if name == "folder" else name, device=device)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_toy_takes_a_backend_and_refuses_what_it_cannot_obey() -> None:
+    assert la.load("toy", device="cpu", attn_implementation="eager")[0].config._attn_implementation == "eager"
+    with pytest.raises(la.LvlmAttnError, match="device_map"):
+        la.load("toy", device_map="auto")
+
+
+@pytest.mark.parametrize("inputs", ["text", None, 5, [], {}, {"a": 1}, {"input_ids": "text"}])
+def test_divergence_of_something_else_is_refused(inputs: Any) -> None:
+    with pytest.raises(la.LvlmAttnError, match="vhd: inputs"):
+        la.vhd(tiny_model("llava"), inputs)

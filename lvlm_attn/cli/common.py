@@ -107,15 +107,6 @@ def load_model(
         raise LvlmAttnError(f"no dtype {dtype!r}.{closest(dtype, DTYPES)} Choose one of {', '.join(DTYPES)}.")
     if device_map is not None and device != "auto":
         raise LvlmAttnError(f"--device {device} and --device-map {device_map} exclude each other; give one.")
-    import torch
-
-    if device != "auto":
-        try:
-            place = torch.device(device)
-            torch.empty(1, device=place)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
-            raise LvlmAttnError(f"device {device!r} cannot be used ({reason}); try --device cpu.") from error
     quiet_transformers()
     from lvlm_attn.evals.core.ranks import local_device
     from lvlm_attn.loading import load

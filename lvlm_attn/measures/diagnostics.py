@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.errors import LvlmAttnError, shown
 from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.context import Layer
 from lvlm_attn.interventions.layers import Layers
@@ -106,6 +106,11 @@ def vhd(
     """
     if power not in (1, 2):
         raise LvlmAttnError(f"vhd: power={power!r} must be 1 or 2.")
+    if not isinstance(inputs, Mapping) or not isinstance(inputs.get("input_ids"), Tensor):
+        raise LvlmAttnError(
+            f"vhd: inputs={shown(inputs)} must be what the processor returns, with input_ids; build them with "
+            f"processor(images=..., text=..., return_tensors='pt')."
+        )
     tensors = dict(inputs)
     if generated is not None:
         tensors = _with_answer(tensors, generated)

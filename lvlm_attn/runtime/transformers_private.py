@@ -33,8 +33,10 @@ def attention_of(config: Any) -> str:
     return str(config._attn_implementation)
 
 
-def set_attention_of(config: Any, name: str) -> None:
+def set_attention_of(config: Any, name: str | None) -> None:
     """Changes the attention function of one configuration, without a check and without its sub-configurations.
+
+    None is what a configuration has that names none.
 
     When it fails: take what `PreTrainedModel.set_attn_implementation` writes; the public setter goes on to all
     sub-configurations.

@@ -57,7 +57,7 @@ def make_sinks(model: Any) -> Any:
         table = model.get_input_embeddings().weight
         table[BOS] = massive(table[BOS])
         table[SINK_WORDS] = massive(table[SINK_WORDS])
-    base = model.model
+    base = getattr(model, "model", model)
     projector = next(part for path in PROJECTORS if (part := find(base, path)) is not None)
     projector.register_forward_hook(_mark_features)
     return model

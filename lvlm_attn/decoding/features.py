@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from lvlm_attn.families.family import features_of
 from lvlm_attn.prompts.pixels import Picture, join_pictures
 
 if TYPE_CHECKING:
@@ -84,8 +85,9 @@ class FeatureBank:
         first = self._outputs[0].output
         fields: dict[str, Any] = {}
         pooled = [piece for encoded, place in found for piece in encoded.pooled(place)]
-        is_tensor = isinstance(first.pooler_output, Tensor)
-        fields["pooler_output"] = torch.stack(pooled) if is_tensor else pooled
+        is_tensor = isinstance(features_of(first), Tensor)
+        name = "last_hidden_state" if getattr(first, "pooler_output", None) is None else "pooler_output"
+        fields[name] = torch.stack(pooled) if is_tensor else pooled
         deep = getattr(first, "deepstack_features", None)
         if deep is not None:
             fields["deepstack_features"] = [
@@ -109,13 +111,14 @@ class _Encoded:
 
     def __init__(self, output: Any, pictures: Sequence[Picture]) -> None:
         self.output = output
-        entries = len(output.pooler_output)
+        self._features = features_of(output)
+        entries = len(self._features)
         # InternVL and others have an entry per tile, the rest one per picture.
         per_picture = [1 if entries == len(pictures) else len(picture.pixels) for picture in pictures]
         self._starts = [sum(per_picture[:place]) for place in range(len(pictures) + 1)]
 
     def pooled(self, place: int) -> list[Tensor]:
-        return list(self.output.pooler_output[self._starts[place] : self._starts[place + 1]])
+        return list(self._features[self._starts[place] : self._starts[place + 1]])
 
 
 def _regrouped(pictures: Sequence[Picture], *, counts: bool) -> tuple[list[Picture], dict[str, Tensor]]:

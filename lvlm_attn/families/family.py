@@ -66,6 +66,7 @@ class Family:
         layers: path of its list of layers.
         attention: path of a layer's attention.
         output_projection: path of the projection after the heads.
+        final_norm: path of the norm behind the last layer, from the language model.
         vision: path of the image encoder.
         newline: path of the row-ending embedding, or an empty string.
         grid_is_fixed: whether every image of a model takes the same grid, so that a prefill cut into chunks
@@ -77,6 +78,7 @@ class Family:
             family differ. Wraps compare it with the mask that the model makes.
         token_types: the input that tells the model which tokens are an image, where its mask depends on it.
         encoder: whether rows of the image encoder's attention can be read (PAINT, VMTC).
+        has_grid: whether image tokens stand in rows and columns that are known.
         places: whether it is known where the patches of a picture lie in it (maps, masks, crops).
         modules_fit: whether the attention of a layer is added to the residual stream as it is, so that something
             else can be added behind it (a trained CrossLMM).
@@ -92,6 +94,7 @@ class Family:
     layers: str = "layers"
     attention: str = "self_attn"
     output_projection: str = "o_proj"
+    final_norm: str = "norm"
     vision: str = "vision_tower"
     newline: str = ""
     grid_is_fixed: bool = False
@@ -100,6 +103,7 @@ class Family:
     text_mask: TextMask | Callable[[Any], TextMask] = "causal"
     token_types: str = ""
     encoder: bool = True
+    has_grid: bool = True
     places: bool = True
     modules_fit: bool = True
 
@@ -243,8 +247,13 @@ def image_features(evidence: Evidence) -> list[Tensor] | None:
     output = encoded.get("image") if encoded else None
     if output is None:
         return None
-    features = output.pooler_output if hasattr(output, "pooler_output") else output
-    return list(features)
+    return list(output if isinstance(output, Tensor | list | tuple) else features_of(output))
+
+
+def features_of(output: Any) -> Any:
+    """The features in an image encoder's output: pooled ones, or the last states where a family has no others."""
+    pooled = getattr(output, "pooler_output", None)
+    return output.last_hidden_state if pooled is None else pooled
 
 
 def is_sliced(evidence: Evidence, token: int) -> bool:

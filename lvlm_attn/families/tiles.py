@@ -112,6 +112,16 @@ def whole_then_tiles(count: int, rows: int, cols: int, across: int | None = None
     return ImageGrid((Block(rows, cols, "base"), *_tiles(count - 1, rows, cols, across)))
 
 
+def unplaced(lengths: Sequence[int]) -> ImageGrid:
+    """An image of blocks of so many tokens, whose rows and columns are not known.
+
+    Example:
+        >>> str(unplaced([4, 6]))
+        'unplaced 1x4 + unplaced 1x6'
+    """
+    return ImageGrid(tuple(Block(1, length, "unplaced") for length in lengths))
+
+
 def _tiles(count: int, rows: int, cols: int, across: int | None) -> list[Block]:
     if across is None:
         return [Block(rows, cols, "tile")] * count

@@ -269,7 +269,7 @@ def output_head(target: Target) -> nn.Module:
 
 def final_norm(target: Target) -> nn.Module:
     """The norm behind the last decoder layer."""
-    found = getattr(target.parts.language_model, "norm", None)
+    found = getattr(target.parts.language_model, target.family.final_norm, None)
     if not isinstance(found, nn.Module):
         raise LvlmAttnError(
             f"DoLa finds no final norm in {type(target.parts.language_model).__name__}; pass final_norm=False."

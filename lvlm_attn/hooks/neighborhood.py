@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.errors import LvlmAttnError, UnsupportedError
+from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.checks import need_layers, need_whole
 from lvlm_attn.interventions.context import Layer
@@ -63,6 +64,19 @@ class Neighborhood(Intervention):
                 f"{self.k - 1} or {self.k + 1}."
             )
         need_layers(self)
+
+    def fit(self, target: Target) -> Self:
+        """Chooses the layers for a model.
+
+        Raises:
+            UnsupportedError: if rows and columns of its image tokens are not known.
+        """
+        if not target.family.has_grid:
+            raise UnsupportedError(
+                f"Neighborhood needs rows and columns, and those of {target.family.title}'s image tokens are not "
+                f"known; use Hollow, which counts along the sequence."
+            )
+        return super().fit(target)
 
     def visibility(self, layer: Layer) -> Visibility | None:
         """Patches read their neighbours."""

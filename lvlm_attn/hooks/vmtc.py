@@ -21,6 +21,7 @@ from lvlm_attn.hooks.paint import new_images
 from lvlm_attn.interventions.base import Intervention, Situation
 from lvlm_attn.interventions.checks import need_softmax_everywhere, need_whole
 from lvlm_attn.interventions.context import Layer
+from lvlm_attn.interventions.modality import attends_to_any
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
 if TYPE_CHECKING:
@@ -136,8 +137,8 @@ class VMTC(Intervention):
         if not layer.memory["any"]:
             return None
         gone = pad(gone, (0, max(layer.call.length - gone.shape[1], 0)))
-        # Queries with nothing hidden before them are of group 2, so that they are not computed again.
-        group = torch.where(gone.cumsum(1) > 0, gone.to(torch.uint8), 2)
+        # Queries with nothing hidden within reach are of group 2, so that they are not computed again.
+        group = torch.where(gone, 1, torch.where(attends_to_any(layer, gone), 0, 2))
         return Visibility(group, earlier=((ALL, 0, ALL), (ALL, 0, ALL), (ALL, ALL, ALL)))
 
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
-BlockKind = Literal["base", "tiles", "tile", "thumbnail", "frame"]
+BlockKind = Literal["base", "tiles", "tile", "thumbnail", "frame", "unplaced"]
 
 
 class Kind(IntEnum):
@@ -32,7 +32,7 @@ class Block:
         cols: patches from left to right.
         kind: `base`, the whole image scaled to one square; `tiles`, the whole image at high resolution, its
             tiles put together; `tile`, one tile of it; `thumbnail`, the whole image beside its tiles;
-            `frame`, one frame of several.
+            `frame`, one frame of several; `unplaced`, tokens whose rows and columns are not known.
         newline: whether one filler stands after each row.
         tile_row: row of a `tile` among the tiles, if known.
         tile_col: column of a `tile` among the tiles, if known.

@@ -26,7 +26,7 @@ def check_mask(call: Call, attention: AttentionCall, backend: str) -> None:
         return
     family = call.target.family
     if not (isinstance(mask, Tensor) and mask.dim() == 4):
-        if call.attends_ahead:
+        if call.attends_ahead and backend not in ("sdpa", "eager"):
             raise UnsupportedError(
                 f"Images of {family.title} attend to themselves both ways, and the attention backend {backend!r} is "
                 f"given no mask that says so; load the model with attn_implementation='sdpa'."

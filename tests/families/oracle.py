@@ -52,6 +52,7 @@ class Case:
         image: for each token the image it belongs to, or None.
         prompt: how many tokens are prompt.
         blocks: for each image the rows and columns of each of its blocks.
+        newlines: places of image tokens that are newlines.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Case:
     image: list[int | None]
     prompt: int
     blocks: list[list[tuple[int, int]]] = field(default_factory=list)
+    newlines: frozenset[int] = frozenset()
 
     @property
     def ids(self) -> list[int]:
@@ -71,7 +73,7 @@ class Case:
         return self.image[place] is not None
 
     def is_patch(self, place: int) -> bool:
-        return self.ids[place] == IMAGE and place < self.prompt
+        return self.ids[place] == IMAGE and place < self.prompt and place not in self.newlines
 
     def with_tokens(self, tokens: Sequence[int]) -> Case:
         """The row with generated tokens behind it."""
@@ -80,7 +82,7 @@ class Case:
         rest = {key: value for key, value in self.row.items() if not key.endswith(("ids", "mask"))}
         masks = {key: value for key, value in self.row.items() if key.startswith(("pixel", "image"))}
         row = rest | masks | per_token(self.name, ids, self.prompt)
-        return Case(self.name, row, image, self.prompt, self.blocks)
+        return replace(self, row=row, image=image)
 
     def without_images(self) -> Case:
         """The row's words alone."""
@@ -110,7 +112,19 @@ def cases(name: str, batch: Sequence[Any], seed: int = 0) -> list[Case]:
 
 def case_of(name: str, row: dict[str, Tensor], sample: Sample) -> Case:
     blocks = [picture.blocks or [] for picture in sample.pictures]
-    return Case(name, row, list(sample.image), len(sample.ids), blocks)
+    newlines = _newlines(sink_model(name), row) if sample.pictures else frozenset()
+    return Case(name, row, list(sample.image), len(sample.ids), blocks, newlines)
+
+
+@torch.no_grad()
+def _newlines(model: Any, row: dict[str, Tensor]) -> frozenset[int]:
+    """Places of image tokens that hold the newline embedding, in families that have one."""
+    base = getattr(model, "model", model)
+    if not hasattr(base, "image_newline"):
+        return frozenset()
+    output = base.get_image_features(row["pixel_values"], image_sizes=row["image_sizes"], return_dict=True)
+    where = (row["input_ids"][0] == IMAGE).nonzero().flatten()
+    return frozenset(where[(torch.cat(list(output.pooler_output)) == base.image_newline).all(-1)].tolist())
 
 
 _EDITS: list[tuple[Edit, dict[int, Tensor]]] = []
@@ -177,6 +191,7 @@ def walk(
     scale: dict[int, Tensor] | None = None,
     frozen: Sequence[int] = (),
     last: Callable[[Walk], Tensor] | None = None,
+    embeds: Tensor | None = None,
 ) -> Walk:
     """Runs a row.
 
@@ -186,6 +201,7 @@ def walk(
         scale: factors `(heads,)` on the head outputs of a layer, by its index.
         frozen: layers that image tokens leave as they entered.
         last: makes the stream that enters the final norm from what was seen.
+        embeds: `(length, hidden)`, what enters the first layer in place of the row's own.
     """
     model = twin(case.name)
     decoder = decoder_of(model)
@@ -193,8 +209,11 @@ def walk(
     is_image = torch.tensor([image is not None for image in case.image])
 
     def enter(index: int) -> Any:
-        def keep(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-            found.streams[index] = (args[0] if args else kwargs["hidden_states"])[0].clone()
+        def keep(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            hidden = hidden if embeds is None or index else embeds[None].to(hidden)
+            found.streams[index] = hidden[0].clone()
+            return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
 
         return keep
 

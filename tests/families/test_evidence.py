@@ -47,7 +47,8 @@ def test_forward_generate_and_beams_agree(name: str, side: Any) -> None:
     inputs = tiny_inputs(name, model, BATCH, side)
     plain = layout_of(model, lambda: model(**inputs))
     assert_same(layout_of(model, lambda: generate(model, inputs)), plain)
-    if ENCODES_FIRST or name != "llava_next":
+    # Llama 4's features are not repeated for beams by transformers itself.
+    if name != "llama4" and (ENCODES_FIRST or name != "llava_next"):
         assert_same(layout_of(model, lambda: generate(model, inputs, num_beams=3)), plain.repeat(3))
     assert plain.has_image.tolist() == [True, False, True, True]
     assert torch.equal(plain.is_pad, inputs["attention_mask"] == 0)
@@ -115,7 +116,7 @@ def test_chunked_prefill_between_images_is_followed(name: str) -> None:
 
 
 @needs_encoding_first
-@pytest.mark.parametrize("name", sorted(set(MARKED) - {"ovis2"}))  # ovis2 itself cannot read chunks
+@pytest.mark.parametrize("name", sorted(set(MARKED) - {"ovis2", "llama4"}))  # which cannot read chunks
 def test_chunked_prefill_of_marked_images_is_refused(name: str) -> None:
     model = model_of(name)
     inputs = tiny_inputs(name, model, [(1, 5, 20)])
@@ -148,7 +149,7 @@ def test_second_turn_with_another_image_reuses_the_cache(name: str) -> None:
         config=model.config,
         input_ids=second["input_ids"],
         call={k: v for k, v in second.items() if k not in ("input_ids", "attention_mask")},
-        newline=getattr(model.model, "image_newline", None),
+        newline=getattr(getattr(model, "model", model), "image_newline", None),
         after=before,
     )
     both = prompt_layout(family_of(model), evidence, mask)

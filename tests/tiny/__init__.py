@@ -21,7 +21,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.tiny import first, rotary, squares, tiled
+from tests.tiny import first, late, rotary, squares, tiled
 from tests.tiny.first import QWEN, SIZES, TILES
 from tests.tiny.parts import BOS, END, FIRST_WORD, IMAGE, PAD, START, VIDEO, VOCAB, Kit, Picture, Sample
 
@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 NAMES = tuple(first.KITS)
-KITS: dict[str, Kit] = {**first.KITS, **tiled.KITS, **squares.KITS, **rotary.KITS}
+KITS: dict[str, Kit] = {**first.KITS, **tiled.KITS, **squares.KITS, **rotary.KITS, **late.KITS}
 ALL_NAMES = tuple(KITS)
 
 

@@ -104,7 +104,18 @@ def refuse_shape(target: Target, has_adapter: bool) -> None:
         UnsupportedError: naming the family and the reason.
     """
     title = target.family.title
-    if target.family.mask_of(cast("Any", target.parts.base).config) == "bidirectional_prompt":
+    if not target.family.has_grid:
+        raise UnsupportedError(
+            f"CrossLMM pools cells of rows and columns, and those of {title}'s image tokens are not known; use VMTC or "
+            f"another method without a grid."
+        )
+    mask = target.family.mask_of(cast("Any", target.parts.base).config)
+    if mask == "chunked":
+        raise UnsupportedError(
+            f"CrossLMM: {title} attends within chunks, which patches from elsewhere would get around; use a model that "
+            f"attends to the whole prompt."
+        )
+    if mask == "bidirectional_prompt":
         raise UnsupportedError(
             f"CrossLMM: in {title} text before an image attends to it too, and which pooled or un-pooled patches it "
             f"would read then is not defined; use a model that attends causally or within images."

@@ -18,7 +18,8 @@ from lvlm_attn.interventions.context import State, extended
 from lvlm_attn.interventions.ended import Ended
 from lvlm_attn.layout.grids import Kind
 from lvlm_attn.layout.prompt import PromptLayout
-from lvlm_attn.maps.attention_maps import AttentionMaps, LayerKey
+from lvlm_attn.maps.attention_maps import AttentionMaps
+from lvlm_attn.maps.layer_key import LayerKey
 from lvlm_attn.maps.live import Live
 from lvlm_attn.maps.onto_image import MapImage
 from lvlm_attn.maps.recording import Log

@@ -15,6 +15,7 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.layout.prompt import PromptLayout
 from lvlm_attn.maps import onto_image, picking
 from lvlm_attn.maps.drawing import Drawing
+from lvlm_attn.maps.layer_key import LayerKey
 from lvlm_attn.maps.maps import Map, Mask
 from lvlm_attn.maps.places import Place
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from lvlm_attn.maps.onto_image import MapImage
     from lvlm_attn.maps.tables import KeyWeight, RowWeight
 
-LayerKey = int | Literal["mean", "rollout"]
+
 Word = str | tuple[str, int]
 
 
@@ -361,7 +362,7 @@ class AttentionMaps(Drawing):
         """
         from lvlm_attn.maps.storage import load
 
-        return load(Path(path))
+        return load(Path(path), AttentionMaps)
 
     def _lone(self, doing: str) -> None:
         if self.batch != 1:

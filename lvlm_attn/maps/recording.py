@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lvlm_attn.kernels.torch_path import Rows
 from lvlm_attn.layout.prompt import PromptLayout
-from lvlm_attn.maps.attention_maps import LayerKey
+from lvlm_attn.maps.layer_key import LayerKey
 
 PAUSED: ContextVar[bool] = ContextVar("lvlm_attn_maps_paused", default=False)
 """Whether recorders leave out what is decoded now, because it is only to be measured."""

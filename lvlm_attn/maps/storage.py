@@ -24,7 +24,8 @@ from lvlm_attn.maps.geometry import Frame, Level
 from lvlm_attn.maps.onto_image import MapImage
 
 if TYPE_CHECKING:
-    from lvlm_attn.maps.attention_maps import AttentionMaps, LayerKey
+    from lvlm_attn.maps.attention_maps import AttentionMaps
+    from lvlm_attn.maps.layer_key import LayerKey
 
 _NAME, _VERSION = "lvlm_attn.maps", 1
 _LAYOUT = ("kind", "image", "block", "row", "col")
@@ -68,7 +69,7 @@ def save(maps: AttentionMaps, path: Path) -> Path:
     return path
 
 
-def load(path: Path) -> AttentionMaps:
+def load(path: Path, kind: type[AttentionMaps]) -> AttentionMaps:
     """See `AttentionMaps.load`."""
     if not path.is_file():
         raise LvlmAttnError(f"There is no file {path} to read maps from.")
@@ -83,7 +84,7 @@ def load(path: Path) -> AttentionMaps:
                     f"{path} holds maps of format version {header.get('version')!r}, and this is version {_VERSION}; "
                     f"read it with the lvlm_attn that wrote it ({header.get('lvlm_attn')})."
                 )
-            maps = _read(file, header)
+            maps = _read(file, header, kind)
         _check(maps)
     except LvlmAttnError:
         raise
@@ -103,9 +104,7 @@ def load(path: Path) -> AttentionMaps:
     return maps
 
 
-def _read(file: Any, header: dict[str, Any]) -> AttentionMaps:
-    from lvlm_attn.maps.attention_maps import AttentionMaps
-
+def _read(file: Any, header: dict[str, Any], kind: type[AttentionMaps]) -> AttentionMaps:
     get = file.get_tensor
     grids = tuple(tuple(_grid(item) for item in row) for row in header["grids"])
     fields = {name: get(f"layout.{name}") for name in _LAYOUT}
@@ -119,11 +118,11 @@ def _read(file: Any, header: dict[str, Any]) -> AttentionMaps:
         for sample, row in enumerate(header["images"])
     )
     by_layer: dict[str, dict[LayerKey, Tensor]] = {
-        kind: {layer: get(f"{kind}.{layer}").float() for layer in header["layers"][kind]}
-        for kind in _BY_LAYER
+        name: {layer: get(f"{name}.{layer}").float() for layer in header["layers"][name]}
+        for name in _BY_LAYER
     }
     pieces = header["pieces"]
-    return AttentionMaps(
+    return kind(
         rows=get("rows"),
         targets=get("targets"),
         ids=get("ids"),

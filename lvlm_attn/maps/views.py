@@ -16,7 +16,8 @@ from torch import Tensor
 from lvlm_attn.errors import LvlmAttnError, closest
 
 if TYPE_CHECKING:
-    from lvlm_attn.maps.attention_maps import AttentionMaps, LayerKey
+    from lvlm_attn.maps.attention_maps import AttentionMaps
+    from lvlm_attn.maps.layer_key import LayerKey
 
 VAR_TAU = 20.0
 """From which score on VAR takes a position for a sink (arXiv 2503.03321, section 3)."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import lvlm_attn as la
 from lvlm_attn.families import models

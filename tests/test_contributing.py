@@ -1,5 +1,7 @@
 """The worked examples of CONTRIBUTING run as they are printed, and do what they say."""
 
+import copy
+import dataclasses
 import re
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 
 import lvlm_attn as la
+from lvlm_attn import families
 from lvlm_attn.interventions.sites import SITES
 from tests.tiny import IMAGE, tiny_inputs, tiny_model, tiny_rows
 
@@ -84,6 +87,25 @@ def test_a_contrastive_view():
             assert lvlm.report().rows[0][0]["views"] == 1
         main, other = (model(**given).logits[:, -1] for given in (inputs, dark))
     torch.testing.assert_close(got, 1.5 * main - 0.5 * other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_family_with_a_mask_that_is_not_causal(monkeypatch):
+    monkeypatch.setattr(families, "_FAMILIES", dict(families._FAMILIES))
+    family = defined("FAMILY")
+    model = copy.deepcopy(tiny_model("gemma3"))
+    inputs = tiny_inputs("gemma3", model, BATCH)
+    method = la.PAI(alpha=0.5, gamma=1)
+    want = logits(model, inputs, method)
+    model.config.model_type = model.model.config.model_type = "my_gemma"
+    with pytest.raises(la.UnsupportedError, match="my_gemma"), la.wrap(model, method):
+        pass
+    la.register_family(family)
+    assert torch.equal(logits(model, inputs, method), want)
+    assert not torch.equal(want, logits(model, inputs))
+    causal = dataclasses.replace(family, text_mask="causal")
+    monkeypatch.setitem(families._FAMILIES, "my_gemma", causal)
+    with pytest.raises(la.UnsupportedError, match="its family says that it is causal"):
+        logits(model, inputs, method)
 
 
 def test_a_misspelt_site_names_the_nearest():

@@ -2,7 +2,7 @@
 
 transformers' dynamic cache joins old and new keys by copying both at every step. Here only the new position is
 written, and the cache is copied when its room is used up or its rows change places. Attention is given the positions
-that are filled and no others, so results keep their bits; a static cache has all positions attended to under a mask.
+that are filled and no others, so results stay bit-identical; a static cache has all positions attended to under a mask.
 """
 
 from __future__ import annotations

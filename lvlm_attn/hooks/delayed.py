@@ -34,7 +34,7 @@ class Delayed(Intervention):
     """Delayed visibility: below layer `start`, no text token reads an image token; above, all is as always.
 
     Holds for the question and for every generated token. Image tokens read as always, text before the first image
-    and samples without an image keep their bits in the first layer.
+    and samples without an image stay bit-identical in the first layer.
 
     Args:
         start: the first layer where text reads the image; 0 changes nothing. None is a quarter of the layers,

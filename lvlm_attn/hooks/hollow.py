@@ -32,7 +32,7 @@ class Hollow(Intervention):
 
     The window counts positions of the sequence, the token itself included, so `window=1` is
     `VisualSelf(mode="self_prefix")` and a window of an image's length changes nothing. Text rows, and image rows
-    whose window reaches the first image token, keep their bits in the first of the chosen layers.
+    whose window reaches the first image token, stay bit-identical in the first of the chosen layers.
 
     Args:
         window: how many positions back an image token reads image tokens, itself included.

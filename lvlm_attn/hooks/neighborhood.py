@@ -33,7 +33,7 @@ class Neighborhood(Intervention):
     and the newline and class tokens of images stay readable. Windows are not shifted inwards at the border, as
     they are in the encoder the source describes: a causal model has no later patches to fill them with.
 
-    Text rows and patches that lose nothing keep their bits in the first of the chosen layers.
+    Text rows and patches that lose nothing stay bit-identical in the first of the chosen layers.
 
     Args:
         k: width of the window, odd.

@@ -54,7 +54,7 @@ class VAR(HasPresets):
     they have. Rows keep their sum. Sinks are found in the prompt, per layer, from the input of the layer.
 
     Prompt queries after the first image and every generated token are treated; image tokens, text before the
-    image, and samples without an image keep their bits. The released code adds 1e-6 to every weight before it
+    image, and samples without an image stay bit-identical. The released code adds 1e-6 to every weight before it
     compares shares, and takes a score above `tau` where the paper and this class take one of at least `tau`.
 
     Args:

@@ -1,4 +1,4 @@
-"""VHR: makes the heads louder whose output depends on the image.
+"""VHR: scales up the heads whose output depends on the image.
 
 Source: He et al., "Cracking the Code of Hallucination in LVLMs with Vision-aware Head Divergence", ACL 2025
 (arXiv 2412.13949), sections 3 and 4.
@@ -50,7 +50,7 @@ class VHR(HasPresets):
     the prompt. Layer by layer in one prefill, the heads above the layer's median are scaled by `alpha`, for
     every position of the prompt and every generated token; layers are judged with the earlier ones already
     scaled. Heads are chosen per sample and stay chosen until the next prompt, also over further turns that
-    reuse the cache. One text-only pass per prompt is added; samples without an image keep their bits.
+    reuse the cache. One text-only pass per prompt is added; samples without an image stay bit-identical.
 
     Args:
         alpha: factor on the chosen heads. The paper uses 2 for all models; above 3 the text degenerates.

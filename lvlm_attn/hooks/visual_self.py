@@ -42,7 +42,7 @@ class VisualSelf(HasPresets):
     default here.
 
     No image reads another one. Newline and class tokens of an image count as image. Text, generated tokens and
-    samples without an image keep their bits in the first of the chosen layers.
+    samples without an image stay bit-identical in the first of the chosen layers.
 
     Args:
         mode: `"self"` or `"self_prefix"`; `"self+prefix"` is taken for the latter, except in text, where `+` joins
@@ -83,7 +83,7 @@ class VisualSelf(HasPresets):
         layout = layer.layout
         image = is_image(layout)
         lost = image if self.mode == "self_prefix" else layout.is_valid
-        # A token that loses nothing keeps its bits; it is an image key all the same.
+        # A token that loses nothing stays bit-identical; it is an image key all the same.
         is_changed = image & attends_to_any(layer, lost)
         group = torch.where(is_changed, 1, torch.where(image, 2, 0))
         text = ALL if self.mode == "self_prefix" else 0

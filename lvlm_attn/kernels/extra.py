@@ -109,7 +109,7 @@ def add_gated(output: Tensor, call: AttentionCall, item: ExtraKeys) -> Tensor:
     """Adds a reading of extra keys by a softmax of their own to head outputs.
 
     Args:
-        output: `(batch, queries, heads, head_dim)`; queries that read nothing keep their bits.
+        output: `(batch, queries, heads, head_dim)`; queries that read nothing stay bit-identical.
         call: the attention call.
         item: the extra keys, with a gate.
 

@@ -202,7 +202,7 @@ def redistribute(weights: Tensor, spec: Redistribution, geometry: Geometry) -> t
 
 
 def write_rows(output: Tensor, new: Tensor, rows: Rows, is_changed: Tensor) -> Tensor:
-    """Puts changed rows into the output of the backend; all else keeps its bits.
+    """Puts changed rows into the output of the backend; all else stays bit-identical.
 
     Args:
         output: `(batch, queries, heads, width)`, written in place unless it carries gradients.

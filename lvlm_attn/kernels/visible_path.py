@@ -70,7 +70,7 @@ def write_visible(
     """Computes the rows that visibilities or extra keys touch and puts them into the output of the backend.
 
     Args:
-        output: `(batch, queries, heads, width)` of plain attention; rows that are not touched keep their bits.
+        output: `(batch, queries, heads, width)` of plain attention; rows that are not touched stay bit-identical.
         call: the attention call; layers with the same visibilities, window and mask share what its memo keeps.
         visibilities: what restricts and what unlocks.
         extras: keys from elsewhere that share the softmax.

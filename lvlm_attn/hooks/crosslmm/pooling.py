@@ -122,7 +122,7 @@ def pool_features(
         pool: see `pool_block`.
 
     Returns:
-        A tensor of the same shape; all other positions keep their bits.
+        A tensor of the same shape; all other positions stay bit-identical.
     """
     pooled = features.clone()
     for sample, positions, block in blocks_of(layout, start):

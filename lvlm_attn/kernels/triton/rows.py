@@ -5,7 +5,7 @@ class would not fit the registers, so there are two sweeps over the keys and one
 the maximum, the denominator and the class masses of every row and reads no values; the second multiplies each weight
 by the factor of its key's class. The rows are few and packed, whatever their places, with all query heads of a key
 head in one tile; the keys are split over several programs so that few rows still fill the device. Tiles in which no
-row changes (heads that do not look at the image) skip the second sweep, and rows that stay keep their bits.
+row changes (heads that do not look at the image) skip the second sweep, and rows that stay stay bit-identical.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def attend_rows(
     """Computes some rows with their edits and writes those that change.
 
     Args:
-        output: `(batch, queries, heads, head_dim)`; changed rows are overwritten, all else keeps its bits.
+        output: `(batch, queries, heads, head_dim)`; changed rows are overwritten, all else stays bit-identical.
         call: the attention call; tensors of any strides whose last is 1, `scaling` above 0.
         packed: what may be read, from `pack_visibility`.
         edits: what is done, from `pack_edits`.

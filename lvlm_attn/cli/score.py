@@ -108,7 +108,7 @@ def _relabelled(data: PopeData, files: list[Path] | None) -> tuple[Any, Relabell
 def _comment(result: Mapping[str, Any], run: str) -> None:
     """What the table does not say about a run's answers."""
     if result["unreadable"]:
-        say(f"{run}{result['unreadable']} answers do not decide for yes or no.")
+        say(f"{run}{result['unreadable']} answers hold neither yes nor no as a verdict.")
     if result["reasoning"]:
         skipped = "skipped" if result["parser"] == "strict" else "read with the rest"
         unfinished = (

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,9 +24,9 @@ from lvlm_attn.errors import LvlmAttnError, shown
 from lvlm_attn.evals.chair.vocab import nodes_of, read_caption, surface_table
 from lvlm_attn.evals.core.fields import id_key
 from lvlm_attn.evals.core.json_text import json_values, one_line
-from lvlm_attn.evals.core.jsonio import write_json
+from lvlm_attn.evals.core.jsonio import read_bytes, write_json
 from lvlm_attn.evals.core.pictures import base_name
-from lvlm_attn.evals.core.records import decode
+from lvlm_attn.evals.core.records import decode, unpack
 
 _SMALL = 32 << 20
 _FORMAT = 1
@@ -247,7 +248,7 @@ def _rows(path: Path, name: str, tick: Callable[[int], None]) -> Iterator[Any]:
                     tick(raw.tell() - at)
                     at = raw.tell()
                 yield row
-        except (ijson.JSONError, UnicodeDecodeError, RecursionError, EOFError, OSError) as error:
+        except (ijson.JSONError, UnicodeDecodeError, RecursionError, EOFError, OSError, zlib.error) as error:
             raise LvlmAttnError(
                 f"{_WHAT} {path} is damaged ({one_line(str(error))}); it seems cut off, fetch it again."
             ) from error
@@ -255,13 +256,9 @@ def _rows(path: Path, name: str, tick: Callable[[int], None]) -> Iterator[Any]:
 
 
 def _rows_at_once(path: Path, name: str) -> list[Any]:
-    with _open(path) as (stream, _):
-        try:
-            data = stream.read(1 << 32)
-        except (OSError, EOFError) as error:
-            raise LvlmAttnError(
-                f"{_WHAT} {path} is damaged ({one_line(str(error))}); fetch it again."
-            ) from error
+    data = read_bytes(path, _WHAT)
+    if data[:2] == b"\x1f\x8b":
+        data = unpack(data, path, _WHAT)
     values = [value for _, _, value in json_values(decode(data, path, _WHAT), path, _WHAT)]
     rows = values[0].get(name, []) if len(values) == 1 and isinstance(values[0], dict) else None
     if not isinstance(rows, list):

@@ -80,7 +80,7 @@ def flatten(value: Mapping[str, Any]) -> Row:
     """A record's fields by plain name; lmms-eval's `doc` gives those the record itself lacks."""
     row = {plain_name(name): item for name, item in value.items()}
     doc = row.pop("doc", None)
-    if isinstance(doc, Mapping):
+    if isinstance(doc, dict):
         for name, item in doc.items():
             row.setdefault(plain_name(name), item)
     return row
@@ -226,12 +226,15 @@ def image_of(row: Row, names: Sequence[str] = IMAGES) -> str | None:
     """The picture's name, path or number; of a stored picture its path."""
     for name in names:
         value = row.get(name)
-        if isinstance(value, Mapping):
+        if value is None:
+            continue
+        if isinstance(value, dict):
             value = value.get("path")
-        if isinstance(value, str) and value.strip():
-            return value
-        if isinstance(value, int | float) and not isinstance(value, bool) and id_key(value) is not None:
-            return id_key(value)
+        if isinstance(value, str):
+            if value and not value.isspace():
+                return value
+        elif (number := id_key(value)) is not None:
+            return number
     return None
 
 
@@ -242,6 +245,8 @@ def id_key(value: object) -> str | None:
         >>> id_key(2), id_key(2.0), id_key("2.0"), id_key("0002"), id_key("q-7"), id_key([1])
         ('2', '2', '2', '2', 'q-7', None)
     """
+    if type(value) is int and -1 < value < 10**18:
+        return str(value)
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, float):
@@ -258,7 +263,10 @@ def id_key(value: object) -> str | None:
 
 def first_id(row: Row, names: Sequence[str]) -> str | None:
     """The first field that holds an id, as its key."""
-    return next((key for name in names if (key := id_key(row.get(name))) is not None), None)
+    for name in names:
+        if name in row and (key := id_key(row[name])) is not None:
+            return key
+    return None
 
 
 def label_of(value: object) -> Label | None:

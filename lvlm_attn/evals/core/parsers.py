@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from lvlm_attn.errors import LvlmAttnError, closest
@@ -22,7 +23,7 @@ Verdict = Literal["yes", "no", "unknown"]
 Label = Literal["yes", "no"]
 
 _WORD = re.compile(r"(?<![\w'’-])(yes|no)(?![\w'’]|-\w)", re.IGNORECASE)
-_MARKS = re.compile(r"[*_`\"“”«»]+")
+_MARKS = re.compile(r"[*_`\"“”«»]+|(?<!\w)['’‘]+|['’]+(?!\w)")
 _REASONING = re.compile(
     r"<(think|thinking|thought|reasoning|analysis)>.*?(?:</\1>|\Z)", re.IGNORECASE | re.DOTALL
 )
@@ -95,6 +96,7 @@ def without_reasoning(text: str) -> tuple[str, bool, bool]:
     return (left if left.strip() else ""), left != text, unfinished
 
 
+@lru_cache(maxsize=1 << 14)
 def read_strictly(text: str) -> Reading:
     """Reads an answer by the rule ``strict`` and says what it skipped.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from lvlm_attn.errors import LvlmAttnError
@@ -14,7 +15,8 @@ _ENDING = re.compile(r"\.(?:jpe?g|png|webp|bmp|gif|tiff?|avif|heic|ppm)$", re.IG
 _FLOAT = re.compile(r"(\d+)\.0+")
 
 
-def image_key(image: object) -> str:
+@lru_cache(maxsize=1 << 16)
+def image_key(image: str | int | float) -> str:
     """One key for the ways a picture is named: by number, file name or path, with or without ending.
 
     Example:

@@ -22,6 +22,7 @@ from lvlm_attn.errors import LvlmAttnError, shown
 from lvlm_attn.evals.core.json_text import json_values, one_line
 from lvlm_attn.evals.core.jsonio import MAX_BYTES, read_bytes
 
+_PIECE = 1 << 22
 _WRAPPERS = (
     "imgToEval",
     "sentences",
@@ -152,15 +153,22 @@ def unpack(data: bytes, path: Path, what: str) -> bytes:
     Raises:
         LvlmAttnError: damaged, cut off, or larger than :data:`MAX_BYTES` once unpacked.
     """
+    parts: list[bytes] = []
+    size = 0
     try:
-        unpacked = GzipFile(fileobj=BytesIO(data)).read(MAX_BYTES + 1)
+        stream = GzipFile(fileobj=BytesIO(data))
+        while part := stream.read(_PIECE):
+            parts.append(part)
+            size += len(part)
+            if size > MAX_BYTES:
+                raise LvlmAttnError(
+                    f"{what} {path} unpacks to more than {MAX_BYTES >> 30} GiB; split the file."
+                )
     except (OSError, EOFError, zlib.error) as error:
         raise LvlmAttnError(
             f"{what} {path} is a damaged gzip file ({one_line(str(error))}); fetch or pack it again."
         ) from error
-    if len(unpacked) > MAX_BYTES:
-        raise LvlmAttnError(f"{what} {path} unpacks to more than {MAX_BYTES >> 30} GiB; split the file.")
-    return unpacked
+    return b"".join(parts)
 
 
 def decode(data: bytes, path: Path, what: str) -> str:

@@ -182,11 +182,19 @@ def load_questions(paths: str | Path | Iterable[str | Path], fix_typo: bool = Fa
     held = [(stem, block, {item.category for item in block}) for stem, block in blocks]
     times = Counter(name for _, _, names in held for name in names)
     questions = [
-        replace(item, category=category, sample_id=f"{category}:{item.question_id}")
+        Question(
+            f"{name}:{item.question_id}",
+            item.question_id,
+            item.image,
+            item.text,
+            item.label,
+            name,
+            item.source,
+        )
         for stem, block, names in held
         for item in block
         for apart in [stem if len(names) == 1 else f"{stem}-{item.category}"]
-        for category in [apart if times[item.category] > 1 else item.category]
+        for name in [apart if times[item.category] > 1 else item.category]
     ]
     repeated = [
         name for name, count in Counter(question.sample_id for question in questions).items() if count > 1
@@ -234,13 +242,13 @@ def _rows(record: Record, path: Path) -> list[Row]:
 
 def _questions(row: Row, where: str, category: str, source: str) -> Iterable[Question]:
     """The question of one row; several where it counts for several categories."""
-    has = one_line(", ".join(row) or "nothing")
     text = first_text(row, QUESTIONS)
     image = image_of(row) or first_id(row, ("index",))
     for name, found in (("image", image), ("text", text)):
         if found is None and name in row:
             raise LvlmAttnError(f"{where}: image and text must be non-empty strings; correct the entry.")
         if found is None:
+            has = one_line(", ".join(row) or "nothing")
             raise LvlmAttnError(
                 f"{where}: no {name!r} in this entry (it has {has}); "
                 "a POPE question needs question_id, image, text and label."

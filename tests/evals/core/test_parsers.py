@@ -3,7 +3,7 @@
 import pytest
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.evals.core.parsers import PARSERS, get_parser
+from lvlm_attn.evals.core.parsers import PARSERS, get_parser, read_strictly
 
 Y, N, U = "yes", "no", "unknown"
 #   text                      strict official opera vcd(label yes) vcd(label no) lmms vlmeval
@@ -22,6 +22,35 @@ TABLE = [
     ("ASSISTANT: Yes", Y, Y, Y, Y, Y, U, Y),
     ("There is a dog. There is no cat.", N, Y, N, N, N, U, N),
     (" yes ", Y, Y, Y, Y, Y, Y, Y),
+    ("Yes,there is a lamp", Y, Y, Y, Y, Y, U, Y),
+    ("Yes, there is a lamp", Y, Y, Y, Y, Y, U, Y),
+    ("No,there is none", N, Y, Y, N, N, U, N),
+    ("**No**", N, Y, Y, N, N, U, U),
+    ("Answer:no", N, Y, Y, N, N, U, U),
+    ("Answer: no", N, N, N, N, N, U, N),
+    ("'No'", N, Y, Y, N, N, U, U),
+    ('"No"', N, Y, Y, N, N, U, N),
+    ("(No)", N, Y, Y, N, N, U, N),
+    ("No-one", U, Y, Y, N, N, U, N),
+    ("yes/no", U, Y, Y, Y, N, U, U),
+    ("yes/ no", U, N, N, Y, N, U, U),
+    ("No/there is none", N, Y, Y, N, N, U, N),
+    ("No!there is none", N, Y, Y, N, N, U, N),
+    ("No!there! is none", N, Y, Y, N, N, U, U),
+    ("No, 1,000 of them", N, N, N, N, N, U, N),
+    ("No/none of 1,000", N, Y, Y, N, N, U, U),
+    ("No.There is none", N, N, Y, N, N, U, U),
+    ("No. There is none", N, N, N, N, N, U, N),
+    ("no.1", N, N, Y, N, N, U, U),
+    ("I see a dog, yes", Y, Y, Y, Y, Y, U, Y),
+    ("There isn't a dog", U, Y, N, N, Y, U, U),
+    ("There is not. Yes", Y, N, N, Y, N, U, Y),
+    ("yes\tno", Y, Y, Y, Y, N, U, U),
+    ("NO,", N, Y, N, N, N, U, N),
+    ("Definitely NO", N, Y, N, N, N, U, N),
+    ("[No]", N, Y, Y, N, N, U, N),
+    ("<no>", N, Y, Y, N, N, U, N),
+    ("no_dog", N, Y, Y, N, N, U, N),
 ]
 
 
@@ -42,10 +71,78 @@ def test_strict_wants_a_word_of_its_own(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "verdict"), [("yes/no", Y), ("**No**", N), ("Answer:no", N), ("No—none", N), ("(YES)", Y)]
-)
+    ("text", "verdict"),
+    [
+        ("**No**", N), ("__No__", N), ("Answer:no", N), ("No—none", N), ("(YES)", Y), ("“Yes”", Y), ("No: none", N),
+        ("<answer>No</answer>", N), ("\\boxed{yes}", Y),
+    ],
+)  # fmt: skip
 def test_strict_sees_the_word_through_punctuation(text, verdict):
     assert PARSERS["strict"](text, "no") == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("Please answer yes or no. No", N),
+        ("Answer with 'yes' or 'no'.\nYes", Y),
+        ('Respond "yes" or "no" only: no', N),
+        ("Yes/No? Yes", Y),
+        ("Answer yes if there is a dog and no otherwise.\nNo", N),
+        ("Answer 'yes' if you see it, and 'no' if not: No", N),
+        ("If there is a dog, say yes. No", N),
+        ("If yes, say where. No", N),
+        ("yes or no", U),
+        ("Yes and no", U),
+        ("Neither yes nor no", U),
+        ("I cannot say yes or no", U),
+    ],
+)
+def test_strict_skips_echoed_instructions(text, verdict):
+    reading = read_strictly(text)
+    assert (reading.verdict, reading.echo, reading.reasoning) == (verdict, True, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict", "unfinished"),
+    [
+        ("<think>yes or no?</think> No", N, False),
+        ("<think>Yes.</think><think>No.</think>\n\nYes.", Y, False),
+        ("yes, I see it</think>No", N, False),
+        ("<THINKING>yes</THINKING>no", N, False),
+        ("<think>\nyes it is, so", U, True),
+        ("<think></think>", U, False),
+        ("<think>a</think> No <think>yes", N, True),
+    ],
+)
+def test_strict_skips_reasoning(text, verdict, unfinished):
+    reading = read_strictly(text)
+    assert (reading.verdict, reading.reasoning, reading.unfinished) == (verdict, True, unfinished)
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("I have no idea", U),
+        ("There is no way to tell", U),
+        ("That isn't a yes", U),
+        ("I would not say yes", U),
+        ("There is no doubt: yes", Y),
+        ("Yes, no doubt", Y),
+        ("No doubt about it", U),
+        ("The answer is yes because there is no doubt", Y),
+        ("I do not see a lamp, so no", N),
+        ("No. 2 cats are there", N),
+    ],
+)
+def test_strict_says_unknown_where_nothing_is_decided(text, verdict):
+    assert read_strictly(text).verdict == verdict
+
+
+def test_only_strict_looks_past_reasoning():
+    assert {name: PARSERS[name]("<think> no </think> Yes", "yes") for name in PARSERS} == {
+        "strict": Y, "official": N, "opera": N, "vcd": Y, "lmms": U, "vlmeval": U,
+    }  # fmt: skip
 
 
 def test_misspelt_parser_suggests_the_closest():

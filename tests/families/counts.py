@@ -40,4 +40,58 @@ def cohere2_vision(size: Size) -> tuple[list[str], int]:
     return [START, *([IMAGE] * 256 + [BREAK]) * count, END], count
 
 
-RULES = {"mistral3": mistral3, "cohere2_vision": cohere2_vision}
+def llama4(size: Size) -> tuple[list[str], int]:
+    """The canvas of up to 16 tiles of 336 that needs the least scaling up, else down, of equal ones the smallest."""
+    height, width = size
+    canvases = [(rows, cols) for rows in range(1, 17) for cols in range(1, 17) if rows * cols <= 16]
+    scales = {(rows, cols): min(rows * 336 / height, cols * 336 / width) for rows, cols in canvases}
+    fitting = [scale for scale in scales.values() if scale >= 1]
+    wanted = min(fitting) if fitting else max(scales.values())
+    rows, cols = min((one for one in canvases if scales[one] == wanted), key=lambda one: one[0] * one[1])
+    tile = ["<|patch|>"] * 144
+    words = ["<|image_start|>"]
+    if rows * cols > 1:
+        for _ in range(rows):
+            for col in range(cols):
+                words += [*tile, *["<|tile_x_separator|>"] * (col < cols - 1)]
+            words += ["<|tile_y_separator|>"]
+    count = rows * cols + 1 if rows * cols > 1 else 1
+    return [*words, "<|image|>", *tile, "<|image_end|>"], count
+
+
+def lfm2_vl(size: Size) -> tuple[list[str], int]:
+    """A thumbnail of 64 to 256 tokens of 32 pixels, after 2 to 10 tiles of 256 tokens where the picture is large."""
+    height, width = size
+    down, across = (max(32, round(side / 32) * 32) for side in size)
+    if down * across > 256 * 1024:
+        shrink = math.sqrt(height * width / (256 * 1024))
+        down, across = (max(32, math.floor(side / shrink / 32) * 32) for side in size)
+    elif down * across < 64 * 1024:
+        grow = math.sqrt(64 * 1024 / (height * width))
+        down, across = (math.ceil(side * grow / 32) * 32 for side in size)
+    thumbnail = [IMAGE] * (math.ceil(down // 16 / 2) * math.ceil(across // 16 / 2))
+    rows, cols = _lfm2_tiles(height, width)
+    words = [START]
+    for row in range(rows):
+        for col in range(cols):
+            words += [f"<|img_row_{row + 1}_col_{col + 1}|>", *[IMAGE] * 256]
+    return [*words, *["<|img_thumbnail|>"] * (rows > 0), *thumbnail, END], rows * cols + 1
+
+
+def _lfm2_tiles(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of tiles of 512 pixels; none where the picture has less than twice the largest thumbnail."""
+    rounded = [max(16, round(side / 32) * 32) for side in (height, width)]
+    if rounded[0] * rounded[1] <= 2 * 256 * 1024:
+        return 0, 0
+    shapes = {
+        (w, h) for n in range(2, 11) for w in range(1, n + 1) for h in range(1, n + 1) if 2 <= w * h <= 10
+    }
+    best, least = (1, 1), math.inf
+    for cols, rows in sorted(shapes, key=lambda one: one[0] * one[1]):
+        distance = abs(width / height - cols / rows)
+        if distance < least or (distance == least and height * width > 0.5 * 512 * 512 * cols * rows):
+            best, least = (cols, rows), distance
+    return best[1], best[0]
+
+
+RULES = {"mistral3": mistral3, "cohere2_vision": cohere2_vision, "llama4": llama4, "lfm2_vl": lfm2_vl}

@@ -14,7 +14,19 @@ _TAGS = [f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)]
 _OVIS = ["<IMG_START>", "<IMG_ATOM>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
 _FAKE, _GLOBAL = "<fake_token_around_image>", "<global-img>"
 WORDS = ["<pad>", "<s>", "</s>", IMAGE, "<video>", START, END, BREAK, "look", "\n", "\n\n"]
-MORE = [_FAKE, _GLOBAL, "<end_of_utterance>", "TILE_GLOBAL", *_TILES, *_TAGS, *_OVIS]
+_LLAMA4 = [
+    "<|patch|>",
+    "<|image_start|>",
+    "<|image_end|>",
+    "<|image|>",
+    "<|tile_x_separator|>",
+    "<|tile_y_separator|>",
+]
+_LFM2 = [
+    "<|img_thumbnail|>",
+    *(f"<|img_row_{row}_col_{col}|>" for row in range(1, 11) for col in range(1, 11)),
+]
+MORE = [*_LLAMA4, *_LFM2, _FAKE, _GLOBAL, "<end_of_utterance>", "TILE_GLOBAL", *_TILES, *_TAGS, *_OVIS]
 SIZES = [(1, 150), (333, 500), (641, 479), (97, 1203), (1080, 1919), (150, 1)]
 
 
@@ -31,6 +43,12 @@ def tokenizer() -> Any:
         "boi_token": START,
         "eoi_token": END,
         "img_line_break_token": BREAK,
+        "image_start_token": START,
+        "image_end_token": END,
+        "image_thumbnail_token": "<|img_thumbnail|>",
+        "audio_token": "<end_of_utterance>",
+        "boa_token": START,
+        "eoa_token": END,
     }
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=table,
@@ -48,11 +66,16 @@ def id_of(word: str) -> int:
 
 
 def _without_video(kind: Any, *parts: Any, **options: Any) -> Any:
+    return _with_unchecked(kind)(*parts, None, **options)
+
+
+def _with_unchecked(kind: Any) -> Any:
+    """A kind of processor whose parts may be missing."""
+
     def unchecked(self: Any, name: str, argument: Any) -> Any:
         return type(argument)
 
-    made = type(kind.__name__, (kind,), {"check_argument_for_proper_class": unchecked})
-    return made(*parts, None, **options)
+    return type(kind.__name__, (kind,), {"check_argument_for_proper_class": unchecked})
 
 
 def _idefics3() -> Any:
@@ -137,6 +160,34 @@ def _cohere2_vision() -> Any:
     return transformers.Cohere2VisionProcessor(images, tokenizer())
 
 
+def _llava_next_video() -> Any:
+    images = transformers.LlavaNextImageProcessor(
+        size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
+    )
+    made = _with_unchecked(transformers.LlavaNextVideoProcessor)
+    return made(
+        None,
+        images,
+        tokenizer(),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
+def _gemma4() -> Any:
+    made = _with_unchecked(transformers.Gemma4Processor)
+    return made(None, transformers.Gemma4ImageProcessor(), tokenizer(), None)
+
+
+def _llama4() -> Any:
+    return transformers.Llama4Processor(transformers.Llama4ImageProcessor(), tokenizer(), patch_size=14)
+
+
+def _lfm2_vl() -> Any:
+    return transformers.Lfm2VlProcessor(transformers.Lfm2VlImageProcessor(), tokenizer())
+
+
 MAKERS = {
     "smolvlm": _smolvlm,
     "idefics3": _idefics3,
@@ -150,10 +201,14 @@ MAKERS = {
     "glm4v": _glm4v,
     "glm46v": _glm46v,
     "qwen3_5": _qwen3_5,
+    "llava_next_video": _llava_next_video,
+    "gemma4": _gemma4,
+    "llama4": _llama4,
+    "lfm2_vl": _lfm2_vl,
 }
-NEEDS_TORCHVISION = ("mistral3", "cohere2_vision")
+NEEDS_TORCHVISION = ("mistral3", "cohere2_vision", "llama4", "lfm2_vl")
 """These processors cannot be loaded without torchvision; their rule stands in, see `tests.families.counts`."""
-PLACEHOLDER = {"aya_vision": "<video>", "gemma3": START}
+PLACEHOLDER = {"aya_vision": "<video>", "gemma3": START, "llama4": "<|image|>"}
 """The word that stands for an image in a prompt before it is written out, where it is not the image token."""
 
 
@@ -186,6 +241,15 @@ def config(name: str) -> Any:
         "glm4v": transformers.Glm4vConfig,
         "glm46v": transformers.Glm46VConfig,
         "qwen3_5": transformers.Qwen3_5Config,
+        "llava_next_video": transformers.LlavaNextVideoConfig,
+        "gemma4": lambda: transformers.Gemma4Config(
+            text_config={"use_bidirectional_attention": "vision"}, vision_config={}, audio_config=None
+        ),
+        "llama4": lambda: transformers.Llama4Config(
+            vision_config={"image_size": 336, "patch_size": 14}, eoi_token_index=id_of("<|image_end|>")
+        ),
+        "lfm2_vl": transformers.Lfm2VlConfig,
     }[name]()
-    made.image_token_id = id_of("<IMG_ATOM>" if name == "ovis2" else IMAGE)
+    made.image_token_id = id_of({"ovis2": "<IMG_ATOM>", "llama4": "<|patch|>"}.get(name, IMAGE))
+    made.video_token_id = id_of("<video>")
     return made

@@ -83,7 +83,7 @@ def test_tokens_of_odd_sizes(name: str) -> None:
     inputs = processed(name, [[size] for size in SIZES])
     layout = layout_of(name, inputs)
     is_image = inputs["input_ids"] == config(name).image_token_id
-    assert torch.equal(layout.is_patch, is_image)
+    assert torch.equal(layout.is_patch | (layout.is_filler & is_image), is_image)
     assert all(len(grids) == 1 for grids in layout.grids)
     if name in NEEDS_TORCHVISION and not is_torchvision_available():
         counts = [len(RULES[name](size)[0]) for size in SIZES]
@@ -100,7 +100,7 @@ def test_tokens_of_odd_sizes(name: str) -> None:
     found = [counts[place] for place in places]
     images = is_image.sum(1).tolist()
     assert found in ([written[place] for place in places], [images[place] for place in places])
-    assert [grid.patches for (grid,) in layout.grids] == images
+    assert [grid.tokens for (grid,) in layout.grids] == images
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -113,6 +113,17 @@ def test_several_pictures_in_a_prompt(name: str) -> None:
     for row, grids in zip(rows, layout.grids):
         assert [alone[size] for size in row] == list(grids)
     assert bool(layout.is_pad[0].any())
+
+
+def test_llama4_tiles_are_arranged_as_its_separators_say() -> None:
+    layout = layout_of("llama4", by_rule("llama4", [[size] for size in SIZES]))
+    for size, (grid,) in zip(SIZES, layout.grids):
+        words = RULES["llama4"](size)[0]
+        rows = words.count("<|tile_y_separator|>")
+        tiles = [(block.tile_row, block.tile_col) for block in grid.blocks if block.kind == "tile"]
+        cols = len(tiles) // max(rows, 1)
+        assert words.count("<|tile_x_separator|>") == rows * max(cols - 1, 0)
+        assert tiles == [(row, col) for row in range(rows) for col in range(cols)]
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "idefics3"])

@@ -96,12 +96,26 @@ def index() -> dict[str, Method]:
         >>> index()["vhr"].parameters[0]
         Parameter(name='alpha', default='2.0', kind='number', allowed='at least 0', text='...')  # doctest: +SKIP
     """
+    listed = _catalogued((_HOOKS / "catalogue.py").read_text("utf-8"))
     found = {
         method.name: method
         for path in sorted(_HOOKS.rglob("*.py"))
         for method in methods_in(path.read_text("utf-8"))
+        if method.class_name in listed
     }
     return dict(sorted(found.items()))
+
+
+def _catalogued(source: str) -> set[str]:
+    """The classes in the catalogue's table."""
+    for node in ast.parse(source).body:
+        if (
+            isinstance(node, ast.AnnAssign)
+            and ast.unparse(node.target) == "_METHODS"
+            and node.value is not None
+        ):
+            return {item.id for item in ast.walk(node.value) if isinstance(item, ast.Name)}
+    return set()
 
 
 def method_of(kind: type) -> Method:

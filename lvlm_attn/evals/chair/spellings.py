@@ -48,17 +48,16 @@ OTHERWISE: dict[str, str] = {
 
 
 def other_spellings() -> Iterator[tuple[str, str]]:
-    """Yields ``(words, category)`` for every spelling, singular and plural, that the table itself lacks.
+    """Yields ``(words, category)`` for every spelling, singular and plural, those of the table among them.
 
     Example:
         >>> dict(other_spellings())["hotdogs"], dict(other_spellings())["surf boards"]
         ('hot dog', 'surfboard')
     """
-    for table in (APART, OTHERWISE):
+    for table in (APART, OTHERWISE, WORDS):
         for node, listed in table.items():
-            for word in filter(None, listed.split(", ")):
-                yield from ((form, node) for form in (word, *plurals(word)))
-    for node, synonyms in WORDS.items():
-        for word in (node, *filter(None, synonyms.split(", "))):
-            if " " in word:
-                yield from ((form.replace(" ", ""), node) for form in (word, *plurals(word)))
+            for word in filter(None, (node, *listed.split(", ")) if table is WORDS else listed.split(", ")):
+                for form in (word, *plurals(word)):
+                    yield form, node
+                    if " " in form and "." not in form:
+                        yield form.replace(" ", ""), node

@@ -40,7 +40,7 @@ from lvlm_attn.evals.core.records import Record, read_records
 CATEGORIES = ("random", "popular", "adversarial")
 DATASETS = ("aokvqa", "gqa", "coco")
 _LABELS = ("label", "gt_label", "gt", "ground_truth", "target", "answer")
-_OBJECT = re.compile(r"is there (?:an?|the|any)\s+(.{1,80}?)\s+in the iman?ge", re.IGNORECASE)
+_OBJECT = re.compile(r"is there\s+(?:(?:an?|the|any)\s+)?(.{1,80}?)\s+in the iman?ge", re.IGNORECASE)
 _NAMED_SPLIT = re.compile(r"(?<![a-z])(random|popular|adversarial|rand|pop|adv)(?![a-z])")
 _OLD_RANDOM_ROWS = 2910
 

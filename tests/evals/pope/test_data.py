@@ -3,7 +3,9 @@ import json
 import pytest
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.evals.pope.data import load_questions, normalised
+from lvlm_attn.evals.pope.answers import Answered
+from lvlm_attn.evals.pope.data import dataset_of, load_questions, normalised, split_of
+from lvlm_attn.evals.pope.score import score_pope
 
 ROWS = [
     {"question_id": 1, "image": "a.jpg", "text": "Is there a dog in the image?", "label": "yes"},
@@ -112,11 +114,77 @@ def test_missing_folder_and_binary_files(tmp_path):
         load_questions(tmp_path / "none.json")
     with pytest.raises(LvlmAttnError, match="is a folder"):
         load_questions(tmp_path)
-    (tmp_path / "z.json").write_bytes(b"\x1f\x8b\xff\xfe")
+    (tmp_path / "z.json").write_bytes(b"\xe9t\xe9")
     with pytest.raises(LvlmAttnError, match="not UTF-8"):
+        load_questions(tmp_path / "z.json")
+    (tmp_path / "z.json").write_bytes(b"\x1f\x8b\xff\xfe")
+    with pytest.raises(LvlmAttnError, match="damaged gzip"):
         load_questions(tmp_path / "z.json")
     with pytest.raises(LvlmAttnError, match="no question file"):
         load_questions([])
+
+
+def test_rows_of_the_hub(tmp_path):
+    rows = [
+        {"id": str(i), "question_id": str(i % 2 + 1), "question": "Is there a dog in the image?", "answer": "yes",
+         "image_source": "COCO_val2014_000000000001", "category": ("Random", "popular")[i // 2]}
+        for i in range(4)
+    ]  # fmt: skip
+    data = load_questions(write(tmp_path / "hub.jsonl", "\n".join(map(json.dumps, rows))))
+    assert [q.sample_id for q in data.questions] == ["random:1", "random:2", "popular:1", "popular:2"]
+    assert {(q.image, q.label, q.object) for q in data.questions} == {
+        ("COCO_val2014_000000000001", "yes", "dog")
+    }
+
+
+def test_a_row_of_vlmevalkit_counts_for_each_of_its_categories(tmp_path):
+    text = 'index\timage\tquestion\tanswer\tcategory\n7\t/9j\tIs there a dog in the image?\tYes\t"adversarial,random"\n'
+    data = load_questions(write(tmp_path / "POPE.tsv", text))
+    assert [(q.sample_id, q.question_id, q.label) for q in data.questions] == [
+        ("adversarial:7", 7, "yes"),
+        ("random:7", 7, "yes"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["Yes.", "NO"], ["yes", "no"]),
+        ([True, False], ["yes", "no"]),
+        ([1, 0], ["yes", "no"]),
+        ([1.0, None], ["yes", None]),
+    ],
+)
+def test_labels_in_every_writing(tmp_path, labels, expected):
+    rows = [{**row, "label": label} for row, label in zip(ROWS, labels)]
+    assert [
+        q.label for q in load_questions(write(tmp_path / "q.json", json.dumps(rows))).questions
+    ] == expected
+
+
+def test_splits_of_a_dataset_dict_are_categories(tmp_path):
+    rows = [{**row, "split": "popular"} for row in ROWS]
+    assert load_questions(write(tmp_path / "q.json", json.dumps(rows))).categories == ("popular",)
+
+
+def test_files_with_all_splits_keep_apart(tmp_path):
+    rows = [{**row, "category": split} for split in ("random", "popular") for row in ROWS]
+    paths = [write(tmp_path / f"{name}.json", json.dumps(rows)) for name in ("coco", "gqa")]
+    assert load_questions(paths).categories == ("coco-random", "coco-popular", "gqa-random", "gqa-popular")
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "dataset"),
+    [
+        ("coco_pope_random", "random", "coco"),
+        ("llava-7b-A-OKVQA-adv", "adversarial", "aokvqa"),
+        ("gqa_pope_seem_popular", "popular", "gqa"),
+        ("random_popular", None, None),
+        ("randomised_coconut", None, "coco"),
+    ],
+)
+def test_what_a_name_tells(name, split, dataset):
+    assert (split_of(name), dataset_of(name)) == (split, dataset)
 
 
 def test_statements_are_pointed_out(tmp_path):
@@ -137,6 +205,9 @@ def test_normalised_ignores_typo_article_and_suffix():
         ("DAMO_VCD/coco/coco_pope_adversarial.json", 3000, 57, "json lines"),
         ("RUCAIBox_POPE/coco/coco_pope_popular.json", 3000, 0, "json lines"),
         ("RUCAIBox_POPE/gqa/gqa_pope_seem_random.json", 3000, 0, "array"),
+        ("RUCAIBox_POPE/aokvqa/aokvqa_pope_seem_popular.json", 3000, 0, "array"),
+        ("DAMO_VCD/gqa/gqa_pope_adversarial.json", 3000, 0, "json lines"),
+        ("DAMO_VCD/aokvqa/aokvqa_pope_random.json", 3000, 0, "json lines"),
         ("OPERA_pope_coco/coco_pope_random.json", 2910, 144, "json lines"),
         ("OPERA_pope_coco/coco_pope_popular.json", 3000, 44, "json lines"),
         ("PAI_chat/coco_pope_chat_adversarial.json", 3000, 58, "json lines, chat"),
@@ -153,3 +224,14 @@ def test_published_variants_ask_the_same(shared_data):
     assert [(q.image, normalised(q.text), q.label) for q in ours] == [
         (q.image, normalised(q.text), q.label) for q in theirs
     ]
+
+
+def test_every_published_file_loads_and_scores_its_own_labels(shared_data):
+    files = sorted((shared_data / "pope").rglob("*_pope_*.json"))
+    assert len(files) >= 24
+    for path in files:
+        questions = load_questions(path).questions
+        assert {q.label for q in questions} == {"yes", "no"}
+        score = score_pope([Answered(q, str(q.label)) for q in questions])
+        assert (score["accuracy"], score["unreadable"], score["n"]) == (1, 0, len(questions))
+        assert all(q.object for q in questions)

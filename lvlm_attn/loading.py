@@ -153,7 +153,7 @@ def _refuse_missing_folder(name: str | Path) -> None:
     if is_path and not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "does not exist"
         raise LvlmAttnError(
-            f"Model folder {shown(text)} {what}; give a folder with config.json and weights, 'toy', or a hub id."
+            f"Model folder {text!r} {what}; give a folder with config.json and weights, 'toy', or a hub id."
         )
 
 

@@ -28,8 +28,12 @@ from tests.families.more_processors import (
     id_of,
     tokenizer,
 )
+from tests.versions import needs_own_image_processors
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    needs_own_image_processors,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 
 ROWS = [[(333, 500)], [], [(97, 1203), (641, 479)]]
 Size = tuple[int, int]

@@ -20,7 +20,7 @@ from tests.families import rules
 from tests.families.oracle import Case, Edit, cases, decoder_of, plain, walk
 from tests.oracle import VarRule, VhrRule
 from tests.oracle_setup import DIM, LAYERS, TAU, generate, relative_error, sink_model
-from tests.tiny import ALL_NAMES, NAMES, tiny_inputs
+from tests.tiny import ALL_NAMES, NAMES, tiny_inputs, tiny_rows
 
 HYBRID = ("qwen3_5", "lfm2_vl")
 BATCH = [(1,), (0,), (2,)]
@@ -241,3 +241,33 @@ def test_vmtc_hides_what_it_merged_from_every_token(name: str) -> None:
 
         want = walk(case, rules.masked(case, ALL, is_left), embeds=seen[0][0].double()).logits
         assert relative_error(got[~gone], want[~gone]) < 3e-5
+
+
+WAYS = {
+    "no cache": {"use_cache": False},
+    "static cache": {"cache_implementation": "static"},
+    "two beams": {"num_beams": 2},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", NEW)
+def test_ways_to_generate_agree_with_single_rows(name: str, way: str) -> None:
+    """Without a cache, with a static one and with beams a batch gives what its rows give alone with a growing cache."""
+    if way == "two beams" and name == "llama4":
+        pytest.skip("transformers itself does not repeat the features of Llama 4 for beams")
+    model, options = sink_model(name), {"do_sample": False, "max_new_tokens": TOKENS} | WAYS[way]
+    inputs = tiny_inputs(name, model, BATCH)
+    rows = tiny_rows(name, model, BATCH)
+    var = la.VAR(layers=VAR.layers, sink_dims=(DIM,), tau=TAU, rho=0.1, mass_floor=0.05)
+    settings = {"output_logits": True, "return_dict_in_generate": True}
+    with torch.no_grad(), la.wrap(model, var, la.VisualSelf(), no_image="pass"):
+        got = model.generate(**inputs, **options, **settings)
+        for index, row in enumerate(rows):
+            alone = model.generate(
+                **row, **options | {"use_cache": True, "cache_implementation": None}, **settings
+            )
+            assert torch.equal(got.sequences[index, -TOKENS:], alone.sequences[0, -TOKENS:])
+            if way != "two beams":
+                whole, single = torch.stack(got.logits, 1)[index], torch.stack(alone.logits, 1)[0]
+                assert relative_error(whole, single.double()) < 3e-5

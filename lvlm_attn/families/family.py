@@ -77,6 +77,7 @@ class Family:
         text_mask: who attends to whom in the text decoder; a function of the configuration where models of the
             family differ. Wraps compare it with the mask that the model makes.
         token_types: the input that tells the model which tokens are an image, where its mask depends on it.
+        first_position: what the model counts positions from; those that `generate` hands on begin with 0.
         encoder: whether rows of the image encoder's attention can be read (PAINT, VMTC).
         has_grid: whether image tokens stand in rows and columns that are known.
         places: whether it is known where the patches of a picture lie in it (maps, masks, crops).
@@ -102,6 +103,7 @@ class Family:
     edges: Callable[[Any], Sequence[int]] | None = None
     text_mask: TextMask | Callable[[Any], TextMask] = "causal"
     token_types: str = ""
+    first_position: int = 0
     encoder: bool = True
     has_grid: bool = True
     places: bool = True

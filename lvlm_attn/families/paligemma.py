@@ -27,5 +27,6 @@ FAMILY = Family(
     grid_is_fixed=True,
     text_mask="bidirectional_prompt",
     token_types="token_type_ids",
+    first_position=1,
     modules_fit=False,
 )

@@ -42,8 +42,9 @@ def read_attention(
         requests: prompts about the same images, row by row.
         layers: the layers to read.
         steps: the most steps per row.
-        share: read the common beginning of the prompts once. Prompts whose images are not all in it, and
-            models on which interventions are active, are read in full each.
+        share: read the common beginning of the prompts once. Prompts whose images are not all in it, and models on
+            which interventions are active, whose prompt attends to itself both ways, or that have layers without
+            softmax attention, are read in full each.
 
     Returns:
         Per request, row and image: per block `(steps, layers, rows, cols)`. Rows without images have none.
@@ -58,7 +59,7 @@ def read_attention(
     target = requests[0].target
     log = _Log(max(layers) if steps == 1 else None)
     with torch.no_grad(), _kept_positions(target) as seen:
-        cuts = _common_beginning(requests) if share and _is_bare(target) else None
+        cuts = _common_beginning(requests) if share and _can_share(target) else None
         with wrap(cast("Any", target.model), _Recorder(tuple(sorted(layers)), log), no_image="pass"):
             reader = _Reader(target, log, seen)
             found = []
@@ -126,13 +127,13 @@ class _Reader:
         self.target = target
         self.log = log
         self.seen = seen
-        self.cache = DynamicCache()
+        self.cache = self._empty_cache()
         self.mask = torch.empty(0)
         self.next = torch.empty(0)
 
     def open(self, inputs: Mapping[str, Tensor], read_last: bool = False) -> Tensor | None:
         """Reads the beginning of a prompt with its images; returns logits of the last position, if any."""
-        self.cache = DynamicCache()
+        self.cache = self._empty_cache()
         mask = inputs.get("attention_mask")
         self.mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
         last = self.mask.cumsum(1).argmax(1)
@@ -183,6 +184,10 @@ class _Reader:
             for row in range(batch)
         ]
 
+    def _empty_cache(self) -> DynamicCache:
+        """One that grows in every layer; layers without softmax attention keep a state of their own kind."""
+        return DynamicCache(config=self.target.config) if self.target.skipped_layers else DynamicCache()
+
     def state(self) -> tuple[list[dict[str, Any]], Tensor, Tensor]:
         """What has been read so far; later reading replaces tensors and never writes into them."""
         return [dict(vars(layer)) for layer in self.cache.layers], self.mask, self.next
@@ -222,6 +227,12 @@ def _kept_positions(target: Target) -> Iterator[dict[str, Tensor | None]]:
         handle.remove()
         if hasattr(base, "rope_deltas"):
             base.rope_deltas = deltas
+
+
+def _can_share(target: Target) -> bool:
+    """Whether a prompt may be read in pieces, and its beginning be gone back to."""
+    mask = target.family.mask_of(cast("Any", target.parts.base).config)
+    return mask != "bidirectional_prompt" and not target.skipped_layers and _is_bare(target)
 
 
 def _is_bare(target: Target) -> bool:

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 from lvlm_attn.decoding.roomy_cache import RoomyLayer
 from lvlm_attn.errors import UnsupportedError
+from lvlm_attn.families import family_of
 from lvlm_attn.hooks.opera.scores import Tape
 from lvlm_attn.runtime.transformers_private import attention_of, kwargs_after, prefill
 
@@ -42,7 +43,8 @@ class Reader:
         layers = getattr(self._cache, "layers", None)
         if layers is None or not all(type(layer) in (DynamicLayer, RoomyLayer) for layer in layers):
             raise UnsupportedError(
-                "OPERA needs a cache that grows and can be cropped; leave out cache_implementation and use_cache=False."
+                "OPERA needs a cache that grows and can be cropped: no cache_implementation, and no use_cache=False; "
+                "and if it fails all the same, layers of this model keep a window or a state alone: use another method."
             )
         return logits
 
@@ -77,6 +79,7 @@ class Reader:
         mask = mask.masked_fill(~may_read, torch.finfo(dtype).min)
         positions = self.kwargs.get("position_ids")
         next_one = is_read.sum(1)[:, None] if positions is None else positions[..., -1:]
+        next_one = next_one + family_of(self.model).first_position
         output = self.model(
             input_ids=words,
             attention_mask=mask,

@@ -34,8 +34,8 @@ from lvlm_attn.families import (
     vipllava,
 )
 from lvlm_attn.families.family import (
-    Evidence,
     Family,
+    ImageInputs,
     Parts,
     TextMask,
     find_parts,
@@ -45,8 +45,8 @@ from lvlm_attn.families.family import (
 )
 
 __all__ = [
-    "Evidence",
     "Family",
+    "ImageInputs",
     "Parts",
     "TextMask",
     "family_of",

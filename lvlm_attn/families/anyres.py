@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.families.family import Evidence, image_features, image_runs, image_token_id, side
+from lvlm_attn.families.family import ImageInputs, image_features, image_runs, image_token_id, side
 from lvlm_attn.layout.grids import Block, ImageGrid
 
 
@@ -95,21 +95,21 @@ def grid_of_features(features: Tensor, newline: Tensor | None, config: Any) -> I
 
 
 def find_grids(
-    evidence: Evidence, max_tiles: int | None, patched: Iterable[bool] | None = None
+    image_inputs: ImageInputs, max_tiles: int | None, patched: Iterable[bool] | None = None
 ) -> list[ImageGrid]:
     """The grids of all images, from their features if they are known already, else from `image_sizes`.
 
     Args:
-        evidence: what is known of the prompt.
+        image_inputs: what is known of the prompt.
         max_tiles: see `grid_of_size`.
         patched: for each image, whether it has tiles besides the base block; None if all have.
 
     Raises:
         LvlmAttnError: if nothing tells the sizes of the images.
     """
-    config = evidence.config
-    features = image_features(evidence)
-    sizes = evidence.call.get("image_sizes")
+    config = image_inputs.config
+    features = image_features(image_inputs)
+    sizes = image_inputs.call.get("image_sizes")
     if features is None and sizes is not None:
         pairs = [(int(height), int(width)) for height, width in torch.as_tensor(sizes).tolist()]
         tiled = [True] * len(pairs) if patched is None else list(patched)
@@ -117,13 +117,13 @@ def find_grids(
         return [
             grid_of_size(pair, config, max_tiles) if tiles else single for pair, tiles in zip(pairs, tiled)
         ]
-    if features is None and evidence.inputs_embeds is not None:
-        runs = image_runs(evidence.input_ids, image_token_id(config))
-        features = [evidence.inputs_embeds[row, start:stop] for row, start, stop in runs]
+    if features is None and image_inputs.inputs_embeds is not None:
+        runs = image_runs(image_inputs.input_ids, image_token_id(config))
+        features = [image_inputs.inputs_embeds[row, start:stop] for row, start, stop in runs]
     if features is None:
         raise LvlmAttnError(
             f"The prompt holds image tokens, but neither image_sizes nor image features of this "
             f"{config.model_type} "
             "model; pass pixel_values and image_sizes as the processor returns them."
         )
-    return [grid_of_features(feature, evidence.newline, config) for feature in features]
+    return [grid_of_features(feature, image_inputs.newline, config) for feature in features]

@@ -7,21 +7,21 @@ image; an end and a start marker stand between images. How the tiles are arrange
 
 from __future__ import annotations
 
-from lvlm_attn.families.family import Evidence, Family
+from lvlm_attn.families.family import Family, ImageInputs
 from lvlm_attn.families.tiles import check_tiles, grouped, runs_of, shuffled_side, tiles_then_whole
 from lvlm_attn.layout.grids import ImageGrid
 
 
-def grids(evidence: Evidence) -> list[ImageGrid]:
+def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
     """Tiles with a single token between them are of one image.
 
     Raises:
         UnsupportedError: if a run of image tokens is no tile.
         LvlmAttnError: if the tiles are not as many as the encoded ones.
     """
-    rows, cols = shuffled_side(evidence.config, evidence.config.downsample_factor)
-    runs = runs_of(evidence)
-    check_tiles(evidence, runs, rows * cols)
+    rows, cols = shuffled_side(image_inputs.config, image_inputs.config.downsample_factor)
+    runs = runs_of(image_inputs)
+    check_tiles(image_inputs, runs, rows * cols)
     groups = grouped(runs, lambda run: len(run.before) > 1)
     return [tiles_then_whole(len(group), rows, cols) for group in groups]
 

@@ -20,7 +20,7 @@ whole prompt to itself; or positions to those before them in their chunk alone."
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class ImageInputs:
     """What is known about the images of one prompt when the language model is about to read it.
 
     `generate` encodes the images before the prefill and hides their sizes, a plain forward does not; grids
@@ -58,7 +58,7 @@ class Family:
     Attributes:
         name: `config.model_type`.
         title: the name its authors gave it.
-        grids: gives the grids of the images that begin in the evidence's ids, in flat order.
+        grids: gives the grids of the images that begin in `image_inputs.input_ids`, in flat order.
         remarks: what a user should know.
         examples: hub ids of models of the family.
         base: attribute of the `...ForConditionalGeneration` model that holds the base model.
@@ -87,7 +87,7 @@ class Family:
 
     name: str
     title: str
-    grids: Callable[[Evidence], list[ImageGrid]]
+    grids: Callable[[ImageInputs], list[ImageGrid]]
     remarks: str = ""
     examples: tuple[str, ...] = ()
     base: str = "model"
@@ -202,50 +202,52 @@ def image_token_id(config: Any) -> int:
     return found
 
 
-def prompt_layout(family: Family, evidence: Evidence, attention_mask: Tensor | None = None) -> PromptLayout:
+def prompt_layout(
+    family: Family, image_inputs: ImageInputs, attention_mask: Tensor | None = None
+) -> PromptLayout:
     """Lays out a prompt, or the next piece of one, of a model of `family`.
 
     Args:
         family: the model's family.
-        evidence: token ids and what is known of their images; `evidence.after` is what came before them.
+        image_inputs: token ids and what is known of their images; `image_inputs.after` is what came before them.
         attention_mask: `(batch, length)` padding mask; a longer one counts from its end.
 
     Returns:
-        The layout of `evidence.after` and `evidence.input_ids` together.
+        The layout of `image_inputs.after` and `image_inputs.input_ids` together.
 
     Raises:
         UnsupportedError: if the prompt holds a video, or is cut inside an image in a family whose grids are
             not fixed.
         LvlmAttnError: if images and image tokens do not match, or image tokens come without images.
     """
-    _check_ids(evidence)
-    _refuse_videos(evidence)
-    token = image_token_id(evidence.config)
-    _refuse_empty_places(evidence, token)
-    if evidence.after is not None and not family.grid_is_fixed:
-        _refuse_cut_images(family, evidence, token)
-    has_images = bool((evidence.input_ids == token).any())
+    _check_ids(image_inputs)
+    _refuse_videos(image_inputs)
+    token = image_token_id(image_inputs.config)
+    _refuse_empty_places(image_inputs, token)
+    if image_inputs.after is not None and not family.grid_is_fixed:
+        _refuse_cut_images(family, image_inputs, token)
+    has_images = bool((image_inputs.input_ids == token).any())
     if has_images:
-        _refuse_untold_images(family, evidence)
-    grids = family.grids(evidence) if has_images else []
+        _refuse_untold_images(family, image_inputs)
+    grids = family.grids(image_inputs) if has_images else []
     return PromptLayout.build(
-        evidence.input_ids,
+        image_inputs.input_ids,
         token,
         grids,
         attention_mask,
-        after=evidence.after,
-        may_end_inside_image=family.grid_is_fixed and is_sliced(evidence, token),
+        after=image_inputs.after,
+        may_end_inside_image=family.grid_is_fixed and is_sliced(image_inputs, token),
         marks_between=family.marks_between,
-        edge_ids=() if family.edges is None else family.edges(evidence.config),
+        edge_ids=() if family.edges is None else family.edges(image_inputs.config),
     )
 
 
-def image_features(evidence: Evidence) -> list[Tensor] | None:
+def image_features(image_inputs: ImageInputs) -> list[Tensor] | None:
     """The features of each image or tile as `generate` encoded them before the prefill, else None.
 
     Each is `(tokens, hidden)`. A prefill cut into chunks gives one entry for all image tokens of the chunk.
     """
-    encoded = evidence.call.get("mm_encoder_outputs")
+    encoded = image_inputs.call.get("mm_encoder_outputs")
     output = encoded.get("image") if encoded else None
     if output is None:
         return None
@@ -258,12 +260,12 @@ def features_of(output: Any) -> Any:
     return output.last_hidden_state if pooled is None else pooled
 
 
-def is_sliced(evidence: Evidence, token: int) -> bool:
+def is_sliced(image_inputs: ImageInputs, token: int) -> bool:
     """Whether the features are a chunk's: one entry, exactly as long as its image tokens."""
-    features = image_features(evidence)
+    features = image_features(image_inputs)
     if features is None or len(features) != 1:
         return False
-    return len(features[0]) == int((evidence.input_ids == token).sum())
+    return len(features[0]) == int((image_inputs.input_ids == token).sum())
 
 
 def image_runs(input_ids: Tensor, token: int) -> list[tuple[int, int, int]]:
@@ -298,22 +300,24 @@ def _argument_names(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(forward).parameters)[1:]
 
 
-def _check_ids(evidence: Evidence) -> None:
-    if not isinstance(evidence.input_ids, Tensor):
+def _check_ids(image_inputs: ImageInputs) -> None:
+    if not isinstance(image_inputs.input_ids, Tensor):
         raise UnsupportedError(
             "The model was called without input_ids, so nothing tells where its images stand; pass the ids "
             "instead of inputs_embeds."
         )
 
 
-def _refuse_empty_places(evidence: Evidence, token: int) -> None:
+def _refuse_empty_places(image_inputs: ImageInputs, token: int) -> None:
     """Refuses image tokens without images, which a model reads as so many copies of one meaningless word."""
-    if evidence.call.get("pixel_values") is not None or image_features(evidence) is not None:
+    if image_inputs.call.get("pixel_values") is not None or image_features(image_inputs) is not None:
         return
-    is_image = evidence.input_ids == token
-    if evidence.inputs_embeds is None or not bool(is_image.any()):
+    is_image = image_inputs.input_ids == token
+    if image_inputs.inputs_embeds is None or not bool(is_image.any()):
         return
-    placed = evidence.inputs_embeds[:, : is_image.shape[1]][is_image.to(evidence.inputs_embeds.device)]
+    placed = image_inputs.inputs_embeds[:, : is_image.shape[1]][
+        is_image.to(image_inputs.inputs_embeds.device)
+    ]
     if bool((placed == placed[:1]).all()):
         raise LvlmAttnError(
             f"The prompt holds {len(placed)} image tokens, but no image features stand there; pass "
@@ -321,35 +325,35 @@ def _refuse_empty_places(evidence: Evidence, token: int) -> None:
         )
 
 
-def _refuse_videos(evidence: Evidence) -> None:
-    video = getattr(evidence.config, "video_token_id", None)
-    encoded = evidence.call.get("mm_encoder_outputs") or {}
-    given = evidence.call.get("pixel_values_videos") is not None or encoded.get("video") is not None
-    if given or (isinstance(video, int) and bool((evidence.input_ids == video).any())):
+def _refuse_videos(image_inputs: ImageInputs) -> None:
+    video = getattr(image_inputs.config, "video_token_id", None)
+    encoded = image_inputs.call.get("mm_encoder_outputs") or {}
+    given = image_inputs.call.get("pixel_values_videos") is not None or encoded.get("video") is not None
+    if given or (isinstance(video, int) and bool((image_inputs.input_ids == video).any())):
         raise UnsupportedError(
             f"The prompt holds a video, which is not supported for model type "
-            f"{evidence.config.model_type!r}; "
+            f"{image_inputs.config.model_type!r}; "
             "pass single frames as images."
         )
 
 
-def _refuse_untold_images(family: Family, evidence: Evidence) -> None:
+def _refuse_untold_images(family: Family, image_inputs: ImageInputs) -> None:
     """Refuses images of which the model is not told that they attend to themselves both ways."""
-    is_free = family.mask_of(evidence.config).startswith("bidirectional")
-    if is_free and family.mask_of(evidence.config, evidence.call) == "causal":
+    is_free = family.mask_of(image_inputs.config).startswith("bidirectional")
+    if is_free and family.mask_of(image_inputs.config, image_inputs.call) == "causal":
         raise LvlmAttnError(
             f"The images of this prompt would silently attend causally, which {family.title} was not trained with; "
             f"pass {family.token_types} as the processor returns them."
         )
 
 
-def _refuse_cut_images(family: Family, evidence: Evidence, token: int) -> None:
-    after = cast("PromptLayout", evidence.after)
-    if after.length == 0 or evidence.input_ids.shape[1] == 0:
+def _refuse_cut_images(family: Family, image_inputs: ImageInputs, token: int) -> None:
+    after = cast("PromptLayout", image_inputs.after)
+    if after.length == 0 or image_inputs.input_ids.shape[1] == 0:
         return
-    starts_inside = (evidence.input_ids[:, 0] == token) & (after.is_patch[:, -1] | after.is_filler[:, -1]).to(
-        evidence.input_ids.device
-    )
+    starts_inside = (image_inputs.input_ids[:, 0] == token) & (
+        after.is_patch[:, -1] | after.is_filler[:, -1]
+    ).to(image_inputs.input_ids.device)
     if bool(starts_inside.any()):
         raise UnsupportedError(
             f"The chunked prefill cuts an image of row {int(starts_inside.nonzero()[0, 0])}, and the grids "

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from math import isqrt
 
-from lvlm_attn.families.family import Evidence, Family
+from lvlm_attn.families.family import Family, ImageInputs
 from lvlm_attn.families.llava import repeat_over_tokens
 from lvlm_attn.layout.grids import Block, ImageGrid
 
 
-def grids(evidence: Evidence) -> list[ImageGrid]:
+def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
     """The same square for every image."""
-    edge = isqrt(evidence.config.mm_tokens_per_image)
-    return repeat_over_tokens(ImageGrid((Block(edge, edge, "base"),)), evidence)
+    edge = isqrt(image_inputs.config.mm_tokens_per_image)
+    return repeat_over_tokens(ImageGrid((Block(edge, edge, "base"),)), image_inputs)
 
 
 FAMILY = Family(

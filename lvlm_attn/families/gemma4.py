@@ -11,14 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 from lvlm_attn.errors import UnsupportedError
-from lvlm_attn.families.family import Evidence, Family, TextMask
+from lvlm_attn.families.family import Family, ImageInputs, TextMask
 from lvlm_attn.families.tiles import runs_of, unplaced
 from lvlm_attn.layout.grids import ImageGrid
 
 
-def grids(evidence: Evidence) -> list[ImageGrid]:
+def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
     """One image for each run of image tokens."""
-    return [unplaced([run.tokens]) for run in runs_of(evidence)]
+    return [unplaced([run.tokens]) for run in runs_of(image_inputs)]
 
 
 def text_mask(config: Any) -> TextMask:

@@ -7,20 +7,20 @@ the tags tell where an image ends, and the newlines how its tiles are arranged.
 
 from __future__ import annotations
 
-from lvlm_attn.families.family import Evidence, Family
+from lvlm_attn.families.family import Family, ImageInputs
 from lvlm_attn.families.tiles import Run, check_tiles, grouped, runs_of, shuffled_side, tiles_then_whole
 from lvlm_attn.layout.grids import ImageGrid
 
 
-def grids(evidence: Evidence) -> list[ImageGrid]:
+def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
     """One image up to each global tile.
 
     Raises:
         UnsupportedError: if a run of image tokens is no tile.
     """
-    rows, cols = shuffled_side(evidence.config, evidence.config.scale_factor)
-    runs = runs_of(evidence)
-    check_tiles(evidence, runs, rows * cols)
+    rows, cols = shuffled_side(image_inputs.config, image_inputs.config.scale_factor)
+    runs = runs_of(image_inputs)
+    check_tiles(image_inputs, runs, rows * cols)
     # The last tile of a row of the batch is global, so its tag is that of all global tiles.
     whole = {run.row: _tag(run) for run in runs}
     ends = {(run.row, run.stop) for run in runs if _tag(run) == whole[run.row]}

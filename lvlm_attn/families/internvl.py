@@ -8,13 +8,13 @@ a start and an end marker, which are text. The arrangement of the tiles is not a
 from __future__ import annotations
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.families.family import Evidence, Family, image_features, image_runs, image_token_id, side
+from lvlm_attn.families.family import Family, ImageInputs, image_features, image_runs, image_token_id, side
 from lvlm_attn.layout.grids import Block, ImageGrid
 
 
-def tile_side(evidence: Evidence) -> tuple[int, int]:
+def tile_side(image_inputs: ImageInputs) -> tuple[int, int]:
     """Rows and columns of patches in one tile, after pixels are shuffled together."""
-    config = evidence.config
+    config = image_inputs.config
     (height, width), (patch_height, patch_width) = (
         side(config.vision_config.image_size),
         side(config.vision_config.patch_size),
@@ -23,15 +23,15 @@ def tile_side(evidence: Evidence) -> tuple[int, int]:
     return int(height // patch_height * ratio), int(width // patch_width * ratio)
 
 
-def grids(evidence: Evidence) -> list[ImageGrid]:
+def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
     """One image for each run of image tokens, cut into tiles.
 
     Raises:
         UnsupportedError: if a run is no whole number of tiles, as when a chunked prefill cuts it.
         LvlmAttnError: if the tiles are not as many as the encoded ones.
     """
-    rows, cols = tile_side(evidence)
-    runs = image_runs(evidence.input_ids, image_token_id(evidence.config))
+    rows, cols = tile_side(image_inputs)
+    runs = image_runs(image_inputs.input_ids, image_token_id(image_inputs.config))
     for row, start, stop in runs:
         if (stop - start) % (rows * cols):
             raise UnsupportedError(
@@ -41,7 +41,7 @@ def grids(evidence: Evidence) -> list[ImageGrid]:
                 "chunked."
             )
     counts = [(stop - start) // (rows * cols) for _, start, stop in runs]
-    features, pixels = image_features(evidence), evidence.call.get("pixel_values")
+    features, pixels = image_features(image_inputs), image_inputs.call.get("pixel_values")
     encoded = len(features) if features is not None else len(pixels) if pixels is not None else sum(counts)
     is_chunk = features is not None and encoded == 1 and len(features[0]) == sum(counts) * rows * cols
     if encoded != sum(counts) and not is_chunk:

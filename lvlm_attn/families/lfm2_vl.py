@@ -8,19 +8,19 @@ marker between images. Convolutions have no softmax weights and are skipped; ima
 from __future__ import annotations
 
 from lvlm_attn.errors import UnsupportedError
-from lvlm_attn.families.family import Evidence, Family, image_features
+from lvlm_attn.families.family import Family, ImageInputs, image_features
 from lvlm_attn.families.tiles import grouped, runs_of, unplaced
 from lvlm_attn.layout.grids import ImageGrid
 
 
-def grids(evidence: Evidence) -> list[ImageGrid]:
+def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
     """Runs with a single tag between them are of one image.
 
     Raises:
         UnsupportedError: if runs are not the tiles that are encoded, as without image markers in the prompt.
     """
-    runs = runs_of(evidence)
-    features, pixels = image_features(evidence), evidence.call.get("pixel_values")
+    runs = runs_of(image_inputs)
+    features, pixels = image_features(image_inputs), image_inputs.call.get("pixel_values")
     encoded = features if features is not None else pixels
     if encoded is not None and len(encoded) != len(runs):
         raise UnsupportedError(

@@ -7,22 +7,22 @@ configuration names. Three of four text layers attend within chunks of `attentio
 
 from __future__ import annotations
 
-from lvlm_attn.families.family import Evidence, Family
+from lvlm_attn.families.family import Family, ImageInputs
 from lvlm_attn.families.tiles import Run, check_tiles, grouped, runs_of, shuffled_side, tiles_then_whole
 from lvlm_attn.layout.grids import ImageGrid
 
 
-def grids(evidence: Evidence) -> list[ImageGrid]:
+def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
     """Tiles without an end of image between them are of one image.
 
     Raises:
         UnsupportedError: if a run of image tokens is no tile.
         LvlmAttnError: if the tiles are not as many as the encoded ones.
     """
-    rows, cols = shuffled_side(evidence.config, 1 / evidence.config.vision_config.pixel_shuffle_ratio)
-    runs = runs_of(evidence)
-    check_tiles(evidence, runs, rows * cols)
-    groups = grouped(runs, lambda run: evidence.config.eoi_token_id in run.before)
+    rows, cols = shuffled_side(image_inputs.config, 1 / image_inputs.config.vision_config.pixel_shuffle_ratio)
+    runs = runs_of(image_inputs)
+    check_tiles(image_inputs, runs, rows * cols)
+    groups = grouped(runs, lambda run: image_inputs.config.eoi_token_id in run.before)
     return [tiles_then_whole(len(group), rows, cols, _across(group)) for group in groups]
 
 

@@ -7,27 +7,27 @@ is dropped (strategy "default") or kept in front of the patches (strategy "full"
 from __future__ import annotations
 
 from lvlm_attn.errors import UnsupportedError
-from lvlm_attn.families.family import Evidence, Family, image_token_id, side
+from lvlm_attn.families.family import Family, ImageInputs, image_token_id, side
 from lvlm_attn.layout.grids import Block, ImageGrid
 
 WITH_CLASS_TOKEN = frozenset({"clip_vision_model", "dinov2"})
 WITHOUT_CLASS_TOKEN = frozenset({"siglip_vision_model"})
 
 
-def fixed_grid(evidence: Evidence) -> ImageGrid:
+def fixed_grid(image_inputs: ImageInputs) -> ImageGrid:
     """The grid that every image takes: the encoder's image size over its patch size, on both sides.
 
     Raises:
         UnsupportedError: if the image encoder has no fixed grid.
     """
-    vision = evidence.config.vision_config
-    strategy = evidence.call.get("vision_feature_select_strategy") or getattr(
-        evidence.config, "vision_feature_select_strategy", "default"
+    vision = image_inputs.config.vision_config
+    strategy = image_inputs.call.get("vision_feature_select_strategy") or getattr(
+        image_inputs.config, "vision_feature_select_strategy", "default"
     )
     kind = vision.model_type
     if kind not in WITH_CLASS_TOKEN | WITHOUT_CLASS_TOKEN:
         raise UnsupportedError(
-            f"The image encoder {kind!r} of this {evidence.config.model_type} model is not supported; "
+            f"The image encoder {kind!r} of this {image_inputs.config.model_type} model is not supported; "
             f"supported are {', '.join(sorted(WITH_CLASS_TOKEN | WITHOUT_CLASS_TOKEN))}."
         )
     if strategy == "default" and kind in WITHOUT_CLASS_TOKEN:
@@ -43,17 +43,17 @@ def fixed_grid(evidence: Evidence) -> ImageGrid:
     )
 
 
-def repeat_over_tokens(grid: ImageGrid, evidence: Evidence) -> list[ImageGrid]:
+def repeat_over_tokens(grid: ImageGrid, image_inputs: ImageInputs) -> list[ImageGrid]:
     """One `grid` for each image that begins in the ids, the last of a row possibly cut by a chunk."""
-    counts = (evidence.input_ids == image_token_id(evidence.config)).sum(1).tolist()
-    seen = evidence.after.unfinished if evidence.after is not None else (0,) * len(counts)
+    counts = (image_inputs.input_ids == image_token_id(image_inputs.config)).sum(1).tolist()
+    seen = image_inputs.after.unfinished if image_inputs.after is not None else (0,) * len(counts)
     rest = [grid.tokens - done if done else 0 for done in seen]
     return [grid] * sum(-(-max(count - left, 0) // grid.tokens) for count, left in zip(counts, rest))
 
 
-def grids(evidence: Evidence) -> list[ImageGrid]:
+def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
     """The same grid for every image."""
-    return repeat_over_tokens(fixed_grid(evidence), evidence)
+    return repeat_over_tokens(fixed_grid(image_inputs), image_inputs)
 
 
 FAMILY = Family(

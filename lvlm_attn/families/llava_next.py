@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from lvlm_attn.families.anyres import find_grids
-from lvlm_attn.families.family import Evidence, Family
+from lvlm_attn.families.family import Family, ImageInputs
 from lvlm_attn.layout.grids import ImageGrid
 
 
-def grids(evidence: Evidence) -> list[ImageGrid]:
+def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
     """Base and tiles of every image."""
-    return find_grids(evidence, max_tiles=None)
+    return find_grids(image_inputs, max_tiles=None)
 
 
 FAMILY = Family(

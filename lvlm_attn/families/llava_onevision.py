@@ -10,17 +10,17 @@ import torch
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.families.anyres import find_grids
-from lvlm_attn.families.family import Evidence, Family
+from lvlm_attn.families.family import Family, ImageInputs
 from lvlm_attn.layout.grids import ImageGrid
 
 
-def grids(evidence: Evidence) -> list[ImageGrid]:
+def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
     """Base and tiles of an image alone in its row, base and one newline of every other."""
-    per_row = evidence.call.get("batch_num_images")
+    per_row = image_inputs.call.get("batch_num_images")
     patched = None
     if per_row is not None:
         patched = [n == 1 for n in torch.as_tensor(per_row).tolist() for _ in range(n)]
-    return find_grids(evidence, _max_tiles(evidence.config.vision_aspect_ratio), patched)
+    return find_grids(image_inputs, _max_tiles(image_inputs.config.vision_aspect_ratio), patched)
 
 
 def _max_tiles(aspect_ratio: str) -> int:

@@ -11,22 +11,22 @@ from __future__ import annotations
 import torch
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.families.family import Evidence, Family, image_features
+from lvlm_attn.families.family import Family, ImageInputs, image_features
 from lvlm_attn.families.tiles import runs_of
 from lvlm_attn.layout.grids import Block, ImageGrid
 
 
-def grids(evidence: Evidence) -> list[ImageGrid]:
+def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
     """One grid for each image.
 
     Raises:
         LvlmAttnError: if nothing tells the sizes of the images.
         UnsupportedError: if the runs of image tokens are not the rows of images of these sizes.
     """
-    config, features = evidence.config, image_features(evidence)
-    sizes = evidence.call.get("image_sizes")
+    config, features = image_inputs.config, image_features(image_inputs)
+    sizes = image_inputs.call.get("image_sizes")
     if features is not None:
-        return _from_rows(evidence, [len(feature) for feature in features])
+        return _from_rows(image_inputs, [len(feature) for feature in features])
     if sizes is None:
         raise LvlmAttnError(
             "The prompt holds image tokens, but neither image_sizes nor image features of this mistral3 model; pass "
@@ -34,7 +34,7 @@ def grids(evidence: Evidence) -> list[ImageGrid]:
         )
     step = config.vision_config.patch_size * config.spatial_merge_size
     shapes = [(int(height) // step, int(width) // step) for height, width in torch.as_tensor(sizes).tolist()]
-    found = _from_rows(evidence, [rows * cols for rows, cols in shapes])
+    found = _from_rows(image_inputs, [rows * cols for rows, cols in shapes])
     for grid, (rows, cols) in zip(found, shapes):
         if (grid.blocks[0].rows, grid.blocks[0].cols) != (rows, cols):
             raise UnsupportedError(
@@ -44,9 +44,9 @@ def grids(evidence: Evidence) -> list[ImageGrid]:
     return found
 
 
-def _from_rows(evidence: Evidence, lengths: list[int]) -> list[ImageGrid]:
+def _from_rows(image_inputs: ImageInputs, lengths: list[int]) -> list[ImageGrid]:
     """The grids of images of so many tokens, each run of image tokens being one row of one of them."""
-    runs = iter(runs_of(evidence))
+    runs = iter(runs_of(image_inputs))
     found = []
     for number, length in enumerate(lengths):
         widths: list[int] = []

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.families.family import Evidence, image_runs, image_token_id
+from lvlm_attn.families.family import ImageInputs, image_runs, image_token_id
 from lvlm_attn.layout.grids import Block, ImageGrid
 
 _PLAIN = (
@@ -23,31 +23,31 @@ _PLAIN = (
 )
 
 
-def grids(evidence: Evidence) -> list[ImageGrid]:
+def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
     """One grid for each run of image tokens, from `image_grid_thw` or from the rotary positions.
 
     Raises:
         LvlmAttnError: if the image tokens have plain positions, or positions of other sizes.
         UnsupportedError: if a chunk of the prompt ends inside an image.
     """
-    runs = image_runs(evidence.input_ids, image_token_id(evidence.config))
-    given = evidence.call.get("image_grid_thw")
-    merge = int(evidence.config.vision_config.spatial_merge_size)
+    runs = image_runs(image_inputs.input_ids, image_token_id(image_inputs.config))
+    given = image_inputs.call.get("image_grid_thw")
+    merge = int(image_inputs.config.vision_config.spatial_merge_size)
     sizes = None
     if given is not None:
         triples = cast("list[list[int]]", torch.as_tensor(given).tolist())
         sizes = [(t, height // merge, width // merge) for t, height, width in triples]
-    if evidence.position_ids is None:
-        if sizes is None or evidence.call.get("mm_token_type_ids") is None:
+    if image_inputs.position_ids is None:
+        if sizes is None or image_inputs.call.get("mm_token_type_ids") is None:
             raise LvlmAttnError(f"{_PLAIN}.")
         return [grid_of_size(*size) for size in sizes]
-    axes = evidence.position_ids
+    axes = image_inputs.position_ids
     if axes.dim() != 3 or axes.shape[0] < 3:
         raise LvlmAttnError(f"{_PLAIN}.")
-    axes = axes[-3:].expand(3, evidence.input_ids.shape[0], -1)
+    axes = axes[-3:].expand(3, image_inputs.input_ids.shape[0], -1)
     found = [_size_from_positions(axes[:, row, start:stop]) for row, start, stop in runs]
     for (row, start, stop), size, place in zip(runs, found, sizes or found):
-        if size is None and stop == evidence.input_ids.shape[1]:
+        if size is None and stop == image_inputs.input_ids.shape[1]:
             raise UnsupportedError(
                 f"The prompt ends inside an image of row {row}, whose grid cannot be told from its first "
                 f"{stop - start} tokens; pass prefill_chunk_size=None."

@@ -8,26 +8,26 @@ image, also the two around it.
 
 from __future__ import annotations
 
-from lvlm_attn.families.family import Evidence, Family, side
+from lvlm_attn.families.family import Family, ImageInputs, side
 from lvlm_attn.families.tiles import Run, check_tiles, grouped, runs_of, whole_then_tiles
 from lvlm_attn.layout.grids import ImageGrid
 
 _ROW = 3
 
 
-def grids(evidence: Evidence) -> list[ImageGrid]:
+def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
     """Tiles with a single indicator between them are of one image.
 
     Raises:
         UnsupportedError: if a run of image tokens is no tile.
         LvlmAttnError: if the tiles are not as many as the encoded ones.
     """
-    vision = evidence.config.vision_config
+    vision = image_inputs.config.vision_config
     (height, width), (tall, wide) = side(vision.image_size), side(vision.patch_size)
     rows, cols = -(-(height // tall) // vision.hidden_stride), -(-(width // wide) // vision.hidden_stride)
-    runs = runs_of(evidence)
-    check_tiles(evidence, runs, rows * cols)
-    indicator = list(evidence.config.visual_indicator_token_ids)[_ROW]
+    runs = runs_of(image_inputs)
+    check_tiles(image_inputs, runs, rows * cols)
+    indicator = list(image_inputs.config.visual_indicator_token_ids)[_ROW]
     groups = grouped(runs, lambda run: len(run.before) > 1)
     return [whole_then_tiles(len(group), rows, cols, _across(group, indicator)) for group in groups]
 

@@ -6,16 +6,16 @@ Images come first, 16 x 16 patches at 224 pixels, 32 x 32 at 448 and 64 x 64 at 
 
 from __future__ import annotations
 
-from lvlm_attn.families.family import Evidence, Family, side
+from lvlm_attn.families.family import Family, ImageInputs, side
 from lvlm_attn.families.llava import repeat_over_tokens
 from lvlm_attn.layout.grids import Block, ImageGrid
 
 
-def grids(evidence: Evidence) -> list[ImageGrid]:
+def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
     """The encoder's grid for every image."""
-    vision = evidence.config.vision_config
+    vision = image_inputs.config.vision_config
     (height, width), (tall, wide) = side(vision.image_size), side(vision.patch_size)
-    return repeat_over_tokens(ImageGrid((Block(height // tall, width // wide, "base"),)), evidence)
+    return repeat_over_tokens(ImageGrid((Block(height // tall, width // wide, "base"),)), image_inputs)
 
 
 FAMILY = Family(

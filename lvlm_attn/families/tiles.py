@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.families.family import Evidence, image_features, image_runs, image_token_id, side
+from lvlm_attn.families.family import ImageInputs, image_features, image_runs, image_token_id, side
 from lvlm_attn.layout.grids import Block, ImageGrid
 
 
@@ -26,11 +26,11 @@ class Run(NamedTuple):
         return self.stop - self.start
 
 
-def runs_of(evidence: Evidence) -> list[Run]:
+def runs_of(image_inputs: ImageInputs) -> list[Run]:
     """All runs of image tokens, in flat order; `before` begins at the start of the row for the first one."""
     found: list[Run] = []
-    ids = evidence.input_ids.tolist()
-    for row, start, stop in image_runs(evidence.input_ids, image_token_id(evidence.config)):
+    ids = image_inputs.input_ids.tolist()
+    for row, start, stop in image_runs(image_inputs.input_ids, image_token_id(image_inputs.config)):
         last = found[-1].stop if found and found[-1].row == row else 0
         found.append(Run(row, start, stop, tuple(ids[row][last:start])))
     return found
@@ -47,7 +47,7 @@ def grouped(runs: Sequence[Run], begins_image: Callable[[Run], bool]) -> list[li
     return groups
 
 
-def check_tiles(evidence: Evidence, runs: Sequence[Run], tokens: int) -> None:
+def check_tiles(image_inputs: ImageInputs, runs: Sequence[Run], tokens: int) -> None:
     """Checks that every run is one tile, and that as many tiles are encoded.
 
     Raises:
@@ -60,7 +60,7 @@ def check_tiles(evidence: Evidence, runs: Sequence[Run], tokens: int) -> None:
                 f"Row {run.row} of the prompt has {run.tokens} image tokens in a run, where a tile takes {tokens}; "
                 f"pass the processor's ids unchanged, and prefill_chunk_size=None if the prefill is chunked."
             )
-    given, needed = encoded_tokens(evidence, tokens), sum(run.tokens for run in runs)
+    given, needed = encoded_tokens(image_inputs, tokens), sum(run.tokens for run in runs)
     if given is not None and given != needed:
         raise LvlmAttnError(
             f"The prompt has image tokens for {needed // tokens} tiles, but {given // tokens} tiles are given; build "
@@ -68,12 +68,12 @@ def check_tiles(evidence: Evidence, runs: Sequence[Run], tokens: int) -> None:
         )
 
 
-def encoded_tokens(evidence: Evidence, tokens: int) -> int | None:
+def encoded_tokens(image_inputs: ImageInputs, tokens: int) -> int | None:
     """How many tokens the images give: features of them, or tiles `(tiles, channels, height, width)` of `tokens` each.
 
     None where neither is at hand.
     """
-    features, pixels = image_features(evidence), evidence.call.get("pixel_values")
+    features, pixels = image_features(image_inputs), image_inputs.call.get("pixel_values")
     if features is not None:
         return sum(len(feature) for feature in features)
     return len(pixels) * tokens if isinstance(pixels, Tensor) and pixels.dim() == 4 else None

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from lvlm_attn.families.family import Evidence, Family, side
+from lvlm_attn.families.family import Family, ImageInputs, side
 from lvlm_attn.families.llava import repeat_over_tokens
 from lvlm_attn.layout.grids import Block, ImageGrid
 
 
-def grids(evidence: Evidence) -> list[ImageGrid]:
+def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
     """The same grid for every image; the class token is always dropped."""
-    vision = evidence.config.vision_config
+    vision = image_inputs.config.vision_config
     (height, width), (patch_height, patch_width) = side(vision.image_size), side(vision.patch_size)
     return repeat_over_tokens(
-        ImageGrid((Block(height // patch_height, width // patch_width, "base"),)), evidence
+        ImageGrid((Block(height // patch_height, width // patch_width, "base"),)), image_inputs
     )
 
 

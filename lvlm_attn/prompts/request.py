@@ -82,16 +82,16 @@ class Request:
     @cached_property
     def layout(self) -> PromptLayout:
         """What every position of the prompts is."""
-        from lvlm_attn.families import Evidence, prompt_layout
+        from lvlm_attn.families import ImageInputs, prompt_layout
 
         parts = self.target.parts
-        evidence = Evidence(
+        image_inputs = ImageInputs(
             config=cast("Any", parts.base).config,
             input_ids=self.inputs["input_ids"],
             call=self.inputs,
             newline=parts.newline,
         )
-        return prompt_layout(self.target.family, evidence, self.inputs.get("attention_mask"))
+        return prompt_layout(self.target.family, image_inputs, self.inputs.get("attention_mask"))
 
     @property
     def pad_id(self) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.families import Evidence, image_token_id, prompt_layout
+from lvlm_attn.families import ImageInputs, image_token_id, prompt_layout
 from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.base import Intervention, Situation
 from lvlm_attn.interventions.context import extended, extended_validity
@@ -86,8 +86,8 @@ class PromptState:
         if generation is not None and generation.beams > 1:
             self._refuse(Situation.BEAMS)
         length = queries if generation is None else min(queries, generation.prompt_length)
-        evidence = self._evidence(given, kwargs, ids[:, :length])
-        layout = prompt_layout(self._target.family, evidence, padding_mask(given, kwargs, length))
+        image_inputs = self._image_inputs(given, kwargs, ids[:, :length])
+        layout = prompt_layout(self._target.family, image_inputs, padding_mask(given, kwargs, length))
         self._check_images(layout, generation)
         self._set_layout(extended(layout, queries))
 
@@ -123,17 +123,17 @@ class PromptState:
         if generation is not None and generation.is_chunked:
             self._refuse_cut_marks(ids)
         before = extended(self.layout, start)
-        evidence = self._evidence(given, kwargs, ids, before)
-        layout = prompt_layout(self._target.family, evidence, padding_mask(given, kwargs, queries, start))
+        image_inputs = self._image_inputs(given, kwargs, ids, before)
+        layout = prompt_layout(self._target.family, image_inputs, padding_mask(given, kwargs, queries, start))
         if generation is not None and generation.is_chunked:
             self._check_images(layout, generation)
         self._set_layout(layout)
         return True
 
-    def _evidence(
+    def _image_inputs(
         self, given: Mapping[str, Any], kwargs: dict[str, Any], ids: Tensor, after: PromptLayout | None = None
-    ) -> Evidence:
-        return Evidence(
+    ) -> ImageInputs:
+        return ImageInputs(
             config=cast("Any", self._target.parts.base).config,
             input_ids=ids,
             call=given,

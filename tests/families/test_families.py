@@ -13,7 +13,7 @@ from torch import nn
 import lvlm_attn
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.families import (
-    Evidence,
+    ImageInputs,
     family_of,
     image_token_id,
     models,
@@ -201,7 +201,7 @@ class TestRefusals:
         config.vision_config = vision
         ids = torch.full((1, 4), IMAGE)
         with pytest.raises(UnsupportedError, match=message):
-            prompt_layout(family_of(config), Evidence(config, ids))
+            prompt_layout(family_of(config), ImageInputs(config, ids))
 
 
 def test_registered_family_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from lvlm_attn.families import Evidence, family_of, prompt_layout
+from lvlm_attn.families import ImageInputs, family_of, prompt_layout
 from lvlm_attn.families.anyres import grid_of_size
 from lvlm_attn.layout.prompt import Kind
 from tests.tiny import IMAGE, SIZES, tiny_inputs, tiny_model
@@ -52,7 +52,7 @@ def test_anyres_tokens_show_the_place_the_layout_says(name: str, size: tuple[int
     part = part.round()  # averages of ones
     ids = torch.full((1, len(part)), IMAGE)
     call = {"image_sizes": torch.tensor([size]), "batch_num_images": torch.tensor([1])}
-    layout = prompt_layout(family_of(model), Evidence(model.config, ids, call))
+    layout = prompt_layout(family_of(model), ImageInputs(model.config, ids, call))
     assert torch.equal(layout.is_filler[0], part == -1)
     base = (layout.block[0] == 0) & layout.is_patch[0]
     assert torch.equal(base, part == 0)
@@ -94,14 +94,14 @@ def test_internvl_shuffles_pixels_row_by_row() -> None:
     model = model_of("internvl")
     place = torch.cartesian_prod(torch.arange(8.0), torch.arange(8.0)).view(1, 8, 8, 2)
     shuffled = model.model.pixel_shuffle(place, scale_factor=0.5).reshape(16, 4, 2)
-    layout = prompt_layout(family_of(model), Evidence(model.config, torch.full((1, 16), IMAGE)))
+    layout = prompt_layout(family_of(model), ImageInputs(model.config, torch.full((1, 16), IMAGE)))
     assert torch.equal(shuffled[..., 0].mean(1), 2 * layout.row[0] + 0.5)
     assert torch.equal(shuffled[..., 1].mean(1), 2 * layout.col[0] + 0.5)
 
 
 def test_internvl_thumbnail_is_last() -> None:
     model = model_of("internvl")
-    grids = family_of(model).grids(Evidence(model.config, torch.tensor([[5] + [IMAGE] * 48 + [6]])))
+    grids = family_of(model).grids(ImageInputs(model.config, torch.tensor([[5] + [IMAGE] * 48 + [6]])))
     assert [block.kind for block in grids[0].blocks] == ["tile", "tile", "thumbnail"]
 
 
@@ -116,7 +116,7 @@ def test_qwen_rows_and_columns_are_the_rotary_ones(name: str) -> None:
         mm_token_type_ids=inputs["mm_token_type_ids"],
     )
     layout = prompt_layout(
-        family_of(model), Evidence(model.config, inputs["input_ids"], inputs), inputs["attention_mask"]
+        family_of(model), ImageInputs(model.config, inputs["input_ids"], inputs), inputs["attention_mask"]
     )
     for row in range(2):
         for image in range(row + 1):
@@ -129,6 +129,6 @@ def test_qwen_rows_and_columns_are_the_rotary_ones(name: str) -> None:
 def test_llava_keeps_the_class_token_in_front() -> None:
     model = tiny_model("llava", vision_feature_select_strategy="full")
     inputs = tiny_inputs("llava", model, [(1, 0, 1)])
-    layout = prompt_layout(family_of(model), Evidence(model.config, inputs["input_ids"], inputs))
+    layout = prompt_layout(family_of(model), ImageInputs(model.config, inputs["input_ids"], inputs))
     assert (inputs["input_ids"] == IMAGE).sum() == 26
     assert layout.kind[0, :3].tolist() == [Kind.TEXT, Kind.FILLER, Kind.PATCH]

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers.utils import is_torchvision_available
 
-from lvlm_attn.families import Evidence, family_of, prompt_layout
+from lvlm_attn.families import ImageInputs, family_of, prompt_layout
 from lvlm_attn.layout.prompt import PromptLayout
 from tests.families.counts import RULES
 from tests.families.more_processors import (
@@ -78,8 +78,8 @@ def processed(name: str, rows: list[list[Size]]) -> Any:
 
 
 def layout_of(name: str, inputs: Any) -> PromptLayout:
-    evidence = Evidence(config(name), inputs["input_ids"], inputs)
-    return prompt_layout(family_of(config(name)), evidence, inputs["attention_mask"])
+    image_inputs = ImageInputs(config(name), inputs["input_ids"], inputs)
+    return prompt_layout(family_of(config(name)), image_inputs, inputs["attention_mask"])
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -11,7 +11,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from lvlm_attn.families import Evidence, family_of, prompt_layout
+from lvlm_attn.families import ImageInputs, family_of, prompt_layout
 from lvlm_attn.families.anyres import grid_of_size
 from lvlm_attn.layout.grids import ImageGrid
 from tests.tiny import NAMES, QWEN
@@ -143,16 +143,16 @@ def grids_of(name: str) -> list[ImageGrid]:
         tiles = 9 if name == "llava_onevision" else None
         return [grid_of_size(size, config(name), tiles) for size in SIZES]
     inputs = processed(name, [[size] for size in SIZES])
-    evidence = Evidence(config(name), inputs["input_ids"], inputs)
-    return family_of(config(name)).grids(evidence)
+    image_inputs = ImageInputs(config(name), inputs["input_ids"], inputs)
+    return family_of(config(name)).grids(image_inputs)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_layout_of_processed_prompts(name: str) -> None:
     sizes = [[(333, 500)], [], [(97, 1203), (641, 479)]]
     inputs = processed(name, sizes)
-    evidence = Evidence(config(name), inputs["input_ids"], inputs)
-    layout = prompt_layout(family_of(config(name)), evidence, inputs["attention_mask"])
+    image_inputs = ImageInputs(config(name), inputs["input_ids"], inputs)
+    layout = prompt_layout(family_of(config(name)), image_inputs, inputs["attention_mask"])
     assert [len(row) for row in layout.grids] == [1, 0, 2]
     assert torch.equal(layout.is_patch | layout.is_filler, inputs["input_ids"] == 3)
     assert layout.is_pad[1].sum() > 0

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lvlm_attn.errors import UnsupportedError
-from lvlm_attn.families import Evidence, family_of
+from lvlm_attn.families import ImageInputs, family_of
 from lvlm_attn.layout.grids import Block, ImageGrid
 from lvlm_attn.maps.geometry import Frame, crops_centre, levels_of, tile_arrangement
 from lvlm_attn.maps.maps import assemble, pixel_map, seen, upsample
@@ -27,7 +27,7 @@ def brightest(name, size, spot):
     picture.paste((255, 255, 255), spot)
     one = f" {START_TOKEN} {IMAGE_TOKEN} {END_TOKEN} " if name in QWEN else f" {IMAGE_TOKEN} "
     inputs = processor(name)(images=[picture], text=["look" + one + "look"], return_tensors="pt")
-    grid = family_of(config(name)).grids(Evidence(config(name), inputs["input_ids"], inputs))[0]
+    grid = family_of(config(name)).grids(ImageInputs(config(name), inputs["input_ids"], inputs))[0]
     pixels = inputs["pixel_values"].numpy()
     if name in QWEN:
         merge = 2

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lvlm_attn.families import Evidence, family_of, named_arguments, parts_of, prompt_layout
+from lvlm_attn.families import ImageInputs, family_of, named_arguments, parts_of, prompt_layout
 from lvlm_attn.layout.prompt import PromptLayout
 
 
@@ -14,7 +14,7 @@ from lvlm_attn.layout.prompt import PromptLayout
 class Call:
     """One forward of the language model, and the padding mask it came with."""
 
-    evidence: Evidence
+    image_inputs: ImageInputs
     mask: Tensor | None
 
 
@@ -30,14 +30,14 @@ def caught(model: Any, run: Callable[[], Any]) -> list[Call]:
 
     def before_language_model(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = dict(latest)
-        evidence = Evidence(
+        image_inputs = ImageInputs(
             config=model.config,
             input_ids=call["input_ids"],
             call=call,
             position_ids=kwargs.get("position_ids"),
             newline=parts.newline,
         )
-        calls.append(Call(evidence, call.get("attention_mask")))
+        calls.append(Call(image_inputs, call.get("attention_mask")))
 
     hooks = [
         parts.base.register_forward_pre_hook(before_base, with_kwargs=True),
@@ -54,4 +54,4 @@ def caught(model: Any, run: Callable[[], Any]) -> list[Call]:
 def layout_of(model: Any, run: Callable[[], Any]) -> PromptLayout:
     """The layout of the first forward that `run` makes."""
     first = caught(model, run)[0]
-    return prompt_layout(family_of(model), first.evidence, first.mask)
+    return prompt_layout(family_of(model), first.image_inputs, first.mask)

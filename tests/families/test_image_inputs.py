@@ -11,9 +11,9 @@ from torch import Tensor
 
 import lvlm_attn as la
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.families import Evidence, family_of, models, prompt_layout
+from lvlm_attn.families import ImageInputs, family_of, models, prompt_layout
 from lvlm_attn.layout.prompt import PromptLayout
-from tests.families.evidence import Call, caught, layout_of
+from tests.families.image_inputs import Call, caught, layout_of
 from tests.tiny import ALL_NAMES as NAMES
 from tests.tiny import IMAGE, QWEN, VIDEO, tiny_inputs, tiny_model, tiny_rows, tiny_samples
 
@@ -133,7 +133,7 @@ def chunks_joined(model: Any, calls: list[Call], inputs: dict[str, Tensor]) -> P
     for call in calls:
         if layout is not None and layout.length == inputs["input_ids"].shape[1]:
             break
-        layout = prompt_layout(family_of(model), replace(call.evidence, after=layout), call.mask)
+        layout = prompt_layout(family_of(model), replace(call.image_inputs, after=layout), call.mask)
     assert layout is not None
     return layout
 
@@ -144,17 +144,17 @@ def test_second_turn_with_another_image_reuses_the_cache(name: str) -> None:
     first = tiny_rows(name, model, [(1,)])[0]
     second = tiny_rows(name, model, [(1,)], seed=7)[0]
     calls = caught(model, lambda: model(**first, use_cache=True))
-    before = prompt_layout(family_of(model), calls[0].evidence, calls[0].mask)
+    before = prompt_layout(family_of(model), calls[0].image_inputs, calls[0].mask)
     mask = torch.cat((first["attention_mask"], second["attention_mask"]), 1)
-    evidence = Evidence(
+    image_inputs = ImageInputs(
         config=model.config,
         input_ids=second["input_ids"],
         call={k: v for k, v in second.items() if k not in ("input_ids", "attention_mask")},
         newline=getattr(getattr(model, "model", model), "image_newline", None),
         after=before,
     )
-    both = prompt_layout(family_of(model), evidence, mask)
-    alone = prompt_layout(family_of(model), replace(evidence, after=None), second["attention_mask"])
+    both = prompt_layout(family_of(model), image_inputs, mask)
+    alone = prompt_layout(family_of(model), replace(image_inputs, after=None), second["attention_mask"])
     assert_same(both, before.join(alone))
     assert int(both.image.max()) == 1
 
@@ -182,23 +182,23 @@ class TestQwenPositions:
         model = model_of(name)
         inputs = tiny_inputs(name, model, [(1,)])
         call = caught(model, lambda: model(**inputs))[0]
-        swapped = {**call.evidence.call, "image_grid_thw": inputs["image_grid_thw"][:, [0, 2, 1]]}
+        swapped = {**call.image_inputs.call, "image_grid_thw": inputs["image_grid_thw"][:, [0, 2, 1]]}
         with pytest.raises(LvlmAttnError, match="image_grid_thw says"):
-            prompt_layout(family_of(model), replace(call.evidence, call=swapped), call.mask)
+            prompt_layout(family_of(model), replace(call.image_inputs, call=swapped), call.mask)
 
     @pytest.mark.parametrize("name", QWEN)
     def test_before_a_forward_the_processor_outputs_are_enough(self, name: str) -> None:
         model = model_of(name)
         inputs = tiny_inputs(name, model, BATCH)
-        evidence = Evidence(model.config, inputs["input_ids"], inputs)
-        early = prompt_layout(family_of(model), evidence, inputs["attention_mask"])
+        image_inputs = ImageInputs(model.config, inputs["input_ids"], inputs)
+        early = prompt_layout(family_of(model), image_inputs, inputs["attention_mask"])
         assert_same(early, layout_of(model, lambda: model(**inputs)))
 
     def test_several_frames(self) -> None:
         config = model_of("qwen2_vl").config
         ids = torch.tensor([[7] + [IMAGE] * 12 + [8]])
         call = {"image_grid_thw": torch.tensor([[2, 4, 6]]), "mm_token_type_ids": (ids == IMAGE).int()}
-        layout = prompt_layout(family_of(config), Evidence(config, ids, call))
+        layout = prompt_layout(family_of(config), ImageInputs(config, ids, call))
         assert layout.block[0, 1:-1].tolist() == [0] * 6 + [1] * 6
         assert layout.row[0, 1:-1].tolist() == [0, 0, 0, 1, 1, 1] * 2
         assert {block.kind for block in layout.grids[0][0].blocks} == {"frame"}
@@ -210,7 +210,7 @@ class TestRefusals:
         model = model_of(name)
         ids = torch.tensor([[7, VIDEO, VIDEO, 8]])
         with pytest.raises(UnsupportedError, match="holds a video"):
-            prompt_layout(family_of(model), Evidence(model.config, ids))
+            prompt_layout(family_of(model), ImageInputs(model.config, ids))
 
     def test_embeddings_instead_of_ids(self) -> None:
         model = model_of("llava")
@@ -223,26 +223,26 @@ class TestRefusals:
         inputs = tiny_inputs("internvl", model, [(1,)])
         call = {"pixel_values": inputs["pixel_values"].repeat(2, 1, 1, 1)}
         with pytest.raises(LvlmAttnError, match="1 tiles in 1 images, but 2 tiles are given"):
-            prompt_layout(family_of(model), Evidence(model.config, inputs["input_ids"], call))
+            prompt_layout(family_of(model), ImageInputs(model.config, inputs["input_ids"], call))
 
-    def test_anyres_without_any_evidence(self) -> None:
+    def test_anyres_without_any_features(self) -> None:
         model = model_of("llava_next")
         ids = tiny_inputs("llava_next", model, [(1,)])["input_ids"]
         with pytest.raises(LvlmAttnError, match="neither image_sizes nor image features"):
-            prompt_layout(family_of(model), Evidence(model.config, ids))
+            prompt_layout(family_of(model), ImageInputs(model.config, ids))
 
     @pytest.mark.parametrize("name", NAMES)
     def test_image_tokens_without_images(self, name: str) -> None:
         model = model_of(name)
         inputs = tiny_inputs(name, model, [(1,)])
         embeds = model.get_input_embeddings()(inputs["input_ids"])
-        evidence = Evidence(model.config, inputs["input_ids"], inputs_embeds=embeds)
+        image_inputs = ImageInputs(model.config, inputs["input_ids"], inputs_embeds=embeds)
         with pytest.raises(LvlmAttnError, match="no image features stand there; pass pixel_values"):
-            prompt_layout(family_of(model), evidence)
+            prompt_layout(family_of(model), image_inputs)
 
-    def test_prompt_without_images_needs_no_evidence(self) -> None:
+    def test_prompt_without_images_needs_nothing_more(self) -> None:
         model = model_of("llava_next")
-        layout = prompt_layout(family_of(model), Evidence(model.config, torch.tensor([[1, 50, 51]])))
+        layout = prompt_layout(family_of(model), ImageInputs(model.config, torch.tensor([[1, 50, 51]])))
         assert not layout.has_image.any()
 
     def test_mismatch_names_the_row(self) -> None:
@@ -251,12 +251,12 @@ class TestRefusals:
         ids = inputs["input_ids"].clone()
         ids[1, (ids[1] == IMAGE).nonzero()[0]] = 50
         with pytest.raises(LvlmAttnError, match=r"Row 1 .* takes 25 \(base 5x5\) and only 24 are left"):
-            prompt_layout(family_of(model), Evidence(model.config, ids, {}))
+            prompt_layout(family_of(model), ImageInputs(model.config, ids, {}))
 
 
 def layout_of_embeds(model: Any, embeds: Tensor) -> PromptLayout:
-    evidence = Evidence(model.config, None, {"inputs_embeds": embeds})  # type: ignore[arg-type]
-    return prompt_layout(family_of(model), evidence)
+    image_inputs = ImageInputs(model.config, None, {"inputs_embeds": embeds})  # type: ignore[arg-type]
+    return prompt_layout(family_of(model), image_inputs)
 
 
 @pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
@@ -269,10 +269,10 @@ def test_merged_embeddings_tell_the_grid_too(name: str) -> None:
     )
     plain = layout_of(model, lambda: model(**inputs))
     hook.remove()
-    evidence = Evidence(
+    image_inputs = ImageInputs(
         model.config, inputs["input_ids"], newline=model.model.image_newline, inputs_embeds=merged["embeds"]
     )
-    assert_same(prompt_layout(family_of(model), evidence, inputs["attention_mask"]), plain)
+    assert_same(prompt_layout(family_of(model), image_inputs, inputs["attention_mask"]), plain)
 
 
 @pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])

@@ -93,7 +93,7 @@ def quantised(weights: Single) -> tuple[Single, Bytes8]:
     return top.astype("<f4"), np.rint(255 * np.sqrt(np.clip(share, 0, 1))).astype(np.uint8)
 
 
-def encoded(values: NDArray[Any]) -> str:
+def base64_of(values: NDArray[Any]) -> str:
     """fp32 numbers, compressed, in base64."""
     return _text(np.ascontiguousarray(values, dtype="<f4").tobytes())
 
@@ -117,7 +117,7 @@ def _packed(maps: AttentionMaps, keys: Sequence[int], group: int) -> Packed:
         names[start] if group == 1 else f"{names[start]}-{names[min(start + group, heads) - 1]}"
         for start in range(0, heads, group)
     )
-    return Packed(tuple(blocks), encoded(np.stack(masses)), named, group)
+    return Packed(tuple(blocks), base64_of(np.stack(masses)), named, group)
 
 
 def _own(maps: AttentionMaps, layer: Any, keys: Sequence[int]) -> Single:

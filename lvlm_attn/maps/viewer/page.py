@@ -16,7 +16,7 @@ import torch
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.maps.viewer.describe import images_of, kept_keys, tokens_of
-from lvlm_attn.maps.viewer.packing import encoded, pack
+from lvlm_attn.maps.viewer.packing import base64_of, pack
 from lvlm_attn.maps.views import apply_view, find_sinks
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _neutral(maps: AttentionMaps, neutral: AttentionMaps, keys: list[int], group
         parts += [full[start : start + group].mean(0, keepdim=True) for start in range(0, len(full), group)]
         by_layer.append(torch.cat(parts)[:, keys])
     stacked = torch.stack(by_layer)
-    return encoded(torch.cat((stacked.mean(0, keepdim=True), stacked)).numpy())
+    return base64_of(torch.cat((stacked.mean(0, keepdim=True), stacked)).numpy())
 
 
 def _rollout(maps: AttentionMaps) -> AttentionMaps | None:

@@ -68,7 +68,7 @@ def variant(name: str, given: dict[str, Any]) -> Callable[[], torch.Tensor]:
         out = sdpa()
         rows = Rows.of(spec.is_touched)
         assert rows is not None
-        mask = geometry.may_read(rows.index)
+        mask = geometry.may_attend(rows.index)
         weights = row_weights(
             rows.take(query), key, scaling=scaling, mask=None if mask is None else mask[:, None]
         )

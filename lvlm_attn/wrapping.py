@@ -225,7 +225,7 @@ class Wrapped:
         """What `la.record()` kept of the last prompt: `lvlm_attn.AttentionMaps`; also after the block.
 
         Raises:
-            LvlmAttnError: if there is no recorder in the wrap, or nothing was read yet.
+            LvlmAttnError: if there is no recorder in the wrap, or nothing was recorded yet.
         """
         found = self._result if self._session is None else self._session.result()
         if found is None:

@@ -1,1 +1,1 @@
-"""Views of a prompt that are read beside it: one batch, one cache, one chosen token for all."""
+"""Views of a prompt that are decoded beside it: one batch, one cache, one chosen token for all."""

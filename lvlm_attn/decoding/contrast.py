@@ -19,7 +19,7 @@ def contrast(main: Tensor, other: Tensor, weight: float) -> Tensor:
 
     Args:
         main: `(batch, vocabulary)` logits.
-        other: the same of the disturbed view.
+        other: the same of the distorted view.
         weight: strength of the contrast; 0 gives `main`.
     """
     return (1 + weight) * main - weight * other

@@ -71,7 +71,7 @@ def refuse_inputs(inputs: Mapping[str, Any], title: str) -> None:
         if key not in _INPUT_KEYS:
             what = f"{_REFUSED[key]} ({key})" if key in _REFUSED else f"the input {key!r}"
             raise UnsupportedError(
-                f"{title} reads a second view of the prompt and cannot go with {what}; leave it out."
+                f"{title} decodes a second view of the prompt and cannot go with {what}; leave it out."
             )
 
 
@@ -84,12 +84,12 @@ def refuse_options(options: Mapping[str, Any], title: str) -> None:
     for key, what in _REFUSED.items():
         if options.get(key) is not None and options.get(key) is not False:
             raise UnsupportedError(
-                f"{title} reads a second view of the prompt and cannot go with {what} ({key}); leave it out."
+                f"{title} decodes a second view of the prompt and cannot go with {what} ({key}); leave it out."
             )
     for source in (options, vars(options["generation_config"]) if options.get("generation_config") else {}):
         if source.get("cache_implementation") == "paged":
             raise UnsupportedError(
-                f"{title} reads a second view of the prompt and cannot go with continuous batching; leave out "
+                f"{title} decodes a second view of the prompt and cannot go with continuous batching; leave out "
                 f"cache_implementation='paged'."
             )
 
@@ -122,7 +122,7 @@ def refuse_config(config: GenerationConfig, title: str) -> None:
         key, value, remedy = found[0]
         remedy = f"{key}=None" if remedy == "None" else remedy
         raise UnsupportedError(
-            f"{title} reads a second view of the prompt and cannot go with {key}={value}; use {remedy}."
+            f"{title} decodes a second view of the prompt and cannot go with {key}={value}; use {remedy}."
         )
 
 

@@ -1,6 +1,6 @@
-"""Linear layers that pass by padding while a prompt is read.
+"""Linear layers that skip padding while a prompt is processed.
 
-A view without its image is as short as its text, but rides in a batch as long as the prompt with the image. Nearly all
+A view without its image is as short as its text, but shares a batch as long as the prompt with the image. Nearly all
 work of a prefill is in the linear layers, and they treat each position by itself; so they are given the tokens
 alone, and padding comes out as zeros. Attention still sees the whole batch, padding masked as ever.
 """

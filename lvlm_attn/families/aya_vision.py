@@ -1,4 +1,4 @@
-"""Aya Vision: tiles behind numbered tags, then the whole image (https://arxiv.org/abs/2505.08751).
+"""Aya Vision: tiles after numbered tags, then the whole image (https://arxiv.org/abs/2505.08751).
 
 Every tile takes `(image_size / patch_size / downsample_factor)^2` tokens, and one tag stands between two tiles of an
 image; an end and a start marker stand between images. How the tiles are arranged is not among the model's inputs, so

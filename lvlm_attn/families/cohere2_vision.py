@@ -1,4 +1,4 @@
-"""Cohere2 Vision (Command A Vision): tiles with a line break behind each, the whole image last.
+"""Cohere2 Vision (Command A Vision): tiles with a line break after each, the whole image last.
 
 Every tile takes `(image_size / patch_size / downsample_factor)^2` tokens. A line break stands between two tiles of an
 image; a break, an end and a start marker stand between images.

@@ -19,7 +19,7 @@ from lvlm_attn.layout.prompt import PromptLayout
 
 
 class VisionRows(NamedTuple):
-    """Which weights of the image encoder are read.
+    """Which weights of the image encoder are kept.
 
     Attributes:
         layer: index of a layer, counted from the end if negative.
@@ -69,7 +69,7 @@ def entries_of(read: VisionRead, config: Any) -> tuple[Encoded, ...]:
     """Parts one encoding into its images.
 
     Args:
-        read: what was read.
+        read: what the encoder's attention gave.
         config: configuration of the model.
     """
     vision = config.vision_config
@@ -105,7 +105,7 @@ def entries_of(read: VisionRead, config: Any) -> tuple[Encoded, ...]:
     counts = [1 + (shape[0] * shape[1] if shape else 0) for shape in tiles]
     if sum(counts) != total:
         raise UnsupportedError(
-            f"The image encoder read {total} tiles where image_sizes tell {sum(counts)}; pass image_sizes and "
+            f"The image encoder was given {total} tiles where image_sizes tell {sum(counts)}; pass image_sizes and "
             f"pixel_values of the same processor call."
         )
     split = {rows: torch.split(values, counts) for rows, values in units.items()}
@@ -122,7 +122,7 @@ def received(encoded: Sequence[Encoded], rows: VisionRows, layout: PromptLayout,
         encoded: the images whose tokens stand at `start` or later, in flat order.
         rows: which weights.
         layout: of the prompt.
-        start: where the call begins that reads these images.
+        start: where the call begins that takes these images.
 
     Returns:
         `(batch, length)` in fp32, 0 at positions that are no patch or stand before `start`.
@@ -151,7 +151,7 @@ def received(encoded: Sequence[Encoded], rows: VisionRows, layout: PromptLayout,
 
 
 _MISMATCH = (
-    "The images that the encoder read are not those of the prompt; pass pixel_values and token ids of the same "
+    "The images that were encoded are not those of the prompt; pass pixel_values and token ids of the same "
     "processor call."
 )
 

@@ -21,10 +21,10 @@ whole prompt to itself; or positions to those before them in their chunk alone."
 
 @dataclass(frozen=True, eq=False)
 class ImageInputs:
-    """What is known about the images of one prompt when the language model is about to read it.
+    """What is known about the images of one prompt when the language model is about to process it.
 
     `generate` encodes the images before the prefill and hides their sizes, a plain forward does not; grids
-    are read from whichever of the two there is.
+    are found from whichever of the two there is.
 
     Attributes:
         config: the model's configuration.
@@ -34,7 +34,7 @@ class ImageInputs:
         position_ids: as the language model got them: `(batch, length)`, or `(3 or 4, batch, length)` with
             rotary positions for time, height and width in the last three; None if it got none.
         newline: `(hidden,)` the embedding that ends a row of patches, in families that have one.
-        inputs_embeds: `(batch, length, hidden)` embeddings with the image features in place; read only if
+        inputs_embeds: `(batch, length, hidden)` embeddings with the image features in place; used only if
             `call` holds no images.
         after: the layout of what the cache already holds, if anything.
     """
@@ -66,23 +66,23 @@ class Family:
         layers: path of its list of layers.
         attention: path of a layer's attention.
         output_projection: path of the projection after the heads.
-        final_norm: path of the norm behind the last layer, from the language model.
+        final_norm: path of the norm after the last layer, from the language model.
         vision: path of the image encoder.
         newline: path of the row-ending embedding, or an empty string.
         grid_is_fixed: whether every image of a model takes the same grid, so that a prefill cut into chunks
             can be followed into the middle of an image.
         marks_between: whether other tokens stand between the image tokens of one image (breaks after rows, markers
-            before tiles). They are fillers of the image, and a prompt with images cannot be read in chunks.
-        edges: ids of tokens that belong to the image they stand right before or behind, from the configuration.
+            before tiles). They are fillers of the image, and a prompt with images cannot be prefilled in chunks.
+        edges: ids of tokens that belong to the image they stand right before or after, from the configuration.
         text_mask: who attends to whom in the text decoder; a function of the configuration where models of the
             family differ. Wraps compare it with the mask that the model makes.
         token_types: the input that tells the model which tokens are an image, where its mask depends on it.
         first_position: what the model counts positions from; those that `generate` hands on begin with 0.
-        encoder: whether rows of the image encoder's attention can be read (PAINT, VMTC).
+        encoder: whether rows of the image encoder's attention can be had (PAINT, VMTC).
         has_grid: whether image tokens stand in rows and columns that are known.
         places: whether it is known where the patches of a picture lie in it (maps, masks, crops).
         modules_fit: whether the attention of a layer is added to the residual stream as it is, so that something
-            else can be added behind it (a trained CrossLMM).
+            else can be added after it (a trained CrossLMM).
     """
 
     name: str
@@ -309,7 +309,7 @@ def _check_ids(image_inputs: ImageInputs) -> None:
 
 
 def _refuse_empty_places(image_inputs: ImageInputs, token: int) -> None:
-    """Refuses image tokens without images, which a model reads as so many copies of one meaningless word."""
+    """Refuses image tokens without images, which a model takes for so many copies of one meaningless token."""
     if image_inputs.call.get("pixel_values") is not None or image_features(image_inputs) is not None:
         return
     is_image = image_inputs.input_ids == token

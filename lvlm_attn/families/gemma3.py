@@ -2,7 +2,7 @@
 
 The encoder's patches are averaged to `mm_tokens_per_image` tokens. With pan-and-scan the processor adds crops, each
 with markers and an image of its own here. Five of six text layers attend within a sliding window, which bounds what
-an image attends to behind it, not ahead. `token_type_ids` tell the model where images are; without them it attends
+an image attends to before it, not after it. `token_type_ids` tell the model where images are; without them it attends
 causally.
 """
 

@@ -1,4 +1,4 @@
-"""Idefics3: tiles row by row, each behind a tag, then the whole image (https://arxiv.org/abs/2408.12637).
+"""Idefics3: tiles row by row, each after a tag, then the whole image (https://arxiv.org/abs/2408.12637).
 
 Every tile takes `(image_size / patch_size / scale_factor)^2` tokens. Before each stands a frame token and a tag; a
 newline ends a row of tiles. The last tile of every image is the global one, whose tag is the same in all images, so

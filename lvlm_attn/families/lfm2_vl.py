@@ -1,4 +1,4 @@
-"""LFM2-VL: tiles behind tags, then the image at its own size; most text layers are convolutions.
+"""LFM2-VL: tiles after tags, then the image at its own size; most text layers are convolutions.
 
 Tiles and thumbnail are of any size up to `max_image_tokens`. `generate` tells how many tokens each takes, not how they
 are arranged, so rows and columns are open here. A single tag stands between tiles of an image, an end and a start

@@ -1,7 +1,7 @@
 """Llama 4: tiles with separators between them, then the whole image; layers that attend within chunks.
 
 Every tile takes `(image_size / patch_size * pixel_shuffle_ratio)^2` tokens. A separator stands between tiles of a row
-and another one behind each row; then a marker and the whole image, between the start and the end of the image that the
+and another one after each row; then a marker and the whole image, between the start and the end of the image that the
 configuration names. Three of four text layers attend within chunks of `attention_chunk_size` tokens.
 """
 
@@ -27,7 +27,7 @@ def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
 
 
 def _across(group: list[Run]) -> int | None:
-    """Tiles in a row: what stands behind the last of them ends every row."""
+    """Tiles in a row: what stands after the last of them ends every row."""
     tiles = len(group) - 1
     if not tiles:
         return None

@@ -1,7 +1,7 @@
 """Mistral 3 (Small 3.1 and 3.2): images of any resolution, with a break token after each row of patches.
 
 An image of `image_sizes = (height, width)` pixels takes `height // (patch * merge)` rows of `width // (patch * merge)`
-tokens. A break stands between rows and an end token behind the last; both are words of the text, not image tokens.
+tokens. A break stands between rows and an end token after the last; both are text tokens, not image tokens.
 Breaks are fillers here, the end token is text. Where `generate` hides the sizes, the encoded images tell how many
 tokens each takes, and the breaks where its rows end.
 """

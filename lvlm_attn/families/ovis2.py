@@ -1,7 +1,7 @@
 """Ovis2: the whole image first, then its tiles, with indicator tokens between (https://arxiv.org/abs/2405.20797).
 
 Every tile takes `ceil(image_size / patch_size / hidden_stride)^2` tokens. The configuration names five indicators in
-this order: start, grid (behind the whole image), column, row, end. A row indicator stands between rows of tiles, a
+this order: start, grid (after the whole image), column, row, end. A row indicator stands between rows of tiles, a
 column indicator between tiles of a row. Indicators are embedded by the image encoder, so all five are fillers of the
 image, also the two around it.
 """

@@ -2,7 +2,7 @@
 
 Linear layers have no softmax weights and no heads in the sense of the methods here, so sites of attention and heads
 skip them; image tokens flow through them as always. In the layers with softmax, the output of the attention is gated
-before the output projection. Head outputs are taken behind the gate, in front of the projection: that is what a head
+before the output projection. Head outputs are taken after the gate, before the projection: that is what a head
 adds to the residual stream. Head divergence measured at the attention's own output, before the gate, differs.
 """
 

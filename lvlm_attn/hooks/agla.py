@@ -75,7 +75,7 @@ class AGLA(HasPresets):
     A matcher says which part of the image the question is about and how well the two match. The rest of the
     image is made black, at most half of it, and the logits of that view, times `alpha`, are added to those of
     the image; only tokens count whose probability on the image itself is at least `beta` times the highest.
-    Both views are read in one batch. It runs in `lvlm.generate(images=..., prompts=...)`;
+    Both views are decoded in one batch. It runs in `lvlm.generate(images=..., prompts=...)`;
     `lvlm.details["AGLA"][row][image]` holds relevance, similarity, mask and view. The matcher sees the question
     alone, without template and image tokens. Rows without an image keep their logits, sharpened like the others.
 

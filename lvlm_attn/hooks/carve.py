@@ -92,10 +92,10 @@ class CARVE(HasPresets):
     map, the mask, the box and the refined image. Several images of a row share one threshold and the `K`
     regions; an image of which nothing is kept stays as it is. Rows without an image stay too.
 
-    The two prompts share one pass over the image. In mode `"first"` the model is left after the last layer
-    that is read, so the answer costs little more than a plain one and the refined image; `"last"` and `"all"`
-    decode both prompts greedily for up to `steps` tokens. Under interventions that act inside the model both
-    prompts are read in full.
+    The two prompts share one pass over the image. In mode `"first"` the model is left after the last layer whose
+    attention is used, so the answer costs little more than a plain one and the refined image; `"last"` and `"all"`
+    decode both prompts greedily for up to `steps` tokens. Under interventions that act inside the model both prompts
+    go through all layers.
 
     Args:
         p: share of the pixels that is kept; 1 keeps all and changes nothing. The paper's best are 0.2 to 0.6.
@@ -177,7 +177,7 @@ class CARVE(HasPresets):
         return scaled_layers(20, 25, target.layers)
 
     def rewrite(self, request: Request) -> Request:
-        """Finds the region and puts the refined images in place of the given ones, or behind them."""
+        """Finds the region and puts the refined images in place of the given ones, or after them."""
         groups = pictures_of(request, self.title)
         if self.images == "original_plus_refined" or self.suffix_on_question:
             _refuse_own_tokens(request)

@@ -34,9 +34,9 @@ _LEAST = 1e-6  # smallest contrast relative to the largest, so that its logarith
 
 @dataclass(frozen=True)
 class CARVEAttention(Intervention):
-    """Weighs the attention on patches by how much more the question looks at them than a description would.
+    """Weighs the attention on patches by how much more the question attends to them than a description would.
 
-    In the chosen layers every text position behind an image multiplies its weight on patch i by
+    In the chosen layers every text position after an image multiplies its weight on patch i by
     `contrast_i ** temperature`, relative to the geometric mean over the patches of its row, and the weights are
     normalised again. The image itself stays whole, so nothing is lost where the contrast is wrong. It runs in
     `lvlm.generate(images=..., prompts=...)`; `lvlm.details["CARVEAttention"][row][image]` holds the contrast.
@@ -44,7 +44,7 @@ class CARVEAttention(Intervention):
     Args:
         temperature: how strongly the contrast acts; 0 changes nothing.
         mode: which steps are contrasted; see `CARVE`.
-        layers: which layers are read and changed; None as for `CARVE`.
+        layers: which layers are contrasted and changed; None as for `CARVE`.
         steps: see `CARVE`.
         lam: see `CARVE`.
         lam_rel: see `CARVE`.
@@ -90,7 +90,7 @@ class CARVEAttention(Intervention):
         return scaled_layers(20, 25, target.layers)
 
     def rewrite(self, request: Request) -> Request:
-        """Reads the contrast; the request stays as it is."""
+        """Computes the contrast; the request stays as it is."""
         maps = contrast_maps(
             request,
             self.layers,  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ class CARVEAttention(Intervention):
     def _bias(self, layout: PromptLayout, contrasts: Sequence[Sequence[ContrastMap]]) -> Tensor:
         if layout.batch != len(contrasts):
             raise UnsupportedError(
-                f"CARVEAttention looked at {len(contrasts)} prompts, but {layout.batch} rows are decoded; use it "
+                f"CARVEAttention contrasted {len(contrasts)} prompts, but {layout.batch} rows are decoded; use it "
                 f"without methods that add views, and with num_return_sequences=1."
             )
         bias = torch.zeros(layout.kind.shape, dtype=torch.float32)

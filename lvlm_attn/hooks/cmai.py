@@ -1,4 +1,4 @@
-"""CMAI: hides from each word the patches that the words it reads do not look at.
+"""CMAI: masks for each text token the patches that the tokens it attends to do not attend to.
 
 After "Reducing Image Redundancy" for large vision-language models (arXiv 2411.15453), of which only the abstract and
 summaries by others were at hand. A reconstruction: everything the docstring of `CMAI` does not attribute is ours.
@@ -30,18 +30,18 @@ class CMAI(Intervention):
     """Cross-modality attention inhibition, experimental.
 
     From the paper: the attention of text on the image is aggregated by the attention of text on text into a focus
-    score, and pairs of a word and a patch with a low score are suppressed through the mask. Reconstructed: at one
-    layer, with attention averaged over heads, `F[t, n] = sum over words s up to t of A[t, s] * A[s, n]`, where
-    `A[t, s]` are t's weights on text made to sum to 1; in all deeper layers, the words behind an image do not read
-    the patches with the lowest scores. Generated words are treated alike, on the scores of all words before them.
-    Newlines stay readable. Beam search is refused, because the scores of a beam's own words would have to change
-    places with its cache.
+    score, and pairs of a text token and a patch with a low score are suppressed through the mask. Reconstructed: at
+    one layer, with attention averaged over heads, `F[t, n] = sum over tokens s up to t of A[t, s] * A[s, n]`, where
+    `A[t, s]` are t's weights on text made to sum to 1; in all deeper layers, the text tokens after an image do not
+    attend to the patches with the lowest scores. Generated tokens are treated alike, on the scores of all tokens
+    before them. Newlines are never masked. Beam search is refused, because the scores of a beam's own tokens would
+    have to change places with its cache.
 
     Args:
         layer: where scores are taken; None is the middle of the decoder.
-        quantile: share of the patches before a word that is hidden from it, rounded down.
-        keep_min: how many of them stay readable at least.
-        own: add the word's own attention on the patch to its score once more.
+        quantile: share of the patches before a token that is masked for it, rounded down.
+        keep_min: how many of them stay unmasked at least.
+        own: add the token's own attention to the patch to its score once more.
 
     Raises:
         LvlmAttnError: if a parameter is out of its range.
@@ -84,24 +84,24 @@ class CMAI(Intervention):
         return dataclasses.replace(self, layer=layer)
 
     def layers_at(self, site: str, target: Target) -> Sequence[int]:
-        """The layer where scores are taken, and those behind it where they act."""
+        """The layer where scores are taken, and those after it where they act."""
         layer = self.layer or 0
         return (layer,) if site == "readout" else range(layer + 1, target.layers)
 
     def refuse(self, situation: Situation) -> str | None:
         """Refuses beams."""
         if situation == Situation.BEAMS:
-            return "CMAI keeps scores of generated words, which beams would mix up; pass num_beams=1."
+            return "CMAI keeps scores of generated tokens, which beams would mix up; pass num_beams=1."
         return None
 
     def readout(self, layer: Layer) -> Readout | None:
-        """Asks for the rows of the words after an image."""
+        """Asks for the rows of the text tokens after an image."""
         if layer.index != self.layer:
             return None
         return Readout(layer.call.text_queries(layer.layout.device), rows="mean")
 
     def read(self, layer: Layer, reading: Reading) -> None:
-        """Scores the patches for the words of this call and chooses what is hidden from each."""
+        """Scores the patches for the text tokens of this call and chooses what is masked for each."""
         layout, call, memory = layer.layout, layer.call, layer.memory
         weights, index, is_read = cast("Tensor", reading.rows)[:, 0], reading.index, reading.is_read
         device = weights.device
@@ -124,14 +124,14 @@ class CMAI(Intervention):
         focus = on_text @ table[:, first:]
         if self.own:
             focus = focus + on_image
-        may_read = is_patch[:, None] & (columns <= (index + call.start)[..., None])
-        is_hidden = lowest(focus, may_read, self.quantile, self.keep_min) & is_read[..., None]
+        may_attend = is_patch[:, None] & (columns <= (index + call.start)[..., None])
+        is_hidden = lowest(focus, may_attend, self.quantile, self.keep_min) & is_read[..., None]
         hidden = torch.zeros(layout.batch, call.queries, len(columns), dtype=torch.bool, device=device)
         rows = index[..., None].expand_as(is_hidden)
-        # Rows that only fill up repeat others that are not read, and hide nothing.
+        # Padding rows repeat others that are not asked for, and mask nothing.
         hidden.scatter_(1, rows, is_hidden)
         self._chosen(layer).append(self._made(layer, Hidden(call.start, columns, hidden)))
-        counts = torch.stack((is_hidden.sum(), may_read.sum(), is_read.sum())).double()
+        counts = torch.stack((is_hidden.sum(), may_attend.sum(), is_read.sum())).double()
         layer.stats["pairs"] = layer.stats["pairs"] + counts if "pairs" in layer.stats else counts
 
     def visibility(self, layer: Layer) -> Visibility | None:
@@ -147,11 +147,11 @@ class CMAI(Intervention):
 
     @staticmethod
     def _chosen(layer: Layer) -> list[Visibility]:
-        """What the layer of the scores chose in this call; empty before it, and where no word was scored."""
+        """What the layer of the scores chose in this call; empty before it, and where no token was scored."""
         return layer.shared("chosen", list)
 
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
-        """Words treated, and the share of pairs of word and patch that were hidden."""
+        """Tokens treated, and the share of pairs of token and patch that were masked."""
         if "pairs" not in stats:
             return []
         hidden, pairs, words = stats["pairs"].tolist()
@@ -159,7 +159,7 @@ class CMAI(Intervention):
 
 
 class Hidden(NamedTuple):
-    """What the queries of a call may not read: `pairs` `(batch, queries, columns)` at the positions `columns`."""
+    """What the queries of a call must not attend to: `pairs` `(batch, queries, columns)` at the positions `columns`."""
 
     start: int
     columns: Tensor

@@ -31,13 +31,13 @@ from lvlm_attn.kernels.visibility import ALL, Visibility
 
 @dataclass(frozen=True)
 class Delayed(Intervention):
-    """Delayed visibility: below layer `start`, no text token reads an image token; above, all is as always.
+    """Delayed visibility: below layer `start`, no text token attends to an image token; above, all is as always.
 
-    Holds for the question and for every generated token. Image tokens read as always, text before the first image
+    Holds for the question and for every generated token. Image tokens attend as always, text before the first image
     and samples without an image stay bit-identical in the first layer.
 
     Args:
-        start: the first layer where text reads the image; 0 changes nothing. None is a quarter of the layers,
+        start: the first layer where text attends to the image; 0 changes nothing. None is a quarter of the layers,
             which is ours: the source chooses by experiment.
 
     Raises:
@@ -55,20 +55,20 @@ class Delayed(Intervention):
 
     def __post_init__(self) -> None:
         need_whole(
-            self, "start", 0, DEEPEST, remark="the first layer where text reads the image", or_none=True
+            self, "start", 0, DEEPEST, remark="the first layer where text attends to the image", or_none=True
         )
 
     def is_neutral(self) -> bool:
-        """Whether text reads the image from the first layer on."""
+        """Whether text attends to the image from the first layer on."""
         return self.start == 0
 
     def fit(self, target: Target) -> Self:
-        """Chooses where text begins to see."""
+        """Chooses where text begins to attend to the image."""
         start = max(target.layers // 4, 1) if self.start is None else self.start
         if start > target.layers:
             raise LvlmAttnError(
                 f"Delayed: start={start} is out of range; this model has {target.layers} decoder layers, so at "
-                f"most {target.layers}, with which text never reads the image."
+                f"most {target.layers}, with which text never attends to the image."
             )
         return dataclasses.replace(self, start=start)
 
@@ -77,7 +77,7 @@ class Delayed(Intervention):
         return range(self.start or 0)
 
     def visibility(self, layer: Layer) -> Visibility:
-        """Text reads no image token."""
+        """Text attends to no image token."""
         visibility = once_per_call(layer, lambda: self._make(layer))
         assert visibility is not None
         return visibility

@@ -1,4 +1,4 @@
-"""DoLa: prefers the words whose probability grows from a lower layer to the last.
+"""DoLa: prefers the tokens whose probability grows from a lower layer to the last.
 
 Source: Chuang et al., "DoLa: Decoding by Contrasting Layers Improves Factuality in Large Language Models", ICLR 2024
 (arXiv 2309.03883), section 2.
@@ -51,20 +51,20 @@ PRESETS = {
 class DoLa(HasPresets):
     """Decoding by contrasting layers.
 
-    Words are predicted from the last layer and, with the same head, from the residual stream behind each candidate
+    Tokens are predicted from the last layer and, with the same head, from the residual stream after each candidate
     layer, without the final norm between them, as in the released code. At every position the candidate whose
     prediction is farthest from the last one is chosen, and the difference of the log probabilities becomes the
-    logits, among the words that the last layer holds plausible; all others get minus infinity.
+    logits, among the tokens that the last layer holds plausible; all others get minus infinity.
 
     It works with plain `model.generate` and `model(...)`, greedily, sampling and with beams, on any backend. The
     paper adds `repetition_penalty=1.2`, which is an option of `generate`.
 
     Args:
         layers: the candidates: `"low"` or `"high"`, every other layer of the lower or upper half (of models with more
-            than 40 layers, of the first or last 20), or numbers. Layer j stands for the residual stream behind j
+            than 40 layers, of the first or last 20), or numbers. Layer j stands for the residual stream after j
             layers, 0 for the embeddings, which `"low"` leaves out where the head shares their weights. An empty
             choice contrasts with nothing and changes nothing.
-        beta: a word is plausible if its probability is at least this share of the most probable one's. The paper's
+        beta: a token is plausible if its probability is at least this share of the most probable one's. The paper's
             alpha, 0.1 there.
         mature: the layer to contrast with, counted the same way; -1 for the model's own logits.
         divergence: how far a candidate is: `"jsd"`, the Jensen-Shannon divergence of the paper, or `"code"`, what the
@@ -195,7 +195,7 @@ def bucket(name: str, count: int, *, is_tied: bool = False) -> tuple[int, ...]:
     Args:
         name: `"low"` or `"high"`.
         count: number of decoder layers.
-        is_tied: whether the head shares the embeddings' weights; the embeddings then predict the word just read.
+        is_tied: whether the head shares the embeddings' weights; the embeddings then predict the token just given.
 
     Example:
         >>> bucket("low", 32), bucket("high", 32)
@@ -215,11 +215,11 @@ def contrast(mature: Tensor, early: Tensor, beta: float, divergence: str = "jsd"
     Args:
         mature: `(..., vocabulary)` logits.
         early: `(candidates, ..., vocabulary)` logits.
-        beta: least probability relative to the most probable word.
+        beta: least probability relative to the most probable token.
         divergence: see `DoLa`.
 
     Returns:
-        Logits `(..., vocabulary)`, minus infinity at words that are not plausible, and the index of the chosen
+        Logits `(..., vocabulary)`, minus infinity at tokens that are not plausible, and the index of the chosen
         candidate `(...)`.
 
     Example:
@@ -234,7 +234,7 @@ def contrast(mature: Tensor, early: Tensor, beta: float, divergence: str = "jsd"
     else:
         index, chosen = torch.zeros(late.shape[:-1], dtype=torch.long, device=late.device), early[0]
     floor = late.amax(-1, keepdim=True) + torch.tensor(beta, dtype=late.dtype).log().item()
-    # A word that is plausible and has lost all probability in the lower layer must not give infinity.
+    # A token that is plausible and has lost all probability in the lower layer must not give infinity.
     lowest = torch.finfo(late.dtype).min
     difference = late - chosen.clamp(min=lowest)
     return difference.masked_fill(late < floor, -torch.inf), index
@@ -268,7 +268,7 @@ def output_head(target: Target) -> nn.Module:
 
 
 def final_norm(target: Target) -> nn.Module:
-    """The norm behind the last decoder layer."""
+    """The norm after the last decoder layer."""
     found = getattr(target.parts.language_model, target.family.final_norm, None)
     if not isinstance(found, nn.Module):
         raise LvlmAttnError(

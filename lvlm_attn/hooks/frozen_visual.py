@@ -1,4 +1,4 @@
-"""FrozenVisual: image tokens pass some layers untouched.
+"""FrozenVisual: image tokens bypass some layers.
 
 Source: Yuan et al., "ShortV: Efficient Multimodal Large Language Models by Freezing Visual Tokens in Ineffective
 Layers", ICCV 2025 (arXiv 2504.00502); the layer lists are those of its released README.
@@ -45,11 +45,11 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class FrozenVisual(HasPresets):
-    """Frozen visual tokens: in the chosen layers image tokens leave as they entered; text reads them as always.
+    """Frozen visual tokens: in the chosen layers image tokens leave as they entered; text attends to them as always.
 
-    Neither attention nor feed-forward block changes them there, while their keys and values under the weights of
-    the layer stay readable. Needs no training. Nothing is skipped: the method is for measuring what the layers do
-    to image tokens; it does not save their time.
+    Neither attention nor feed-forward block changes them there, while their keys and values under the weights of the
+    layer can still be attended to. Needs no training. Nothing is skipped: the method is for measuring what the layers
+    do to image tokens; it does not save their time.
 
     Args:
         layers: which layers; None is the published list of the model, or, for a model without one, the layers at

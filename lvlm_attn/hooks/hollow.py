@@ -1,4 +1,4 @@
-"""Hollow: image tokens read only image tokens close before them.
+"""Hollow: of image tokens, image tokens attend only to those close before them.
 
 Source: the hollow attention of RedundancyLens (its summary; the window it uses was not at hand, so the default is
 ours).
@@ -28,14 +28,14 @@ from lvlm_attn.kernels.visibility import ALL, Visibility
 
 @dataclass(frozen=True)
 class Hollow(Intervention):
-    """Hollow attention: an image token reads all text before it and the image tokens of a window, no others.
+    """Hollow attention: an image token attends to all text before it and to the image tokens of a window, no others.
 
     The window counts positions of the sequence, the token itself included, so `window=1` is
     `VisualSelf(mode="self_prefix")` and a window of an image's length changes nothing. Text rows, and image rows
     whose window reaches the first image token, stay bit-identical in the first of the chosen layers.
 
     Args:
-        window: how many positions back an image token reads image tokens, itself included.
+        window: how many positions back an image token attends to image tokens, itself included.
         layers: which layers; None for all. The source uses about half of them, without training.
 
     Raises:
@@ -57,7 +57,7 @@ class Hollow(Intervention):
         need_layers(self)
 
     def visibility(self, layer: Layer) -> Visibility | None:
-        """Image tokens read text, and image tokens in the window."""
+        """Image tokens attend to text, and to image tokens in the window."""
         return once_per_call(layer, lambda: self._make(layer)) if layer.is_prompt else None
 
     def _make(self, layer: Layer) -> Made:
@@ -74,5 +74,5 @@ class Hollow(Intervention):
         )
 
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
-        """Per layer: how many image tokens read less."""
+        """Per layer: how many image tokens attend to less."""
         return counted(stats, ("rows",))

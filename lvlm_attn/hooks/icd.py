@@ -27,16 +27,16 @@ CONFUSED = "You are a confused objects detector to provide a fuzzy overview or i
 class ICD(Intervention):
     """Instruction contrastive decoding, in `lvlm.generate`.
 
-    The prompt is read twice in one batch, as it is and with a disturbing instruction at its beginning.
+    The prompt is decoded twice in one batch, as it is and with a disturbing instruction at its beginning.
     Next-token logits are `(1 + lam) * z - lam * z_disturbed` at the tokens that z itself finds plausible, and
     minus infinity elsewhere; temperature and all else the user set come after that.
 
     The instruction takes the place of the system message where the prompt is made from a question
     (`images=`, `prompts=`) by a chat template that shows one. In prompts given as tensors or in full, it stands
-    behind the beginning-of-sequence token, or in front of the first image where there is no such token. Either
+    after the beginning-of-sequence token, or before the first image where there is no such token. Either
     way the wrap needs the processor. Images are encoded once for both.
 
-    `lam=0, beta=0` changes nothing, and nothing is read twice. `lam=0` with a positive `beta` only cuts.
+    `lam=0, beta=0` changes nothing, and nothing is decoded twice. `lam=0` with a positive `beta` only cuts.
 
     Args:
         lam: strength of the contrast; 1 in the released code, for all models and tasks.

@@ -1,4 +1,4 @@
-"""Neighborhood: a patch reads the patches around it on the image grid.
+"""Neighborhood: a patch attends to the patches around it on the image grid.
 
 Source: Hassani et al., "Neighborhood Attention Transformer" (NATTEN, CVPR 2023), in the causal form of a language
 model: of the neighbours, those that come before.
@@ -26,11 +26,11 @@ from lvlm_attn.layout.prompt import PromptLayout
 
 @dataclass(frozen=True)
 class Neighborhood(Intervention):
-    """Neighborhood attention: a patch reads earlier patches at most k // 2 steps away in row and in column.
+    """Neighborhood attention: a patch attends to earlier patches at most k // 2 steps away in row and in column.
 
     A step is `dilation` rows or columns, and only patches a whole number of steps away are neighbours. Patches of
     another image, or of another block of the same image (a tile, the overview), are none. All text before a patch
-    and the newline and class tokens of images stay readable. Windows are not shifted inwards at the border, as
+    and the newline and class tokens of images stay visible. Windows are not shifted inwards at the border, as
     they are in the encoder the source describes: a causal model has no later patches to fill them with.
 
     Text rows and patches that lose nothing stay bit-identical in the first of the chosen layers.
@@ -79,7 +79,7 @@ class Neighborhood(Intervention):
         return super().fit(target)
 
     def visibility(self, layer: Layer) -> Visibility | None:
-        """Patches read their neighbours."""
+        """Patches attend to their neighbours."""
         return once_per_call(layer, lambda: self._make(layer)) if layer.is_prompt else None
 
     def _make(self, layer: Layer) -> Made:
@@ -98,7 +98,7 @@ class Neighborhood(Intervention):
         return Made(visibility, (is_changed[:, layer.queries].sum(),))
 
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
-        """Per layer: how many patches read less."""
+        """Per layer: how many patches attend to less."""
         return counted(stats, ("rows",))
 
 
@@ -131,8 +131,8 @@ def is_neighbour(layout: PromptLayout, half: int, dilation: int) -> Callable[[Te
         near = (place_q == place_k) & (down <= half * dilation) & (across <= half * dilation)
         if dilation > 1:
             near &= (down % dilation == 0) & (across % dilation == 0)
-        readable: Tensor = near | (place_q < 0) | (place_k < 0)
-        return readable
+        allowed: Tensor = near | (place_q < 0) | (place_k < 0)
+        return allowed
 
     return predicate
 

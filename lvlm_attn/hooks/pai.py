@@ -1,4 +1,4 @@
-"""PAI: pays more attention to the image, and leans away from what the text alone would say.
+"""PAI: pays more attention to the image, and guides away from what the text alone would say.
 
 Source: Liu et al., "Paying More Attention to Image: A Training-Free Method for Alleviating Hallucination in LVLMs",
 ECCV 2024 (arXiv 2407.21771), sections 3.2 and 3.3.
@@ -106,10 +106,10 @@ class PAI(HasPresets):
         return super().layers_at(site, target) if self.alpha else ()
 
     def refuse(self, situation: Situation) -> str | None:
-        """Where a prompt read in pieces ends is not known when a piece is read."""
+        """Where a prompt in pieces ends is not known when a piece is processed."""
         if situation == Situation.CHUNKED_PREFILL and self.alpha:
             return (
-                "PAI amplifies attention at the prompt's last token, so the prompt must be read in one pass; pass "
+                "PAI amplifies attention at the prompt's last token, so the prompt must be processed in one pass; pass "
                 "prefill_chunk_size=None."
             )
         return None
@@ -139,5 +139,5 @@ class PAI(HasPresets):
         return (request.without_images(),)
 
     def fuse(self, main: Tensor, views: Sequence[Tensor], step: int) -> Tensor:
-        """Leans away from the text-only view at plausible tokens."""
+        """Guides away from the text-only view at plausible tokens."""
         return cut(guide(main, views[0], self.gamma), main, self.beta)

@@ -1,4 +1,4 @@
-"""PAINT: raises the attention on the patches that the image encoder itself looks at.
+"""PAINT: raises the attention to the patches that the image encoder itself attends to.
 
 Source: "PAINT: Paying Attention to INformed Tokens to Mitigate Hallucination in Large Vision-Language Model"
 (arXiv 2501.12206; its first version is "Fixing Imbalanced Attention to Mitigate In-Context Hallucination of Large
@@ -49,9 +49,9 @@ PRESETS = {
 class PAINT(HasPresets):
     """Amplifies the scores of two sets of patches before the softmax, `s + gain * |s|`.
 
-    Local patches are those that the class token looks at most in the first layer of the image encoder; summary
+    Local patches are those that the class token attends to most in the first layer of the image encoder; summary
     patches are outliers of its attention in the layer before the last, the encoder's registers. Both are chosen per
-    image, from the encoder's own attention, read while it runs. A patch of both sets counts as summary. Encoders
+    image, from the encoder's own attention, taken while it runs. A patch of both sets counts as summary. Encoders
     without a class token (SigLIP, Qwen) use the mean over all rows instead, encoders with windows the nearest layer
     without them, and merged patches or tiles the mean over what an image token is made of.
 
@@ -69,7 +69,7 @@ class PAINT(HasPresets):
         spatial: share of an image's patches that the spatial stream adds to the local ones.
         layers: decoder layers; the released code takes all but the first two.
         rows: `"last"`, the last prompt token and every generated one, as the released code does; or `"all_text"`,
-            every text token behind an image.
+            every text token after an image.
         head_cap: scale both gains in each head by its weight on the chosen patches relative to the mean over heads,
             at most this much. A reconstruction of the head modulation that the paper's first version speaks of and
             no released code holds; None leaves it out.
@@ -138,7 +138,7 @@ class PAINT(HasPresets):
         return layer.shared("amplification", made)
 
     def _choose(self, layer: Layer) -> None:
-        """Adds the patches of the images that this call reads to those of earlier turns."""
+        """Adds the patches of the images of this call to those of earlier turns."""
         layout, start = layer.layout, layer.call.start
         before = layer.memory.get("gain")
         if not bool((layout.is_patch[:, start:]).any()):
@@ -147,7 +147,7 @@ class PAINT(HasPresets):
             return
         if layer.call.vision is None:
             raise LvlmAttnError(
-                "PAINT reads what the image encoder looks at, and these images were encoded out of its sight; pass "
+                "PAINT needs the attention of the image encoder, and these images were encoded outside the wrap; pass "
                 "pixel_values inside the wrap."
             )
         scores = [received(layer.call.vision, rows, layout, start) for rows in (LOCAL, SUMMARY)]

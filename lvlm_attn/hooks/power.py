@@ -28,9 +28,9 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Power(HasPresets):
-    """PowerAttention: a token reads near blocks, the first block, and blocks at a distance of 1, 2, 4, 8, ...
+    """PowerAttention: a token attends to near blocks, the first block, and blocks at a distance of 1, 2, 4, 8, ...
 
-    Positions are counted without padding and cut into blocks. A query reads a key before it if their blocks are
+    Positions are counted without padding and cut into blocks. A query attends to a key before it if their blocks are
     less than `window` apart, a power of two apart, or the key is in the first block. The rule acts on all tokens,
     images or not, on the prompt and on every generated token. Over several layers every earlier token can be
     reached: one step for each binary digit 1 of the distance in blocks.
@@ -41,7 +41,7 @@ class Power(HasPresets):
 
     Args:
         block: tokens per block.
-        window: how many blocks are read around the query's own, itself included.
+        window: how many blocks are attended to around the query's own, itself included.
         layers: which layers; None for all.
         preset: `"auto"`, or a name of `PRESETS`, for parameters that are left out.
 
@@ -65,16 +65,16 @@ class Power(HasPresets):
     def __post_init__(self) -> None:
         self.apply_preset()
         need_whole(self, "block", 1, remark="the tokens per block")
-        need_whole(self, "window", 1, remark="the blocks read, the query's own included")
+        need_whole(self, "window", 1, remark="the blocks attended to, the query's own included")
         need_layers(self)
 
     def visibility(self, layer: Layer) -> Visibility | None:
-        """Tokens read blocks at distances that are powers of two."""
+        """Tokens attend to blocks at distances that are powers of two."""
         return once_per_call(layer, lambda: self._make(layer))
 
     def _make(self, layer: Layer) -> Made | None:
         layout = layer.layout
-        # Every row has read its padding by now, so its rank is at most its position.
+        # All padding of a row comes before this, so its rank is at most its position.
         if (layout.length - 1) // self.block <= first_gap(self.window):
             return None
         number = (layout.is_valid.cumsum(1) - 1).clamp(min=0) // self.block
@@ -84,20 +84,21 @@ class Power(HasPresets):
         visibility = Visibility(
             torch.zeros_like(layout.kind),
             earlier=((ALL,),),
-            predicate=is_readable(number, self.window),
+            predicate=is_within_reach(number, self.window),
             touches=is_changed,
         )
         return Made(visibility, (is_changed[:, layer.queries].sum(),))
 
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
-        """Per layer: how many tokens read less."""
+        """Per layer: how many tokens attend to less."""
         return counted(stats, ("rows",))
 
 
 def first_gap(window: int) -> int:
     """The smallest distance in blocks that is neither inside the window nor a power of two.
 
-    A query whose block has this number or a smaller one reads all before it, since the first block is always read.
+    A query whose block has this number or a smaller one attends to all before it, as the first block is always in
+    reach.
 
     Example:
         >>> [first_gap(window) for window in (1, 3, 4, 5, 8)]
@@ -107,7 +108,7 @@ def first_gap(window: int) -> int:
     return distance if distance & (distance - 1) else distance + 1
 
 
-def is_readable(number: Tensor, window: int) -> Callable[[Tensor, Tensor], Tensor]:
+def is_within_reach(number: Tensor, window: int) -> Callable[[Tensor, Tensor], Tensor]:
     """A predicate for `Visibility`, from the block number of every position `(batch, length)`."""
 
     def predicate(query: Tensor, key: Tensor) -> Tensor:

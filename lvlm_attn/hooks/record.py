@@ -216,7 +216,7 @@ class Record(Intervention):
             log.add(step, "mean", layer.memory.pop("sum") / len(layers))
 
     def _begin_call(self, layer: Layer) -> tuple[Readout | None, Step | None]:
-        """Which rows of this call are read, and where they go."""
+        """Which rows of this call are kept, and where they go."""
         call, main = layer.call, _main_rows(layer)
         generation = running_generate(call.target.parts.base) if call.is_prompt else None
         length = call.length if generation is None else generation.prompt_length

@@ -119,7 +119,7 @@ def _pieces(ids: Tensor, layout: PromptLayout, tokenizer: Any) -> tuple[tuple[st
     found = []
     for row in range(len(ids)):
         is_text = layout.is_text[row].tolist()
-        # Whether the last token, which was never read, belongs to the answer: not where padding came before it.
+        # Whether the last token, which was never processed, belongs to the answer: not where padding came before it.
         missing = ids.shape[1] - len(is_text)
         is_text += [bool(is_text and layout.is_valid[row, -1])] * missing
         texts = [""] * len(is_text)

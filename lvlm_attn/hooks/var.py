@@ -1,4 +1,4 @@
-"""VAR: moves attention from sinks to the patches of the image, in the heads that look at the image.
+"""VAR: moves attention from sinks to the patches of the image, in the heads that attend to the image.
 
 Source: Kang et al., "See What You Are Told: Visual Attention Sink in Large Multimodal Models", ICLR 2025
 (arXiv 2503.03321), sections 3 to 5. Where the paper and its released code differ, the docstring of `VAR` says
@@ -49,7 +49,7 @@ class VAR(HasPresets):
     """Visual attention redistribution.
 
     Tokens with a massive activation in a few fixed dimensions are sinks: they draw attention and say nothing
-    about the image. In every head and text query that looks at the image, a share of the weight on all sinks
+    about the image. In every head and text query that attends to the image, a share of the weight on all sinks
     (the beginning of the text among them) goes to the patches that are no sinks, in proportion to the weight
     they have. Rows keep their sum. Sinks are found in the prompt, per layer, from the input of the layer.
 

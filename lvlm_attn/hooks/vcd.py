@@ -44,13 +44,13 @@ PRESETS = {
 class VCD(HasPresets):
     """Visual contrastive decoding, in `lvlm.generate`.
 
-    The prompt is read twice in one batch, with its images and with noisy copies of them. Next-token logits are
+    The prompt is decoded twice in one batch, with its images and with noisy copies of them. Next-token logits are
     `(1 + alpha) * z - alpha * z_noisy` at the tokens that z itself finds plausible, and minus infinity elsewhere;
     temperature and all else the user set come after that. The paper samples from them; greedy decoding works as
     well. The noisy view keeps its own cache, as in the released loop since July 2024; before, both views shared one
     from the second token on. Samples without an image keep their logits.
 
-    `alpha=0, beta=0` changes nothing, and nothing is read twice. `alpha=0` with a positive `beta` only cuts.
+    `alpha=0, beta=0` changes nothing, and nothing is decoded twice. `alpha=0` with a positive `beta` only cuts.
 
     Args:
         alpha: strength of the contrast.

@@ -46,7 +46,7 @@ BY_MODEL = (
 class VHR(HasPresets):
     """Vision-aware head reinforcement.
 
-    A head's divergence is how far its output at the last prompt token moves when the images are taken out of
+    A head's divergence is how far its output at the last prompt token changes when the images are taken out of
     the prompt. Layer by layer in one prefill, the heads above the layer's median are scaled by `alpha`, for
     every position of the prompt and every generated token; layers are judged with the earlier ones already
     scaled. Heads are chosen per sample and stay chosen until the next prompt, also over further turns that
@@ -106,7 +106,7 @@ class VHR(HasPresets):
         if situation == Situation.CHUNKED_PREFILL:
             return (
                 "VHR chooses heads at the last prompt token and scales them for the whole prompt, so the prompt "
-                "must be read in one pass; pass prefill_chunk_size=None."
+                "must be processed in one pass; pass prefill_chunk_size=None."
             )
         return None
 

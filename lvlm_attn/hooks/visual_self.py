@@ -1,4 +1,4 @@
-"""VisualSelf: image tokens stop reading each other.
+"""VisualSelf: image tokens stop attending to each other.
 
 Source: Ma et al., "EE-MLLM: A Data-Efficient and Compute-Efficient Multimodal Large Language Model"
 (arXiv 2408.11795). Its method section was not at hand; what is built here follows from its summary: no
@@ -32,16 +32,16 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class VisualSelf(HasPresets):
-    """Composite attention: an image token reads itself, and in one mode the text before it; text reads as always.
+    """Composite attention: image tokens attend to themselves, in one mode also to text before them; text as always.
 
     In mode `"self"`, which is what EE-MLLM trains with, a softmax over one key is 1, so the output of the
     attention is the token's own value: query and key weights and rotary positions drop out, and the layer acts on
     image tokens as an aligner made of its value, output and feed-forward weights. It is computed that way. In mode
-    `"self_prefix"` image tokens also read the text before them. A model that was not trained with the method
+    `"self_prefix"` image tokens also attend to the text before them. A model that was not trained with the method
     parks much of an image token's weight on the beginning of the text, so this mode moves it less, and is the
     default here.
 
-    No image reads another one. Newline and class tokens of an image count as image. Text, generated tokens and
+    No image attends to another one. Newline and class tokens of an image count as image. Text, generated tokens and
     samples without an image stay bit-identical in the first of the chosen layers.
 
     Args:
@@ -76,7 +76,7 @@ class VisualSelf(HasPresets):
         need_layers(self)
 
     def visibility(self, layer: Layer) -> Visibility | None:
-        """Image tokens read themselves, and text before them if the mode says so."""
+        """Image tokens attend to themselves, and to text before them if the mode says so."""
         return once_per_call(layer, lambda: self._make(layer)) if layer.is_prompt else None
 
     def _make(self, layer: Layer) -> Made:
@@ -93,5 +93,5 @@ class VisualSelf(HasPresets):
         )
 
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
-        """Per layer: how many image tokens read less."""
+        """Per layer: how many image tokens attend to less."""
         return counted(stats, ("rows",))

@@ -1,4 +1,4 @@
-"""VMTC: keeps the patches the image encoder looks at and merges the others into a few.
+"""VMTC: keeps the patches the image encoder attends to and merges the others into a few.
 
 After "Reducing Image Redundancy" for large vision-language models (arXiv 2411.15453), of which only the abstract and
 summaries by others were at hand. A reconstruction: everything the docstring of `VMTC` does not attribute is ours.
@@ -40,8 +40,8 @@ class VMTC(Intervention):
     are kept, and the rest is clustered by K-means under cosine similarity and merged within each cluster by
     importance. Reconstructed: importance is taken from the layer before the last; clusters are made from the
     embeddings that enter the decoder, seeded by the farthest patches, in ten rounds, without chance; a merged patch
-    stands where its most important member stood; and no query reads a patch that was merged away. Positions stay, so
-    the prompt does not get shorter: this shows what the compression does to the answers, not to the time. Newlines
+    stands where its most important member stood; and no query attends to a patch that was merged away. Positions stay,
+    so the prompt does not get shorter: this shows what the compression does to the answers, not to the time. Newlines
     are kept.
 
     Args:
@@ -82,7 +82,9 @@ class VMTC(Intervention):
     def refuse(self, situation: Situation) -> str | None:
         """Refuses a prompt in pieces, which may cut an image."""
         if situation == Situation.CHUNKED_PREFILL:
-            return "VMTC merges whole images, so the prompt must be read in one pass; pass prefill_chunk_size=None."
+            return (
+                "VMTC merges whole images, so it needs the prompt in one pass; pass prefill_chunk_size=None."
+            )
         return None
 
     def vision(self, target: Target) -> tuple[VisionRows, ...]:
@@ -104,7 +106,7 @@ class VMTC(Intervention):
             return None
         if call.vision is None:
             raise LvlmAttnError(
-                "VMTC reads what the image encoder looks at, and these images were encoded out of its sight; pass "
+                "VMTC needs the attention of the image encoder, and these images were encoded outside the wrap; pass "
                 "pixel_values inside the wrap."
             )
         importance = received(call.vision, IMPORTANCE, layout, start).to(embeds.device)

@@ -1,4 +1,4 @@
-"""What methods that change visibility share: where image tokens are, counts before and behind, one table per call."""
+"""What methods that change visibility share: where image tokens are, counts before and after, one table per call."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def count_before(is_key: Tensor) -> Tensor:
 
 
 def count_after(is_key: Tensor) -> Tensor:
-    """`(batch, length)`: how many True there are behind each position, itself left out."""
+    """`(batch, length)`: how many True there are after each position, itself left out."""
     return is_key.sum(1, keepdim=True) - is_key.cumsum(1)
 
 
 def attends_to_any(layer: Layer, is_key: Tensor) -> Tensor:
-    """`(batch, length)`: positions that may attend to a True one: behind it, or beside it where the mask opens both.
+    """`(batch, length)`: positions that may attend to a True one: after it, or beside it where the mask opens both.
 
     In models whose own mask lets images attend ahead, every position of a sample that holds a True one counts.
     """

@@ -62,7 +62,7 @@ class AttentionCall:
         geometry: where the queries and keys stand.
         scaling: factor on the scores.
         mask: what the backend's mask function made. A dense one `(batch or 1, heads or 1, queries, keys)`, boolean
-            (True: may read) or additive, is the truth; anything else (None, flash's padding, flex's block mask)
+            (True: may attend) or additive, is the truth; anything else (None, flash's padding, flex's block mask)
             says no more than the geometry.
         softcap: bound of the scores by tanh, for models that have one.
         kwargs: all that the model passed to the backend beside the tensors.

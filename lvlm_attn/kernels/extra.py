@@ -1,7 +1,7 @@
-"""Keys and values from elsewhere that some queries read beside those of the sequence.
+"""Keys and values from elsewhere that some queries attend to beside those of the sequence.
 
-The extra keys of a sample are ordered, and every query reads one run of them (`first` to `stop`), so that who reads
-what is two numbers per query and never a (queries, keys) matrix.
+The extra keys of a sample are ordered, and every query attends to one run of them (`first` to `stop`), so that who
+attends to what is two numbers per query and never a (queries, keys) matrix.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ class ExtraKeys:
     """Further keys and values for some queries of one attention call.
 
     With `gate` None they share one softmax with the keys of the sequence. With a number they have a softmax of
-    their own, and what it reads is added to the head outputs, times the gate.
+    their own, and its output is added to the head outputs, times the gate.
 
     Attributes:
         key: `(batch, kv_heads, extra, head_dim)`, rotated already.
         value: `(batch, kv_heads, extra, head_dim)`.
         position: `(batch, extra)`, where in the sequence each key stands, in rising order; a sliding window
             counts from there.
-        first: `(batch, queries)`, the first extra key each query reads.
-        stop: `(batch, queries)`, the one after the last; a query with `stop <= first` reads none.
+        first: `(batch, queries)`, the first extra key each query attends to.
+        stop: `(batch, queries)`, the one after the last; a query with `stop <= first` attends to none.
         bias: added to the scores of the extra keys (natural logarithm of a weight).
-        own_bias: `(batch, positions)`, added to the scores of the sequence's keys for queries that read extra
+        own_bias: `(batch, positions)`, added to the scores of the sequence's keys for queries that attend to extra
             ones; None for 0; later positions have 0. Minus infinity hides a key.
-        gate: None, or the factor on a reading of its own.
+        gate: None, or the factor on the output of a softmax of its own.
     """
 
     key: Tensor
@@ -47,11 +47,11 @@ class ExtraKeys:
     gate: float | None = None
 
     def touched(self, geometry: Geometry) -> Tensor | None:
-        """`(batch, queries)`, True at queries that read extra keys; None if no query can."""
+        """`(batch, queries)`, True at queries that attend to extra keys; None if no query can."""
         return self.stop > self.first if self.key.shape[2] else None
 
-    def readable(self, rows: Rows, geometry: Geometry) -> Tensor:
-        """`(batch, rows, extra)`, which extra keys some queries may read."""
+    def allowed(self, rows: Rows, geometry: Geometry) -> Tensor:
+        """`(batch, rows, extra)`, which extra keys some queries may attend to."""
         column = torch.arange(self.key.shape[2], device=rows.index.device)
         first = self.first.to(column.device).gather(1, rows.index)[..., None]
         stop = self.stop.to(column.device).gather(1, rows.index)[..., None]
@@ -65,7 +65,7 @@ class ExtraKeys:
 def with_extra(
     call: AttentionCall, mask: Tensor | None, extras: Sequence[ExtraKeys], rows: Rows
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Puts extra keys behind those of the sequence, for one softmax over all.
+    """Appends extra keys to those of the sequence, for one softmax over all.
 
     Args:
         call: the attention call.
@@ -84,7 +84,7 @@ def with_extra(
     batch, count = rows.index.shape
     if mask is None:
         mask = torch.ones(batch, 1, count, key.shape[2], dtype=torch.bool, device=key.device)
-    beside = [item.readable(rows, geometry)[:, None].expand(-1, mask.shape[1], -1, -1) for item in extras]
+    beside = [item.allowed(rows, geometry)[:, None].expand(-1, mask.shape[1], -1, -1) for item in extras]
     if mask.dtype == torch.bool and all(item.bias == 0 and item.own_bias is None for item in extras):
         return keys, values, torch.cat([mask, *beside], 3)
     dtype = call.score_dtype
@@ -101,15 +101,15 @@ def with_extra(
         for item, found in zip(extras, beside)
     ]
     total = torch.cat([own, *biases], 3)
-    # A row that may read nothing (padding) reads everything instead: its output is never used, but has to be finite.
+    # A row without any key (padding) attends to all of them instead: its output is never used, but has to be finite.
     return keys, values, torch.where((total > -torch.inf).any(-1, keepdim=True), total, 0.0)
 
 
 def add_gated(output: Tensor, call: AttentionCall, item: ExtraKeys) -> Tensor:
-    """Adds a reading of extra keys by a softmax of their own to head outputs.
+    """Adds attention to extra keys, by a softmax of their own, to head outputs.
 
     Args:
-        output: `(batch, queries, heads, head_dim)`; queries that read nothing stay bit-identical.
+        output: `(batch, queries, heads, head_dim)`; queries that attend to none stay bit-identical.
         call: the attention call.
         item: the extra keys, with a gate.
 
@@ -121,12 +121,12 @@ def add_gated(output: Tensor, call: AttentionCall, item: ExtraKeys) -> Tensor:
     rows = None if is_touched is None else Rows.of(is_touched.to(query.device))
     if rows is None or not item.gate:
         return output
-    readable = item.readable(rows, call.geometry)
-    is_reader = readable.any(-1) & rows.is_touched
-    # Rows that only fill up read everything, so that no softmax is empty; they are not written.
-    mask = (readable | ~is_reader[..., None])[:, None]
+    allowed = item.allowed(rows, call.geometry)
+    attends = allowed.any(-1) & rows.is_touched
+    # Padding rows attend to everything, so that no softmax is empty; they are not written.
+    mask = (allowed | ~attends[..., None])[:, None]
     found = attend_masked(rows.take(query), item.key.to(query), item.value.to(query), mask, call)
-    found = torch.where(is_reader[:, None, :, None], item.gate * found, 0).transpose(1, 2).to(output.dtype)
+    found = torch.where(attends[:, None, :, None], item.gate * found, 0).transpose(1, 2).to(output.dtype)
     if rows.is_all:
         return output + found
     return output.scatter_add(1, rows.index[:, :, None, None].expand_as(found), found)

@@ -24,16 +24,16 @@ MAX_GROUPS = 30
 
 @dataclass(frozen=True)
 class PackedVisibility:
-    """What may be read, as the kernels take it.
+    """The attention mask over groups, as the kernels take it.
 
     Attributes:
         query_group: `(batch, queries)` int32, or None if no visibility acts.
-        key_group: `(batch, keys)` int32, -1 at columns nobody may read (padding, not yet written); None if every
-            column up to the causal bound may be read.
-        earlier_bits: `(groups,)` int32, bit k of entry q set where group q reads all earlier keys of group k.
+        key_group: `(batch, keys)` int32, -1 at columns nobody may attend to (padding, not yet written); None if
+            every column up to the causal bound is open.
+        earlier_bits: `(groups,)` int32, bit k of entry q set where group q attends to all earlier keys of group k.
         later_bits: the same for keys ahead.
         earlier: `(reaches, 1 + groups)` int32, one line for each reach that is neither 0 nor `ALL`: the reach, then
-            for each group the bits of the groups it reads that far back; None without such reaches.
+            for each group the bits of the groups it attends to that far back; None without such reaches.
         later: the same for keys ahead, with as many lines; lines may be empty.
         bias: `(1 + groups,)` int32: the bits of the fp32 number, in units of log 2, that is added to scores of keys
             ahead; then for each group the bits of the groups it is added for; None if it is 0.
@@ -41,7 +41,7 @@ class PackedVisibility:
         later_table: the same for keys ahead.
         groups: how many groups there are.
         reaches: number of lines in `earlier` and in `later`.
-        has_later: whether any query reads ahead.
+        has_later: whether any query attends ahead.
     """
 
     query_group: Tensor | None
@@ -85,19 +85,19 @@ def unsupported_visibility(visibilities: Sequence[Visibility]) -> str | None:
         return "the visibilities have too many groups together"
     tables = combined_tables(visibilities)
     if tables is None:
-        return "two visibilities read the same keys ahead with different strengths and reaches"
+        return "two visibilities open the same keys ahead with different strengths and reaches"
     if len(tables.earlier) > MAX_GROUPS:
         return f"the visibilities have {len(tables.earlier)} groups together, more than {MAX_GROUPS}"
     if len(_strengths(tables)) > 1:
-        return "keys ahead are read with several strengths"
+        return "keys ahead are open with several strengths"
     return None
 
 
 def combined_tables(visibilities: Sequence[Visibility]) -> Tables | None:
     """Several visibilities as tables over combined groups; None if strengths depend on the distance.
 
-    Combined groups are numbered as digits, the first visibility the highest; groups that read and are read alike
-    are then joined. Earlier keys have to be within every reach, keys ahead within one; the first visibility that
+    Combined groups are numbered as digits, the first visibility the highest; groups that attend and are attended to
+    alike are then joined. Earlier keys have to be within every reach, keys ahead within one; the first visibility that
     reaches a key ahead gives its strength.
     """
     sizes = [item.groups for item in visibilities]
@@ -155,7 +155,7 @@ def _joined(tables: Tables) -> Tables:
 def pack_visibility(
     visibilities: Sequence[Visibility], geometry: Geometry, device: torch.device
 ) -> PackedVisibility:
-    """Packs what may be read; `unsupported_visibility` must have said None.
+    """Packs the attention mask over groups; `unsupported_visibility` must have said None.
 
     Args:
         visibilities: what restricts and what unlocks; none for plain causality.
@@ -219,7 +219,7 @@ def _bits(table: Sequence[Sequence[float]], low: float, high: float) -> list[int
 
 
 def _strengths(tables: Tables) -> list[float]:
-    """The strengths other than 1 with which keys ahead are read."""
+    """The strengths other than 1 with which keys ahead are attended to."""
     return sorted({entry for row in tables.strength for entry in row if entry != 1})
 
 

@@ -64,12 +64,12 @@ class Readout:
 class Reading:
     """What was read, for the rows asked for, packed so that every sample has as many.
 
-    A row that may read no key, and a row that only fills up, has log-sum-exp minus infinity and all else 0.
+    A row without any key, and a padding row, has log-sum-exp minus infinity and all else 0.
     The weights are those that the redistribution left; the log-sum-exp is of the scores before it.
 
     Attributes:
         index: `(batch, rows)`, which query of the call each row is.
-        is_read: `(batch, rows)`, False where a row only fills up.
+        is_read: `(batch, rows)`, False at padding rows.
         log_sum_exp: `(batch, heads, rows)`, the natural logarithm of the sum of the exponentiated scores.
         masses: `(batch, heads, rows, 4)`, the weight on each key class, or None.
         entropy: `(batch, heads, rows)`, minus the sum of w log w, in nats, or None.
@@ -100,7 +100,7 @@ def read(
     Args:
         call: the attention call; its values are not needed.
         wanted: which rows and quantities.
-        visibility: what queries may read beyond or below causality.
+        visibility: what queries may attend to beyond or below causality.
         amplification: changes of the scores, in order.
         redistribution: what is moved between keys.
         chunk_bytes: most bytes of weights to hold at a time.
@@ -227,7 +227,7 @@ def empty_reading(
 def _scores(
     call: AttentionCall, rows: Rows, visibility: Sequence[Visibility], amplification: Sequence[Amplification]
 ) -> Tensor:
-    """`(batch, heads, rows, keys)`, minus infinity at keys that may not be read."""
+    """`(batch, heads, rows, keys)`, minus infinity at masked keys."""
     scores = row_scores(rows.take(call.query), call.key, scaling=call.scaling, softcap=call.softcap)
     chosen = visible_mask(call, visibility, rows) if visibility else mask_rows(call, rows)
     if chosen is not None and chosen.dtype == torch.bool:
@@ -242,7 +242,7 @@ def _scores(
 
 
 def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The weights, 0 in rows that may read nothing, and the log-sum-exp of every row."""
+    """The weights, 0 in rows without any key, and the log-sum-exp of every row."""
     total = scores.logsumexp(-1)
     finite = torch.where(total == -torch.inf, 0.0, total)
     return (scores - finite[..., None]).exp(), total

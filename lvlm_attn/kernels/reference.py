@@ -15,7 +15,7 @@ from lvlm_attn.kernels.spec import (
     class_indicator,
     redistribution_gains,
 )
-from lvlm_attn.kernels.visibility import Visibility, readable_keys
+from lvlm_attn.kernels.visibility import Visibility, allowed_keys
 
 
 def attention(
@@ -29,7 +29,7 @@ def attention(
     amplification: Sequence[Amplification] = (),
     redistribution: Redistribution | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Computes causal attention with edits, over the whole matrix: what may be read, scores, then weights.
+    """Computes causal attention with edits, over the whole matrix: mask, scores, then weights.
 
     Args:
         query: `(batch, heads, queries, head_dim)`.
@@ -37,13 +37,13 @@ def attention(
         value: `(batch, kv_heads, keys, head_dim)`.
         scaling: factor on the scores.
         geometry: where the queries and keys stand.
-        visibility: what queries may read beyond or below causality.
+        visibility: what queries may attend to beyond or below causality.
         amplification: changes of the scores, in order.
         redistribution: what to move between keys, or None to move nothing.
 
     Returns:
         The outputs `(batch, heads, queries, head_dim)` and the weights `(batch, heads, queries, keys)`. A row
-        that may read no key has weights 0 and output 0.
+        without any key has weights 0 and output 0.
 
     Example:
         >>> q = torch.randn(1, 2, 3, 8, dtype=torch.float64)
@@ -55,13 +55,13 @@ def attention(
     group = heads // key.shape[1]
     key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
     index = torch.arange(geometry.start, geometry.length, device=query.device).expand(batch, -1)
-    readable = geometry.may_read(index)
+    allowed = geometry.may_attend(index)
     scores = query @ key.transpose(-1, -2) * scaling
     if visibility:
-        readable, bias = readable_keys(visibility, geometry, index, readable, scores.dtype)
+        allowed, bias = allowed_keys(visibility, geometry, index, allowed, scores.dtype)
         scores = scores if bias is None else scores + bias[:, None]
-    if readable is not None:
-        scores = scores.masked_fill(~readable[:, None], -torch.inf)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed[:, None], -torch.inf)
     for change in amplification:
         scores = amplified(scores, change, geometry, change.is_touched)
     weights = scores.softmax(-1).nan_to_num(0.0)

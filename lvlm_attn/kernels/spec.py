@@ -34,7 +34,7 @@ class Geometry:
         queries: number of queries.
         keys: number of key columns; a static cache has more than were written, a sliding one fewer.
         is_valid: `(batch, start + queries)`, False at padding, or None if nothing is padded.
-        window: how many positions back a query may read, itself included, or None.
+        window: how many positions back a query may attend, itself included, or None.
     """
 
     start: int
@@ -63,29 +63,29 @@ class Geometry:
         missing = self.keys - values.shape[1]
         return torch.nn.functional.pad(values, (0, missing)) if missing else values
 
-    def may_read(self, query_index: Tensor) -> Tensor | None:
-        """Says which key columns the given queries may read under the causal rule.
+    def may_attend(self, query_index: Tensor) -> Tensor | None:
+        """Says which key columns the given queries may attend to under the causal rule.
 
         Args:
             query_index: `(batch, rows)` indices of the queries in the sequence.
 
         Returns:
-            `(batch, rows, keys)`, or None if every query may read every key.
+            `(batch, rows, keys)`, or None if every query may attend to every key.
         """
         if self.queries == 1 and self.keys == self.length and self.is_valid is None and self.window is None:
             return None
         key_index = torch.arange(self.first_key, self.first_key + self.keys, device=query_index.device)
-        readable = key_index <= query_index[..., None]
+        allowed = key_index <= query_index[..., None]
         if self.window is not None:
-            readable &= key_index > query_index[..., None] - self.window
+            allowed &= key_index > query_index[..., None] - self.window
         if self.is_valid is not None:
-            readable &= self.to_columns(self.is_valid.to(query_index.device))[:, None]
-        return readable
+            allowed &= self.to_columns(self.is_valid.to(query_index.device))[:, None]
+        return allowed
 
 
 @dataclass(frozen=True, eq=False)
 class Redistribution:
-    """Moves attention weight from sink keys to plain patches, in the heads and rows that look at the image.
+    """Moves attention weight from sink keys to plain patches, in the heads and rows that attend to the image.
 
     For every head and touched row, with A the softmax weights: the row is changed if the weight on patches is
     at least `mass_floor` and the share of it on patches that are no sinks is at least `rho`. Then every sink
@@ -123,7 +123,7 @@ def redistribution_gains(masses: Tensor, spec: Redistribution) -> tuple[Tensor, 
 
     Args:
         masses: `(batch, heads, rows, 4)`, the softmax weight on each `KeyClass`.
-        spec: what to move; its `key_class` and `is_touched` are not read.
+        spec: what to move; its `key_class` and `is_touched` are not used.
 
     Returns:
         The factors `(batch, heads, rows, 4)`, 1 in rows that stay, and `(batch, heads, rows)`, True where a
@@ -147,7 +147,7 @@ class Amplification:
     With `signed` the gain keeps the sign of the score, `s + h * (gain * s + bias)`: 0.15 multiplies it by 1.15.
 
     Source: Liu et al., "Paying More Attention to Image" (PAI, ECCV 2024), section 3.2, where `gain` is alpha on
-    image tokens. Scores of keys a row may not read stay as they are.
+    image tokens. Scores of masked keys stay as they are.
 
     Attributes:
         is_touched: `(batch, queries)`, the rows that are changed.
@@ -217,8 +217,8 @@ def amplified(scores: Tensor, spec: Amplification, geometry: Geometry, is_row: T
     """Applies an amplification to scores.
 
     Args:
-        scores: `(batch, heads, rows, keys)`, minus infinity at keys that may not be read.
-        spec: what to change; its `is_touched` is not read.
+        scores: `(batch, heads, rows, keys)`, minus infinity at masked keys.
+        spec: what to change; its `is_touched` is not used.
         geometry: where the keys stand.
         is_row: `(batch, rows)`, the rows that are changed.
 
@@ -226,10 +226,10 @@ def amplified(scores: Tensor, spec: Amplification, geometry: Geometry, is_row: T
         The new scores.
     """
     change = torch.zeros_like(scores)
-    readable = scores > -torch.inf
+    allowed = scores > -torch.inf
     if spec.gain is not None:
         gain = geometry.to_columns(spec.gain.to(scores))[:, None, None]
-        finite = torch.where(readable, scores, 0)
+        finite = torch.where(allowed, scores, 0)
         change = gain * (finite if spec.signed else finite.abs())
     if spec.bias is not None:
         change = change + geometry.to_columns(spec.bias.to(scores))[:, None, None]
@@ -239,7 +239,7 @@ def amplified(scores: Tensor, spec: Amplification, geometry: Geometry, is_row: T
         change = torch.where(factor == 0, 0, change * factor)
     if spec.head_cap is not None:
         change = change * head_factors(scores, spec, geometry)[..., None]
-    return torch.where(is_row[:, None, :, None] & readable, scores + change, scores)
+    return torch.where(is_row[:, None, :, None] & allowed, scores + change, scores)
 
 
 def head_factors(scores: Tensor, spec: Amplification, geometry: Geometry) -> Tensor:

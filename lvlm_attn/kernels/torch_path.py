@@ -24,7 +24,7 @@ class Rows:
     Attributes:
         index: `(batch, rows)` indices into the queries of the call. Samples with fewer touched rows than
             others repeat untouched ones.
-        is_touched: `(batch, rows)`, False where a row only fills up.
+        is_touched: `(batch, rows)`, False at padding rows.
         is_all: whether the rows are the queries of the call as they stand.
     """
 
@@ -97,12 +97,12 @@ def row_weights(
         query: `(batch, heads, rows, head_dim)`.
         key: `(batch, kv_heads, keys, head_dim)`.
         scaling: factor on the scores.
-        mask: `(batch, 1 or heads, rows, keys)`, boolean (True: may read) or additive, or None.
+        mask: `(batch, 1 or heads, rows, keys)`, boolean (True: may attend) or additive, or None.
         softcap: bound of the scores by tanh, for models that have one.
-        edit: changes the scores before the softmax; sees minus infinity at keys that may not be read.
+        edit: changes the scores before the softmax; sees minus infinity at masked keys.
 
     Returns:
-        `(batch, heads, rows, keys)`, 0 in rows that may read no key.
+        `(batch, heads, rows, keys)`, 0 in rows without any key.
     """
     scores = row_scores(query, key, scaling=scaling, softcap=softcap)
     blocked: Tensor | None = None
@@ -137,7 +137,7 @@ def attend_masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, call:
         query: `(batch, heads, rows, head_dim)`, of the call's queries.
         key: `(batch, kv_heads, keys, head_dim)`.
         value: `(batch, kv_heads, keys, width)`.
-        mask: `(batch, 1 or heads, rows, keys)`, boolean (True: may read) or additive.
+        mask: `(batch, 1 or heads, rows, keys)`, boolean (True: may attend) or additive.
         call: the call, for how scores are scaled and bounded.
 
     Returns:
@@ -157,7 +157,7 @@ def mask_rows(call: AttentionCall, rows: Rows) -> Tensor | None:
     """Picks the mask of some rows of a call.
 
     Returns:
-        `(batch, 1 or heads, rows, keys)`, boolean or additive, or None if all keys may be read.
+        `(batch, 1 or heads, rows, keys)`, boolean or additive, or None if no key is masked.
     """
     mask, geometry = call.mask, call.geometry
     if isinstance(mask, Tensor) and mask.dim() == 4:
@@ -169,8 +169,8 @@ def mask_rows(call: AttentionCall, rows: Rows) -> Tensor | None:
             blocked: float = False if dense.dtype == torch.bool else torch.finfo(dense.dtype).min
             dense = torch.nn.functional.pad(dense, (0, geometry.keys - keys), value=blocked)
         return dense[..., : geometry.keys]
-    readable = geometry.may_read(rows.index + geometry.start)
-    return None if readable is None else readable[:, None]
+    allowed = geometry.may_attend(rows.index + geometry.start)
+    return None if allowed is None else allowed[:, None]
 
 
 def redistribute(weights: Tensor, spec: Redistribution, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,7 +191,7 @@ def redistribute(weights: Tensor, spec: Redistribution, geometry: Geometry) -> t
     columns = slice(geometry.first_key, geometry.first_key + weights.shape[-1])
     indicator = indicator[:, None, :, columns]
     known = indicator.shape[-1]
-    # Columns behind the known ones were generated later: text, whose weight stays and whose mass is not needed.
+    # Columns after the known ones were generated later: text, whose weight stays and whose mass is not needed.
     masses = weights[..., :known] @ indicator.transpose(-1, -2)
     gains, is_changed = redistribution_gains(masses, spec)
     moved = (masses * (gains - 1)).clamp(min=0).sum(-1)

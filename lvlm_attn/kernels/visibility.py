@@ -1,4 +1,4 @@
-"""Which keys a query may read beyond or below plain causality, as a table over groups of positions.
+"""An attention mask over token groups: which keys a query may attend to beyond or below plain causality.
 
 A table is small (groups x groups) and the groups are one number per position, so every path evaluates a pair of
 positions from two integers and their distance; no (queries, keys) tensor is part of the description.
@@ -24,7 +24,7 @@ Table: TypeAlias = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, eq=False)
 class Visibility:
-    """What queries of one group may read of keys of another; every query may read itself.
+    """Which keys of one group queries of another may attend to; every query may attend to itself.
 
     A table entry is a reach: how many positions away a key may lie, 0 for none, `ALL` for any. Positions past
     the end of `group` (tokens generated later) are of group 0.
@@ -33,18 +33,18 @@ class Visibility:
         group: `(batch, positions)`, the group of each position, counted from 0.
         earlier: `earlier[q][k]`, the reach of queries of group `q` back to keys of group `k`; in a model whose own
             mask opens keys ahead (images that attend to themselves both ways), the reach ahead to those as well.
-        later: `later[q][k]`, their reach ahead; None where no query reads ahead.
-        strength: factor in (0, 1] on the exponentiated score of every key read ahead.
+        later: `later[q][k]`, their reach ahead; None where no query attends ahead.
+        strength: factor in (0, 1] on the exponentiated score of every key attended to ahead.
         predicate: further condition on earlier keys, for patterns no table holds. Takes the indices of queries
-            `(batch, rows, 1)` and of keys `(1, 1, keys)` in the sequence, gives True where a key may be read.
+            `(batch, rows, 1)` and of keys `(1, 1, keys)` in the sequence, gives True where a key is open.
         touches: `(batch, positions)`, where `predicate` may forbid a key that plain causality allows; required
             with it.
 
     Example:
         >>> group = torch.tensor([[0, 1, 1, 0]])  # text, two patches, text
-        >>> reads = Visibility(group, earlier=((ALL, ALL), (ALL, 0)))  # patches read no other patch
+        >>> mask = Visibility(group, earlier=((ALL, ALL), (ALL, 0)))  # patches attend to no other patch
         >>> geometry = Geometry(0, 4, 4)
-        >>> readable_keys([reads], geometry, torch.arange(4)[None])[0].int().tolist()
+        >>> allowed_keys([mask], geometry, torch.arange(4)[None])[0].int().tolist()
         [[[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1]]]
     """
 
@@ -61,20 +61,20 @@ class Visibility:
         return len(self.earlier)
 
     def is_plain(self, group: int) -> bool:
-        """Whether queries of a group read what plain causality lets them, by the tables alone."""
+        """Whether queries of a group attend to what plain causality lets them, by the tables alone."""
         ahead = self.later is not None and any(self.later[group])
         return not ahead and self.reads_all_earlier(group)
 
     def reads_all_earlier(self, group: int) -> bool:
-        """Whether queries of a group read all earlier keys, by the table alone."""
+        """Whether queries of a group attend to all earlier keys, by the table alone."""
         return all(reach >= ALL for reach in self.earlier[group])
 
     def is_self_only(self, group: int) -> bool:
-        """Whether queries of a group read nothing but themselves."""
+        """Whether queries of a group attend to nothing but themselves."""
         return not any(self.earlier[group]) and not (self.later and any(self.later[group]))
 
     def touched(self, geometry: Geometry) -> Tensor | None:
-        """`(batch, queries)`, True at queries that may read something else than plain causality lets them.
+        """`(batch, queries)`, True at queries that may attend to something else than plain causality lets them.
 
         None where that can be said of none without looking: single queries of generated tokens.
         """
@@ -88,7 +88,7 @@ class Visibility:
         return found
 
     def self_only(self, geometry: Geometry) -> Tensor | None:
-        """`(batch, queries)`, True at queries that read nothing but themselves; None if no group is such."""
+        """`(batch, queries)`, True at queries that attend to nothing but themselves; None if no group is such."""
         alone = [self.is_self_only(index) for index in range(self.groups)]
         if not any(alone) or geometry.start >= self.group.shape[1]:
             return None
@@ -103,17 +103,17 @@ class Visibility:
         return values if values.dtype == torch.bool else values.long()
 
 
-def readable_keys(
+def allowed_keys(
     visibilities: Sequence[Visibility],
     geometry: Geometry,
     query_index: Tensor,
     causal: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor | None]:
-    """Says which keys some queries may read under all of some visibilities.
+    """Says which keys some queries may attend to under all of some visibilities.
 
     Keys that the model's own mask allows have to be within every visibility's `earlier` reach: those before the
-    query, and in models whose mask lets images attend to themselves both ways, those behind it. Other keys ahead
+    query, and in models whose mask lets images attend to themselves both ways, those after it. Other keys ahead
     have to be unlocked by at least one, and have to be valid and already written. A sliding window bounds earlier
     keys alone. Of several visibilities that unlock a key, the first gives its strength.
 
@@ -121,7 +121,7 @@ def readable_keys(
         visibilities: what restricts and what unlocks.
         geometry: where the queries and keys stand.
         query_index: `(batch, rows)` indices of the queries in the sequence.
-        causal: `(batch, rows, keys)`, what the rows may read without the visibilities; from `geometry` if None.
+        causal: `(batch, rows, keys)`, what the rows may attend to without the visibilities; from `geometry` if None.
         dtype: of the bias.
 
     Returns:
@@ -129,7 +129,7 @@ def readable_keys(
     """
     device = query_index.device
     if causal is None:
-        causal = geometry.may_read(query_index)
+        causal = geometry.may_attend(query_index)
     first = geometry.first_key
     key_index = torch.arange(first, first + geometry.keys, device=device)
     query, key = query_index[..., None], key_index[None, None]
@@ -137,7 +137,7 @@ def readable_keys(
     written = key_index < geometry.length
     if geometry.is_valid is not None:
         written = written & geometry.to_columns(geometry.is_valid.to(device))[:, None]
-    readable = torch.ones_like(distance, dtype=torch.bool) if causal is None else causal
+    allowed = torch.ones_like(distance, dtype=torch.bool) if causal is None else causal
     groups = [
         (_of_positions(item.group.to(device), query_index), geometry.to_columns(item.group.to(device)).long())
         for item in visibilities
@@ -145,20 +145,20 @@ def readable_keys(
     for item, (of_query, of_key) in zip(visibilities, groups):
         if not all(map(item.reads_all_earlier, range(item.groups))):
             within = _within(item.earlier, of_query, of_key, distance.abs())
-            readable = readable & (within | (distance == 0))
+            allowed = allowed & (within | (distance == 0))
         if item.predicate is not None:
-            readable = readable & (item.predicate(query, key) | (distance == 0))
-    ahead = torch.zeros_like(readable)
+            allowed = allowed & (item.predicate(query, key) | (distance == 0))
+    ahead = torch.zeros_like(allowed)
     bias: Tensor | None = None
     for item, (of_query, of_key) in zip(visibilities, groups):
         if item.later is not None:
-            unlocked = (distance < 0) & _within(item.later, of_query, of_key, -distance) & written & ~readable
+            unlocked = (distance < 0) & _within(item.later, of_query, of_key, -distance) & written & ~allowed
             if item.strength != 1:
                 added = unlocked & ~ahead
-                bias = torch.zeros(readable.shape, device=device, dtype=dtype) if bias is None else bias
+                bias = torch.zeros(allowed.shape, device=device, dtype=dtype) if bias is None else bias
                 bias = bias.masked_fill(added, math.log(item.strength))
             ahead = ahead | unlocked
-    return readable | ahead, bias
+    return allowed | ahead, bias
 
 
 def _of_positions(per_position: Tensor, index: Tensor) -> Tensor:

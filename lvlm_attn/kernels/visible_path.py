@@ -1,6 +1,6 @@
-"""Visibility on every device: rows that read what plain causality does not let them, or less, computed again.
+"""Visibility on every device: rows that attend to more or less than plain causality lets them, computed again.
 
-Rows go in chunks, so a boolean mask is never larger than a chunk of rows by all keys. Rows that may read nothing
+Rows go in chunks, so a boolean mask is never larger than a chunk of rows by all keys. Rows that attend to nothing
 but themselves need no attention at all: their output is their own value.
 """
 
@@ -16,7 +16,7 @@ from lvlm_attn.kernels.call import AttentionCall, Memo
 from lvlm_attn.kernels.extra import ExtraKeys, with_extra
 from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.torch_path import Rows, attend_masked, mask_rows, write_rows
-from lvlm_attn.kernels.visibility import Visibility, readable_keys
+from lvlm_attn.kernels.visibility import Visibility, allowed_keys
 
 CHUNK = 512
 """Rows computed at a time."""
@@ -46,19 +46,19 @@ def visible_mask(call: AttentionCall, visibilities: Sequence[Visibility], rows: 
     kept: Tensor | None = None
     if base is None:
         shape = (*index.shape, geometry.keys)
-        may_read = torch.ones((), dtype=torch.bool, device=index.device).expand(shape)
+        may_attend = torch.ones((), dtype=torch.bool, device=index.device).expand(shape)
     elif base.dtype == torch.bool:
-        may_read = base.any(1)
+        may_attend = base.any(1)
     else:
         is_open = base > torch.finfo(base.dtype).min / 2
-        may_read, kept, dtype = is_open.any(1), torch.where(is_open, base, 0), base.dtype
-    readable, bias = readable_keys(visibilities, geometry, index, may_read, dtype)
+        may_attend, kept, dtype = is_open.any(1), torch.where(is_open, base, 0), base.dtype
+    allowed, bias = allowed_keys(visibilities, geometry, index, may_attend, dtype)
     if kept is not None:
         kept = kept if bias is None else kept + bias[:, None]
     elif bias is not None:
         kept = bias[:, None]
-    readable = readable[:, None]
-    return readable if kept is None else kept.masked_fill(~readable, torch.finfo(dtype).min)
+    allowed = allowed[:, None]
+    return allowed if kept is None else kept.masked_fill(~allowed, torch.finfo(dtype).min)
 
 
 def write_visible(
@@ -85,14 +85,14 @@ def write_visible(
 
 
 def attend_few(call: AttentionCall, visibilities: Sequence[Visibility]) -> Tensor | None:
-    """Computes a call in which most queries read only themselves, without the backend: its time is that of the others.
+    """Computes a call in which most queries attend only to themselves, without the backend, in the time of the others.
 
     Args:
         call: the attention call, see `write_visible`.
         visibilities: what restricts and what unlocks.
 
     Returns:
-        `(batch, queries, heads, width)`, or None if half of the queries or more read other keys too.
+        `(batch, queries, heads, width)`, or None if half of the queries or more attend to other keys too.
     """
     if call.geometry.queries == 1:
         return None
@@ -109,12 +109,12 @@ def _write_pieces(
 ) -> Tensor:
     """Computes the rows of a plan and puts them into the output; see `write_visible`."""
     for place, piece in enumerate(plan.pieces):
-        readable = plan.masks.get(place)
-        if readable is None:
-            readable = visible_mask(call, visibilities, piece)
+        allowed = plan.masks.get(place)
+        if allowed is None:
+            allowed = visible_mask(call, visibilities, piece)
             if plan.keeps_masks:
-                plan.masks[place] = readable
-        keys, values, total = with_extra(call, readable, extras, piece)
+                plan.masks[place] = allowed
+        keys, values, total = with_extra(call, allowed, extras, piece)
         assert total is not None
         new = attend_masked(piece.take(call.query), keys, values, total, call)
         is_changed = piece.is_touched[:, None].expand(-1, new.shape[1], -1)
@@ -147,7 +147,7 @@ def _plan(call: AttentionCall, visibilities: Sequence[Visibility], extras: Seque
 
 
 def _plan_of_few(call: AttentionCall, visibilities: Sequence[Visibility]) -> _Plan:
-    """All rows that read other keys than their own; an empty plan where these are half of the queries or more."""
+    """All rows that attend to other keys than their own; an empty plan where these are half of the queries or more."""
     _, is_alone = touched_queries(visibilities, call.geometry, call.query.device)
     if is_alone is None or 2 * int((~is_alone).sum(1).max()) >= call.geometry.queries:
         return _Plan()
@@ -195,7 +195,7 @@ def _no_plans() -> Memo:
 def touched_queries(
     visibilities: Sequence[Visibility], geometry: Geometry, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
-    """`(batch, queries)` True at queries that any visibility touches, and at those that read only themselves.
+    """`(batch, queries)` True at queries that any visibility touches, and at those that attend only to themselves.
 
     Either is None where it holds for no query.
     """
@@ -207,7 +207,7 @@ def touched_queries(
             found = found.to(device)
             touched = found if touched is None else touched | found
         single = item.self_only(geometry)
-        # What another visibility unlocks is read too, so a row is alone only if no other one unlocks anything.
+        # What another visibility unlocks counts as well, so a row is alone only if no other one unlocks anything.
         if single is not None and all(other is item or other.later is None for other in visibilities):
             single = single.to(device)
             alone = single if alone is None else alone | single
@@ -215,7 +215,7 @@ def touched_queries(
 
 
 def _own_values(call: AttentionCall) -> Tensor:
-    """`(batch, queries, heads, width)`: what every query gives that reads itself alone."""
+    """`(batch, queries, heads, width)`: what every query gives that attends to itself alone."""
     geometry, heads = call.geometry, call.query.shape[1]
     first = geometry.start - geometry.first_key
     own = call.value[:, :, first : first + geometry.queries].transpose(1, 2)

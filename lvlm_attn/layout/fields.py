@@ -41,7 +41,7 @@ def fields_of(
         is_valid: `(batch, length)`, False at padding.
         pieces: the images of all rows, in flat order.
         marks_between: whether other tokens between those of one image are its fillers.
-        is_edge: `(batch, length)`, True at tokens that are fillers of the image right before or behind them.
+        is_edge: `(batch, length)`, True at tokens that are fillers of the image right before or after them.
     """
     fields = torch.full((5, is_image.numel()), -1, device=is_image.device)
     fields[0] = torch.where(is_valid, int(Kind.TEXT), int(Kind.PAD)).flatten()
@@ -60,9 +60,9 @@ def fields_of(
     if marks_between and pieces:
         _give(fields, _image_around(fields[1]))
     for _ in range(EDGES if is_edge is not None and pieces else 0):
-        behind = nn.functional.pad(fields[1][:, 1:], (0, 1), value=-1)
+        after = nn.functional.pad(fields[1][:, 1:], (0, 1), value=-1)
         before = nn.functional.pad(fields[1][:, :-1], (1, 0), value=-1)
-        _give(fields, torch.where(cast("Tensor", is_edge), torch.where(before >= 0, before, behind), -1))
+        _give(fields, torch.where(cast("Tensor", is_edge), torch.where(before >= 0, before, after), -1))
     return fields
 
 
@@ -81,8 +81,8 @@ def _image_around(image: Tensor) -> Tensor:
         [[-1, 0, 0, 0, -1, 1, 1, -1]]
     """
     before = image.cummax(1).values
-    behind = torch.where(image >= 0, image, torch.iinfo(image.dtype).max).flip(1).cummin(1).values.flip(1)
-    return torch.where(before == behind, before, -1)
+    after = torch.where(image >= 0, image, torch.iinfo(image.dtype).max).flip(1).cummin(1).values.flip(1)
+    return torch.where(before == after, before, -1)
 
 
 @lru_cache(maxsize=256)

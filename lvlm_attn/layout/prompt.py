@@ -1,6 +1,6 @@
 """Where everything stands in a prompt: text, image patches, fillers, padding and generated tokens.
 
-A vision-language model reads one sequence per sample. `PromptLayout` says what each position of that sequence
+A vision-language model is given one sequence per sample. `PromptLayout` says what each position of that sequence
 is and, for image patches, which image, block, row and column it shows. It is built once per prompt from the
 token ids and the grids of the images, and grows as tokens are generated. No span is ever assumed: a position
 belongs to an image because its id is the image token, and to a place in the image because of its order among
@@ -92,7 +92,7 @@ class PromptLayout:
                 that is cut into chunks. A later `build(..., after=...)` goes on inside that image.
             marks_between: whether tokens that stand between the image tokens of one image are its fillers: the
                 break after a row, the marker before a tile.
-            edge_ids: ids of tokens that are fillers of the image they stand right before or behind, up to two of them.
+            edge_ids: ids of tokens that are fillers of the image they stand right before or after, up to two of them.
 
         Returns:
             The layout of `input_ids`, preceded by `after` if given.
@@ -152,7 +152,7 @@ class PromptLayout:
 
     @cached_property
     def is_pad(self) -> Tensor:
-        """`(batch, length)`: padding, which no query may read."""
+        """`(batch, length)`: padding, which no query may attend to."""
         return self.kind == Kind.PAD
 
     @cached_property
@@ -236,7 +236,7 @@ class PromptLayout:
         return _layout(fields, self.grids, self.unfinished)
 
     def join(self, other: PromptLayout) -> PromptLayout:
-        """Puts `other`, a later piece of the same samples, behind this one; image indices go on.
+        """Puts `other`, a later piece of the same samples, after this one; image indices go on.
 
         Raises:
             LvlmAttnError: if the two hold different numbers of rows, or a row of this one ends inside an
@@ -280,7 +280,7 @@ class PromptLayout:
     def crop(self, length: int) -> PromptLayout:
         """Keeps the first `length` positions; a negative `length` drops that many from the end.
 
-        Images that lie wholly behind the cut leave `grids`; a row that is cut inside an image becomes
+        Images that lie wholly after the cut leave `grids`; a row that is cut inside an image becomes
         unfinished.
         """
         kept = min(length, self.length) if length >= 0 else max(self.length + length, 0)

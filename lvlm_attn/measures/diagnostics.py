@@ -23,7 +23,7 @@ def find_sinks(model: nn.Module, processor: Any | None = None, *, use_known: boo
 
     Args:
         model: the model.
-        processor: its processor, whose tokenizer reads the probe texts; without it fixed token ids are used.
+        processor: its processor, whose tokenizer encodes the probe texts; without it fixed token ids are used.
         use_known: take published dimensions where there are some for the base model.
 
     Returns:
@@ -45,7 +45,7 @@ class Divergence:
     """Vision-aware head divergence of some prompts.
 
     Attributes:
-        vhd: `(batch, layers, heads)`, how far each head moves when the images are taken away.
+        vhd: `(batch, layers, heads)`, how much the output of each head changes when the images are taken out.
         layers: which layer each entry of the second dimension is.
     """
 
@@ -89,7 +89,7 @@ def vhd(
     Args:
         model: the model, wrapped or not; an active wrap keeps acting on the pass with the image.
         inputs: what the processor returned for the prompts.
-        generated: `(batch, tokens)` an answer so far, read after the prompt in both passes, for the
+        generated: `(batch, tokens)` an answer so far, appended to the prompt in both passes, for the
             divergence at a later token.
         layers: which layers; None for all.
         power: 2 for squared distances, 1 for distances.

@@ -122,7 +122,7 @@ def find_sink_dims(target: Target, *, most: int = 3) -> SinkDims:
     needed, since sinks are a property of the language model.
 
     Args:
-        target: the model. With a processor its tokenizer reads the texts; without one, fixed token ids do.
+        target: the model. With a processor its tokenizer encodes the texts; without one, fixed token ids are used.
         most: at most this many dimensions.
 
     Returns:

@@ -185,11 +185,11 @@ class Request:
         """The same prompts with an instruction at their beginning.
 
         Prompts made from questions get it as their system message, where the chat template shows one; all others
-        get its tokens behind the first token if that is the tokenizer's beginning of sequence, else in front of
+        get its tokens after the first token if that is the tokenizer's beginning of sequence, else in front of
         their first image.
 
         Raises:
-            LvlmAttnError: naming the method `title`, if there is no processor to read the text.
+            LvlmAttnError: naming the method `title`, if there is no processor to tokenize the text.
         """
         if self.target.processor is None:
             raise LvlmAttnError(

@@ -55,7 +55,7 @@ def keep_tokens(inputs: Mapping[str, Tensor], is_kept: Tensor, pad_id: int) -> d
     counts = is_kept.sum(1)
     if int(counts.min()) == 0:
         raise LvlmAttnError(
-            f"Row {int(counts.argmin())} of the prompt is all image; without its image nothing is left to read."
+            f"Row {int(counts.argmin())} of the prompt is all image; without its image nothing is left."
         )
     longest = int(counts.max())
     # A stable sort moves the kept positions to the right end and keeps their order.

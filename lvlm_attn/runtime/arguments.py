@@ -25,7 +25,7 @@ def padding_mask(
 ) -> Tensor | None:
     """`(batch, length)` mask of the positions from `start` on, nonzero where valid, or None.
 
-    Where `generate` has already made the dense mask of a static cache, a position is valid if it may read
+    Where `generate` has already made the dense mask of a static cache, a position is valid if it may attend to
     itself.
     """
     mask = given.get("attention_mask")

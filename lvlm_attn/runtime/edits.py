@@ -9,7 +9,6 @@ it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from lvlm_attn.kernels.torch_path import Rows, mask_rows, redistribute, row_outp
 from lvlm_attn.kernels.visibility import Visibility
 from lvlm_attn.kernels.visible_path import visible_mask, write_visible
 from lvlm_attn.runtime.collected import CollectedEdits, Edit
+from lvlm_attn.runtime.row_counts import count_amplified, count_moved
 
 
 def apply_edits(
@@ -150,12 +150,12 @@ def _weights(
             is_row = spec.is_touched.gather(1, rows.index)[:, None].expand_as(is_changed)
             if spec.heads is not None:
                 is_row = is_row & (spec.per_head(is_row.shape[1])[..., None] != 0).to(is_row.device)
-            _count(layer.stats, layer.index, is_row, is_row.new_zeros(()), spec.is_touched)
+            count_amplified(layer, spec, is_row.shape[1], is_row.device)
             is_changed = is_changed | is_row
         elif spec is not None:
             new, is_row, moved = redistribute(weights, spec, attention.geometry)
             is_row = is_row & spec.is_touched.gather(1, rows.index)[:, None]
-            _count(layer.stats, layer.index, is_row, moved, spec.is_touched)
+            count_moved(layer, is_row, moved, spec.is_touched)
             # Rows that stay are not written back, so a single edit need not keep their weights.
             weights = new if is_lone else torch.where(is_row[..., None], new, weights)
             is_changed = is_changed | is_row
@@ -220,7 +220,7 @@ def _rows(
     looked: list[Tensor],
     shown: Sequence[Visibility | ExtraKeys],
 ) -> Rows | None:
-    """The rows whose weights are needed: changed ones, rows looked at, and those `shown` in weights the user sees."""
+    """The rows whose weights are needed: changed ones, those of readouts, those `shown` in weights the user sees."""
     query = attention.query
     if edits.is_free:
         _refuse_above_limit(attention, call.edit_limit, edits.edits[0].layer.index)
@@ -233,15 +233,6 @@ def _rows(
     if all(item is touched[0] for item in touched):
         return call.rows_of(touched[0])
     return Rows.of(torch.stack(touched).any(0))
-
-
-def _count(stats: dict[Any, Any], layer: int, is_row: Tensor, moved: Tensor, is_touched: Tensor) -> None:
-    """Adds up, per layer: rows changed, rows that could be, and the weight moved. No value leaves the device."""
-    changed = is_row.sum(dtype=torch.float64)
-    possible = is_touched.sum(dtype=torch.float64) * is_row.shape[1]
-    mass = (moved * is_row).sum(dtype=torch.float64)
-    counts = torch.stack((changed, possible, mass))
-    stats[layer] = stats[layer] + counts if layer in stats else counts
 
 
 def _refuse_above_limit(attention: AttentionCall, limit: int, layer: int) -> None:

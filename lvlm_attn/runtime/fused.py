@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,8 +10,9 @@ from torch import Tensor
 from lvlm_attn.interventions.context import Call
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.dispatch import unsupported_call, unsupported_spec
-from lvlm_attn.kernels.spec import Amplification, Redistribution
+from lvlm_attn.kernels.spec import Redistribution
 from lvlm_attn.runtime.collected import CollectedEdits
+from lvlm_attn.runtime.row_counts import count_amplified, counts_of
 
 
 def attend_fused(
@@ -59,7 +59,7 @@ def attend_fused(
         # No query of this call is one that the visibility restricts.
         return run_backend()[0]
     dispatch.count("triton")
-    counts = _count(call, edits, attention.query)
+    counts = _count(edits, attention.query)
     if ours.visibility or (ours.is_short and ours.has_edits):
         output = ours.every_row(counts)
     else:
@@ -91,7 +91,7 @@ def _unsupported_edits(edits: CollectedEdits, backend: str) -> str | None:
     if title is not None:
         return f"{title} edits the whole weight matrix"
     if edits.extras or edits.gated:
-        return "keys from elsewhere are read"
+        return "queries attend to keys from elsewhere"
     if backend == "eager":
         return "the eager backend returns weights, which have to be edited too; load the model with sdpa"
     return None
@@ -104,25 +104,12 @@ def _is_unexpected(attention: AttentionCall) -> bool:
     return isinstance(mask, Tensor) and mask.dim() == 4 and is_plain and geometry.keys == geometry.queries
 
 
-def _count(call: Call, edits: CollectedEdits, query: Tensor) -> Tensor | None:
+def _count(edits: CollectedEdits, query: Tensor) -> Tensor | None:
     """Counts rows of amplified scores; gives the counts of the redistribution, which the kernels add up."""
     counts: Tensor | None = None
     for (layer, _), spec in zip(edits.edits, edits.specs):
-        if spec is None:
-            continue
-        known = layer.stats.get(layer.index)
-        if known is None:
-            known = layer.stats[layer.index] = torch.zeros(3, dtype=torch.float64, device=query.device)
         if isinstance(spec, Redistribution):
-            counts = known
-            continue
-        amplified = call.memo.shared((_amplified, spec), partial(_amplified, spec, query.shape[1]))
-        known += amplified.to(known.device)
+            counts = counts_of(layer, query.device)
+        elif spec is not None:
+            count_amplified(layer, spec, query.shape[1], query.device)
     return counts
-
-
-def _amplified(spec: Amplification, heads: int) -> Tensor:
-    """Rows whose scores change, rows where they could, and no weight moved, over all heads."""
-    rows = spec.is_touched.sum(1, dtype=torch.float64)
-    changed = (rows * (spec.per_head(heads) != 0).to(rows.device).sum(1)).sum()
-    return torch.stack((changed, rows.sum() * heads, torch.zeros_like(changed)))

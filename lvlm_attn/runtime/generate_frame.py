@@ -22,7 +22,7 @@ class GenerateCall:
 
     Attributes:
         prompt_length: number of prompt positions, padding included.
-        is_chunked: whether the prompt is read in several passes.
+        is_chunked: whether the prompt is processed in several passes.
         beams: number of beams; with several, rows change places between calls.
         max_length: the longest that prompt and answer may become together, or None if that is not known.
     """

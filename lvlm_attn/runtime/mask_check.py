@@ -15,7 +15,7 @@ from lvlm_attn.kernels.call import AttentionCall
 def check_mask(call: Call, attention: AttentionCall, backend: str) -> None:
     """Refuses a mask that opens keys ahead in a family whose mask is causal, and backends that cannot hold one.
 
-    Only the keys right behind each query are looked at: an image that attends to itself opens those. A mask given
+    Only the keys right after each query are checked: an image that attends to itself opens those. A mask given
     by the caller is the caller's business.
 
     Raises:
@@ -40,7 +40,7 @@ def check_mask(call: Call, attention: AttentionCall, backend: str) -> None:
 
 
 def opens_ahead(attention: AttentionCall) -> bool:
-    """Whether any query that is no padding may attend to the key right behind its own.
+    """Whether any query that is no padding may attend to the key right after its own.
 
     Args:
         attention: an attention call with a dense mask.

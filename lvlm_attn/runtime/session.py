@@ -70,8 +70,8 @@ class Session:
         if wanted and not target.family.encoder:
             readers = " and ".join(item.title for item in self.interventions if item.vision(target))
             raise UnsupportedError(
-                f"{readers} reads what the image encoder looks at, and where the patches of {target.family.title}'s "
-                f"encoder stand among its image tokens is not known here; use a method that reads the decoder alone."
+                f"{readers} uses what the image encoder attends to, and where the patches of {target.family.title}'s "
+                f"encoder stand among its image tokens is not known here; use a method that needs the decoder alone."
             )
         self._vision = VisionReader(target.parts.base, target.parts.vision, wanted) if wanted else None
         self.sites = Sites.of(self.editors, target)

@@ -1,4 +1,4 @@
-"""Reading a prompt without its images: what the text alone makes of it."""
+"""Running a prompt without its images: what the model makes of the text alone."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def text_only(embeds: Tensor, layout: PromptLayout) -> tuple[Tensor, Tensor]:
 def text_heads(
     target: Target, layout: PromptLayout | None, inputs: Mapping[str, Any], layers: Sequence[int]
 ) -> dict[int, Tensor]:
-    """Runs the language model on the text of a prompt and reads head outputs at its last token.
+    """Runs the language model on the text of a prompt and returns head outputs at its last token.
 
     The pass has no cache, counts positions afresh, and changes nothing: interventions are silent, and neither
     the cache, the random state nor what the model remembers of its last prompt is touched.
@@ -57,7 +57,7 @@ def text_heads(
         layout: of the prompt.
         inputs: the keyword arguments of the language model: `inputs_embeds` `(batch, length, hidden)`, the
             embeddings of the prompt with image features in place, and in some models `per_layer_inputs`.
-        layers: the layers to read; those without softmax attention are left out.
+        layers: the layers whose head outputs are returned; those without softmax attention are left out.
 
     Returns:
         For each layer `(batch, heads, head_dim)` in fp32.

@@ -35,7 +35,7 @@ CHUNK = 512
 """Query rows of the encoder whose weights are held at a time."""
 
 UNREAD = 8
-"""Outputs of the encoder that are held until the next prompt is read."""
+"""Outputs of the encoder that are held until the next prompt is processed."""
 
 READING: ContextVar[tuple[VisionReader, ...]] = ContextVar("lvlm_attn_vision", default=())
 """Who reads the encoding that runs now."""
@@ -65,7 +65,7 @@ class VisionReader:
         self._running: VisionRead | None = None
         self._before: list[tuple[Any, str]] = []
         self._known: list[_Known] = []
-        # An encoding outlives its output where features are regrouped before a prompt reads them.
+        # An encoding outlives its output where features are regrouped before a prompt takes them.
         self._unread: deque[Any] = deque(maxlen=UNREAD)
 
     def install(self) -> list[RemovableHandle]:
@@ -104,7 +104,7 @@ class VisionReader:
         features = list(getattr(output, "pooler_output", output))
         for known in self._known:
             if known.output() is output:
-                # `generate` repeats what it encoded for beams, the images of each prompt together.
+                # `generate` repeats encoded images for beams, the images of each prompt together.
                 return repeated_groups(known.entries, features)
         found = [self._entry_of(feature) for feature in features]
         return None if any(entry is None for entry in found) else tuple(cast("list[Encoded]", found))
@@ -201,13 +201,13 @@ def encoder_attentions(encoder: nn.Module) -> list[nn.Module]:
         if found and all(item is not None for item in found):
             return cast("list[nn.Module]", found)
     raise UnsupportedError(
-        f"The attention layers of the image encoder {type(encoder).__name__} are not found, so what it looks at "
+        f"The attention layers of the image encoder {type(encoder).__name__} are not found, so what it attends to "
         f"cannot be read; use a model with a CLIP, SigLIP, InternVL or Qwen encoder."
     )
 
 
 def layer_with_all_patches(encoder: nn.Module, layer: int, count: int) -> int:
-    """The layer nearest to `layer` in which every patch reads every other one; the earlier of two.
+    """The layer nearest to `layer` in which every patch attends to every other one; the earlier of two.
 
     Raises:
         UnsupportedError: if the encoder has no such layer number.

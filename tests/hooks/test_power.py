@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lvlm_attn as la
-from lvlm_attn.hooks.power import first_gap, is_readable
+from lvlm_attn.hooks.power import first_gap, is_within_reach
 from tests.hooks.masked import BATCH, FEW, at_all, check, check_order, model_of, sample_of, states_of, table
 from tests.tiny import tiny_inputs, tiny_rows
 
@@ -68,7 +68,7 @@ def reads(count):
     """Which of `count` tokens reads which, for blocks of one token and no first block to fall back on."""
     number = torch.arange(1, count + 1)[None]
     index = torch.arange(count)
-    readable = is_readable(number, 1)(index[None, :, None], index[None, None])[0]
+    readable = is_within_reach(number, 1)(index[None, :, None], index[None, None])[0]
     return (readable & (index[:, None] >= index)).double()
 
 

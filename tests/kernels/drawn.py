@@ -10,7 +10,7 @@ from lvlm_attn.kernels.packing import pack_edits, pack_visibility, unsupported_v
 from lvlm_attn.kernels.readouts import Readout
 from lvlm_attn.kernels.reference import attention
 from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution, amplified
-from lvlm_attn.kernels.visibility import ALL, Visibility, readable_keys
+from lvlm_attn.kernels.visibility import ALL, Visibility, allowed_keys
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Drawn:
         key = self.key.double().repeat_interleave(self.query.shape[1] // self.key.shape[1], 1)
         scores = torch.einsum("bhqd,bhkd->bhqk", self.query.double(), key) * self.scaling
         index = torch.arange(self.geometry.start, self.geometry.length).expand(len(scores), -1)
-        readable, bias = readable_keys(self.visibility, self.geometry, index, dtype=torch.float64)
+        readable, bias = allowed_keys(self.visibility, self.geometry, index, dtype=torch.float64)
         scores = scores if bias is None else scores + bias[:, None]
         scores = scores.masked_fill(~readable[:, None], -torch.inf)
         if self.amplification:

@@ -19,7 +19,7 @@ from lvlm_attn.kernels.triton.path import PackedCall
 from lvlm_attn.kernels.triton.prefill import attend_all
 from lvlm_attn.kernels.triton.rows import attend_rows
 from lvlm_attn.kernels.triton.tiles import Tile
-from lvlm_attn.kernels.visibility import ALL, Visibility, readable_keys
+from lvlm_attn.kernels.visibility import ALL, Visibility, allowed_keys
 from tests.kernels.drawn import Drawn, calls, is_close_call, relative
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -269,7 +269,7 @@ def test_blocks_nobody_may_read_are_skipped():
         torch.device(DEVICE),
     )
     index = torch.arange(length)[None]
-    readable, _ = readable_keys([reads], Geometry(0, length, length), index)
+    readable, _ = allowed_keys([reads], Geometry(0, length, length), index)
     blocks = readable[0].view(6, side, 6, side).permute(0, 2, 1, 3).flatten(2)
     for place in range(6):
         fulls, ends = lists.counts[0, place].tolist()
@@ -285,7 +285,7 @@ def test_lists_hold_every_block_that_is_read_and_no_mask_is_left_out(call, block
     packed = pack_visibility(call.visibility, geometry, torch.device(DEVICE))
     lists = list_blocks(packed, geometry, batch, block_m, block_n, torch.device(DEVICE))
     index = torch.arange(geometry.start, geometry.length).expand(batch, -1)
-    readable, bias = readable_keys(call.visibility, geometry, index)
+    readable, bias = allowed_keys(call.visibility, geometry, index)
     for sample in range(batch):
         for place in range(lists.order.shape[1]):
             fulls, ends = lists.counts[sample, place].tolist()

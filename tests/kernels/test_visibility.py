@@ -13,7 +13,7 @@ from lvlm_attn.kernels.call import AttentionCall, Memo
 from lvlm_attn.kernels.reference import attention
 from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.torch_path import Rows
-from lvlm_attn.kernels.visibility import ALL, Visibility, readable_keys
+from lvlm_attn.kernels.visibility import ALL, Visibility, allowed_keys
 from lvlm_attn.kernels.visible_path import visible_mask, write_visible
 from tests.kernels import loops
 
@@ -158,7 +158,7 @@ def tensors(geometry, batch, seed, heads=4, kv_heads=2):
 def test_readable_keys_equal_a_double_loop(case):
     batch, geometry, items, _ = case
     index = torch.arange(geometry.start, geometry.length).expand(batch, -1)
-    readable, bias = readable_keys(items, geometry, index, dtype=torch.float64)
+    readable, bias = allowed_keys(items, geometry, index, dtype=torch.float64)
     want, want_bias = slow(items, geometry, batch)
     assert torch.equal(readable, want)
     if bias is None:

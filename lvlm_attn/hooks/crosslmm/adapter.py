@@ -1,10 +1,10 @@
-"""Dual cross-attention: text and pooled image tokens read the un-pooled ones through weights of their own.
+"""Dual cross-attention: text and pooled image tokens attend to the un-pooled ones through weights of their own.
 
 Source: Yan et al., "CrossLMM: Decoupling Long Video Sequences from LMMs via Dual Cross-Attention Mechanisms"
 (arXiv 2505.17020), section 3.2, equations 4 to 10. No code or weights were released. Where the paper is silent or
 contradicts itself, this is done: both branches are shaped like the self-attention of their layer, output projection
 included, which is the layout whose size matches the paper's count of parameters; keys and values come from the
-projected patches; there is no feed-forward block and no position encoding; queries come from the norm in front of
+projected patches; there is no feed-forward block and no position encoding; queries come from the norm before
 the layer's feed-forward block, because the models here normalise before and not after a block; gates start at 0.
 """
 
@@ -41,13 +41,13 @@ class AdapterShape:
         o_bias: whether the output projection has one.
         grid: cells from top to bottom and from left to right that every block of patches is pooled to.
         pool: see `lvlm_attn.hooks.crosslmm.pooling.pool_block`.
-        v2v_scope: `"global"`, pooled tokens read all images that are not behind their own; `"frame"`, only
+        v2v_scope: `"global"`, pooled tokens attend to all images that are not after their own; `"frame"`, only
             their own image.
-        causal_images: whether nothing reads an image that stands behind it.
-        t2v_rows: which text reads; see `lvlm_attn.hooks.crosslmm.reach.text_runs`.
+        causal_images: whether nothing attends to an image that stands after it.
+        t2v_rows: which text attends to patches; see `lvlm_attn.hooks.crosslmm.reach.text_runs`.
         kv_norm: whether patches are brought to a root mean square of 1 before the key and value projections.
-        placement: where the branches act; only `"post_attn"`, behind the self-attention of the layer.
-        kv_source: what they read; only `"projected"`, the patches behind the projector.
+        placement: where the branches act; only `"post_attn"`, after the self-attention of the layer.
+        kv_source: what they attend to; only `"projected"`, the patches after the projector.
     """
 
     K: int
@@ -127,27 +127,27 @@ class Branch(nn.Module):
         patches = patches.to(self.k_proj.weight)
         return self._heads(self.k_proj(patches)), self._heads(self.v_proj(patches))
 
-    def forward(self, hidden: Tensor, keys_values: tuple[Tensor, Tensor], readable: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, keys_values: tuple[Tensor, Tensor], allowed: Tensor) -> Tensor:
         """What is added to the residual stream.
 
         Args:
             hidden: `(batch, rows, hidden)`, normalised.
             keys_values: of the patches.
-            readable: `(batch, rows, patches)`, True where a row may read a patch.
+            allowed: `(batch, rows, patches)`, True where a row may attend to a patch.
 
         Returns:
-            `(batch, rows, hidden)`; 0 in rows that may read nothing.
+            `(batch, rows, hidden)`; 0 in rows without any patch.
         """
         query = self._heads(self.q_proj(hidden.to(self.q_proj.weight)))
         key, value = keys_values
-        is_reader = readable.any(-1)
-        # No softmax is left empty: rows that read nothing read everything, and are set to 0 behind it.
-        mask = (readable | ~is_reader[..., None])[:, None]
+        attends = allowed.any(-1)
+        # No softmax is left empty: rows without any patch attend to all of them, and are set to 0 after it.
+        mask = (allowed | ~attends[..., None])[:, None]
         heads = scaled_dot_product_attention(
             query, key, value, attn_mask=mask, enable_gqa=query.shape[1] != key.shape[1]
         )
         found = self.o_proj(heads.transpose(1, 2).flatten(2))
-        return torch.where(is_reader[..., None], self.gate.tanh() * found, 0)
+        return torch.where(attends[..., None], self.gate.tanh() * found, 0)
 
     def _heads(self, states: Tensor) -> Tensor:
         return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
@@ -157,8 +157,8 @@ class CrossLMMAdapter(nn.Module):
     """The branches of all hosted layers.
 
     Its parameters are named `dcal.{layer}.{v2v or t2v}.{q,k,v,o}_proj.{weight or bias}` and
-    `dcal.{layer}.{v2v or t2v}.gate`, of shape (1,); what is added is the hyperbolic tangent of the gate times what
-    is read.
+    `dcal.{layer}.{v2v or t2v}.gate`, of shape (1,); what is added is the hyperbolic tangent of the gate times the
+    output of the branch.
 
     Args:
         shape: sizes and settings.

@@ -1,4 +1,4 @@
-"""The steps of CrossLMM in one prompt: keep the patches, pool, hide, say who reads what, read."""
+"""The steps of CrossLMM in one prompt: keep the patches, pool, mask, say who attends to what, attend."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lvlm_attn.kernels.visibility import ALL, Visibility
 
 Memory = dict[Any, Any]
 
-# Groups of positions: text behind an image (and generated tokens), pooled tokens, hidden patches, all else.
+# Groups of positions: text after an image (and generated tokens), pooled tokens, hidden patches, all else.
 _HIDDEN = 2
 _ELSE = 3
 _NOT_HIDDEN = (ALL, ALL, 0, ALL)
@@ -37,13 +37,13 @@ class Plan:
     Attributes:
         target: the model.
         adapter: trained branches, or None to reuse the layers' own weights.
-        hosted: the layers where patches are read.
+        hosted: the layers where patches are attended to.
         grid: cells of a block.
         pool: how a cell becomes a token.
-        branches: which of text and pooled tokens read.
-        v2v_scope: what pooled tokens read.
-        causal_images: whether nothing reads an image behind it.
-        t2v_rows: which text reads.
+        branches: which of text and pooled tokens attend to patches.
+        v2v_scope: what pooled tokens attend to.
+        causal_images: whether nothing attends to an image after it.
+        t2v_rows: which text attends to patches.
         source: where keys and values of patches come from without an adapter.
     """
 
@@ -98,7 +98,7 @@ def adapter_plan(target: Target, weights: str | None, adapter: CrossLMMAdapter |
 
 
 def refuse_shape(target: Target, has_adapter: bool) -> None:
-    """Refuses models in which reading patches means something else.
+    """Refuses models in which attending to patches means something else.
 
     Raises:
         UnsupportedError: naming the family and the reason.
@@ -118,12 +118,12 @@ def refuse_shape(target: Target, has_adapter: bool) -> None:
     if mask == "bidirectional_prompt":
         raise UnsupportedError(
             f"CrossLMM: in {title} text before an image attends to it too, and which pooled or un-pooled patches it "
-            f"would read then is not defined; use a model that attends causally or within images."
+            f"would attend to then is not defined; use a model that attends causally or within images."
         )
     if has_adapter and not target.family.modules_fit:
         raise UnsupportedError(
             f"CrossLMM: layers of {title} norm, scale or run their attention beside the feed-forward block before "
-            f"they add it, so the branches of an adapter have no place behind it; use CrossLMM.reuse."
+            f"they add it, so the branches of an adapter have no place after it; use CrossLMM.reuse."
         )
 
 
@@ -138,7 +138,7 @@ def _spread_out(adapter: CrossLMMAdapter, target: Target) -> None:
 
 
 def pool_call(plan: Plan, call: Call, embeds: Tensor, memory: Memory, stats: Memory) -> Tensor | None:
-    """Keeps the patches that a call reads, then pools them.
+    """Keeps the patches of a call, then pools them.
 
     Args:
         plan: what to do.
@@ -162,7 +162,7 @@ def pool_call(plan: Plan, call: Call, embeds: Tensor, memory: Memory, stats: Mem
         return None
     if call.start and plan.source == "S2" and plan.hosted:
         raise UnsupportedError(
-            "CrossLMM: source='S2' reads the whole prompt in one pass, and this image comes in a later turn; use "
+            "CrossLMM: source='S2' processes the whole prompt in one pass, and this image comes in a later turn; use "
             "source='S1', or begin with an empty cache."
         )
     features, keys = None, {}
@@ -183,7 +183,7 @@ def pool_call(plan: Plan, call: Call, embeds: Tensor, memory: Memory, stats: Mem
 
 
 def _pool_deepstack(plan: Plan, call: Call) -> None:
-    """Pools the features that some families add behind their first layers, too."""
+    """Pools the features that some families add after their first layers, too."""
     given, mask = call.inputs.get("deepstack_visual_embeds"), call.inputs.get("visual_pos_masks")
     if given is None or mask is None:
         return
@@ -202,7 +202,7 @@ def pooled_of(memory: Memory, call: Call, plan: Plan) -> Tensor:
 
 
 def hidden_patches(memory: Memory, call: Call, plan: Plan) -> Visibility | None:
-    """The table under which nobody reads patches that pooling left out, and these read only themselves."""
+    """The mask under which nobody attends to patches that pooling left out, and these attend only to themselves."""
     known = memory.get("visibility")
     if known is None or known[0] is not call.prompt:
         known = memory["visibility"] = (call.prompt, _visibility(pooled_of(memory, call, plan), call))
@@ -214,7 +214,7 @@ def _visibility(is_pooled: Tensor, call: Call) -> Visibility | None:
     is_hidden = layout.is_patch & ~is_pooled
     if not bool(is_hidden.any()):
         return None
-    # Queries with no hidden patch before them read all they may as it is, so they need not be computed again.
+    # Queries with no masked patch before them lose nothing, so they need not be computed again.
     is_behind = layout.is_valid & (is_hidden.cumsum(1) > 0)
     group = torch.where(is_behind, is_pooled.long(), _ELSE)
     group = torch.where(is_pooled, 1, group)
@@ -222,7 +222,7 @@ def _visibility(is_pooled: Tensor, call: Call) -> Visibility | None:
 
 
 def runs_of(plan: Plan, call: Call, memory: Memory) -> Runs:
-    """What every query of a call reads, worked out once per call."""
+    """What every query of a call attends to, worked out once per call."""
     if not _is_of(call, memory.get("runs")):
         memory["runs"] = (call.prompt, call.start, call.queries, _runs(plan, call, memory))
     return cast(Runs, memory["runs"][-1])
@@ -273,8 +273,8 @@ def branches_at(plan: Plan, layer: Layer) -> Callable[[Tensor], Tensor | None]:
             first, stop = (
                 end.to(hidden.device).gather(1, rows.index)[..., None] for end in (runs.first, runs.stop)
             )
-            readable = (column >= first) & (column < stop)
-            found = branch(norm(hidden.gather(1, index)), memory[kept], readable).to(hidden.dtype)
+            allowed = (column >= first) & (column < stop)
+            found = branch(norm(hidden.gather(1, index)), memory[kept], allowed).to(hidden.dtype)
             found = torch.where(rows.is_touched[..., None], found, 0)
             added = torch.zeros_like(hidden).scatter(1, index, found)
             total = added if total is None else total + added
@@ -286,14 +286,14 @@ def branches_at(plan: Plan, layer: Layer) -> Callable[[Tensor], Tensor | None]:
 def _readers(
     plan: Plan, call: Call, memory: Memory, name: str, device: torch.device
 ) -> tuple[Runs, Rows | None]:
-    """The queries that read through a branch, packed once per call."""
+    """The queries that attend through a branch, packed once per call."""
     runs = runs_of(plan, call, memory)
     kept = ("rows", name, device)
     if not _is_of(call, memory.get(kept)):
-        is_vision = torch.zeros_like(runs.is_reader)
+        is_vision = torch.zeros_like(runs.attends)
         if call.is_prompt:
             is_vision = call.layout.is_patch[:, call.start : call.length]
-        is_reader = runs.is_reader & (is_vision if name == "v2v" else ~is_vision)
-        rows = Rows.of(is_reader.to(device)) if bool(is_reader.any()) else None
+        attends = runs.attends & (is_vision if name == "v2v" else ~is_vision)
+        rows = Rows.of(attends.to(device)) if bool(attends.any()) else None
         memory[kept] = (call.prompt, call.start, call.queries, rows)
     return runs, cast("Rows | None", memory[kept][-1])

@@ -48,22 +48,22 @@ RULES = ("R1", "R2")
 
 @dataclass(frozen=True)
 class CrossLMM(Intervention):
-    """Pools the patches of every image to a small grid, and lets tokens read the un-pooled patches beside it.
+    """Pools the patches of every image to a small grid, and lets tokens attend to the un-pooled patches beside it.
 
-    The middle patch of a grid cell takes the mean of the cell's embeddings; the other patches keep their places in
-    the sequence, so positions and caches stay as they were, but no token reads them. How much time that saves is up
-    to the attention kernel: the hidden rows are still computed, though each reads only itself. Images are pooled one
-    by one, and so are the blocks (small picture, tiles) of one image; newlines between tiles stay as they are.
+    The middle patch of a grid cell takes the mean of the cell's embeddings; the other patches keep their places in the
+    sequence, so positions and caches stay as they were, but no token attends to them. How much time that saves is up
+    to the attention kernel: the masked rows are still computed, though each attends only to itself. Images are pooled
+    one by one, and so are the blocks (small picture, tiles) of one image; newlines between tiles stay as they are.
 
-    Text (T2V) and pooled tokens (V2V) then read the un-pooled patches, through trained adapters or through the
+    Text (T2V) and pooled tokens (V2V) then attend to the un-pooled patches, through trained adapters or through the
     layers' own weights:
 
     - `CrossLMM(weights="adapter.safetensors")` or `CrossLMM(adapter=...)`, as in the paper: every K-th layer hosts
-      a gated cross-attention of each kind behind its self-attention. Grid, layers and the rest come from the file.
+      a gated cross-attention of each kind after its self-attention. Grid, layers and the rest come from the file.
     - `CrossLMM.reuse(...)`, training-free and not in the paper.
 
     `CrossLMM()` alone is the bare model in another way of computing it: with `w=1`, source `S2` and all layers, text
-    reads exactly what it reads without pooling. Entering a wrap says so.
+    attends exactly as it does without pooling. Entering a wrap says so.
 
     Args:
         weights: a safetensors file (see `lvlm_attn.hooks.crosslmm.weights`), or `"toy"` for the bundled model's.
@@ -72,17 +72,17 @@ class CrossLMM(Intervention):
         rule: `"R2"`, one softmax over the layer's own keys and the patches' keys, as the model was trained for;
             `"R1"`, a softmax over the patches alone, added `lam` times.
         source: where the patches' keys and values come from: `"S2"`, a full pass over the prompt with all patches
-            (exact, saves nothing in prefill); `"S1"`, patches that go through the layers and read only themselves;
+            (exact, saves nothing in prefill); `"S1"`, patches that go through the layers and attend only to themselves;
             `"S0"`, the embeddings at every layer.
         w: for `R2`, the weight of the patches against that of the pooled tokens, in [0, 1]: logarithms of w and
             of 1 - w are added to the scores of the two. With 0 there are pooled tokens alone. With 1, `S2` and all
-            layers, text reads exactly what it reads without pooling.
-        lam: for `R1`, the factor on what is read; 0 is the pooled model.
-        layers: where patches are read; None for all.
+            layers, text attends exactly as it does without pooling.
+        lam: for `R1`, the factor on the output of that softmax; 0 is the pooled model.
+        layers: where patches are attended to; None for all.
         pool: `"avg_cells"`, the mean of each cell, or `"bilinear"`.
-        branches: `"both"`, `"t2v"` (text alone reads patches) or `"v2v"` (pooled tokens alone).
-        v2v_scope: `"global"`, pooled tokens read their own image and earlier ones; `"frame"`, their own alone.
-        causal_images: false lets text and pooled tokens read images that stand behind them, too.
+        branches: `"both"`, `"t2v"` (text alone attends to patches) or `"v2v"` (pooled tokens alone).
+        v2v_scope: `"global"`, pooled tokens attend to their own image and earlier ones; `"frame"`, their own alone.
+        causal_images: false lets text and pooled tokens attend to images that stand after them, too.
 
     Raises:
         LvlmAttnError: if a parameter is out of its range, or given beside `weights` or `adapter`, which fix it.
@@ -118,7 +118,7 @@ class CrossLMM(Intervention):
         layers: Layers = None,
         **options: Any,
     ) -> CrossLMM:
-        """The training-free form, in which the layers' own projections read the un-pooled patches.
+        """The training-free form, in which the layers' own projections attend to the un-pooled patches.
 
         Args:
             grid: see `CrossLMM`, as are all others.
@@ -126,7 +126,7 @@ class CrossLMM(Intervention):
             source: `"S0"`, `"S1"` or `"S2"`.
             w: for `R2`.
             lam: for `R1`.
-            layers: where patches are read.
+            layers: where patches are attended to.
             **options: `pool`, `branches`, `v2v_scope`, `causal_images`.
 
         Example:
@@ -178,7 +178,7 @@ class CrossLMM(Intervention):
             raise LvlmAttnError(f"CrossLMM: {idle} has no meaning with rule={self.rule!r}; give {other}.")
 
     def fit(self, target: Target) -> Self:
-        """Reads the adapter, if there is one, and checks it against the model.
+        """Loads the adapter, if there is one, and checks it against the model.
 
         Raises:
             UnsupportedError: if patches cannot be hidden in every layer, if the whole prompt attends to itself, or,
@@ -210,7 +210,7 @@ class CrossLMM(Intervention):
         return fitted
 
     def _is_bare_model(self, has_all_layers: bool) -> bool:
-        """Whether text reads exactly what it reads without pooling."""
+        """Whether text attends exactly as it does without pooling."""
         reads_all = self.rule == "R2" and self.source == "S2" and self.w == 1 and has_all_layers
         return reads_all and self.branches != "v2v" and self.causal_images
 
@@ -223,7 +223,7 @@ class CrossLMM(Intervention):
         return cast("dual.Plan", found)
 
     def layers_at(self, site: str, target: Target) -> Sequence[int]:
-        """Pooled-away patches are hidden at every layer; patches are read at the hosting ones."""
+        """Pooled-away patches are masked at every layer; patches are attended to at the hosting ones."""
         if site == "visibility":
             return range(target.layers)
         if site not in ("extra_keys", "modules"):
@@ -232,10 +232,10 @@ class CrossLMM(Intervention):
         return self.plan.hosted if is_used else ()
 
     def refuse(self, situation: Situation) -> str | None:
-        """A prompt that is read in pieces cannot be pooled."""
+        """A prompt that is processed in pieces cannot be pooled."""
         if situation == Situation.CHUNKED_PREFILL:
             return (
-                "CrossLMM pools whole images, so the prompt must be read in one pass; pass "
+                "CrossLMM pools whole images, so the prompt must be processed in one pass; pass "
                 "prefill_chunk_size=None."
             )
         return None
@@ -265,7 +265,7 @@ class CrossLMM(Intervention):
         )
 
     def modules(self, layer: Layer) -> Callable[[Tensor], Tensor | None] | None:
-        """Runs the two branches of an adapter behind the attention of a hosting layer."""
+        """Runs the two branches of an adapter after the attention of a hosting layer."""
         if layer.memory.get("patches") is None:
             return None
         return dual.branches_at(self.plan, layer)
@@ -296,7 +296,7 @@ class CrossLMM(Intervention):
 
 
 _BARE = (
-    "with w=1, source S2 and all layers text reads what it reads without pooling, so the answers are the bare "
+    "with w=1, source S2 and all layers text attends as it does without pooling, so the answers are the bare "
     "model's; give weights, or another w, source, layers or rule."
 )
 

@@ -1,7 +1,7 @@
 """Pooling the patches of an image to a few tokens that keep a place of their own in the sequence.
 
 A grid of patches is cut into cells, and the patch in the middle of a cell takes the features of the whole cell. The
-other patches stay where they are but nobody reads them, so that text keeps its positions and caches their lengths.
+other patches stay where they are but nobody attends to them, so that text keeps its positions and caches their lengths.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which un-pooled patches a position may read.
+"""Which un-pooled patches a position may attend to.
 
-The patches of a sample are numbered in the order of the sequence, so what a position may read is a run of them: a
-first one and the one after the last. Padding of samples with fewer patches lies behind every run.
+The patches of a sample are numbered in the order of the sequence, so what a position may attend to is a run of them: a
+first one and the one after the last. Padding of samples with fewer patches lies after every run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BRANCHES = ("both", "v2v", "t2v")
 
 @dataclass(frozen=True)
 class Runs:
-    """For every query of a call, the run of patches it may read; empty where `stop <= first`.
+    """For every query of a call, the run of patches it may attend to; empty where `stop <= first`.
 
     Attributes:
         first: `(batch, queries)`, number of the first patch.
@@ -31,13 +31,13 @@ class Runs:
     first: Tensor
     stop: Tensor
 
-    def only(self, is_reader: Tensor) -> Runs:
+    def only(self, attends: Tensor) -> Runs:
         """The same runs, empty but at the given queries."""
-        return Runs(self.first, torch.where(is_reader, self.stop, 0))
+        return Runs(self.first, torch.where(attends, self.stop, 0))
 
     @property
-    def is_reader(self) -> Tensor:
-        """`(batch, queries)`, True where there is something to read."""
+    def attends(self) -> Tensor:
+        """`(batch, queries)`, True where there is something to attend to."""
         return self.stop > self.first
 
 
@@ -49,7 +49,7 @@ def patch_rows(layout: PromptLayout) -> Rows | None:
 def text_runs(
     layout: PromptLayout, start: int, queries: int, rows: str = "all_text", causal_images: bool = True
 ) -> Runs:
-    """What text reads: every patch before it, or with `causal_images` false every patch of the sample.
+    """What text attends to: every patch before it, or with `causal_images` false every patch of the sample.
 
     Args:
         layout: of all positions up to the last query.
@@ -57,7 +57,7 @@ def text_runs(
         queries: how many queries.
         rows: `"all_text"`, text, fillers and generated tokens; `"post_image"`, those of them that have a patch
             before them; `"response"`, the last prompt token and the generated ones.
-        causal_images: whether text reads no image that stands behind it.
+        causal_images: whether text attends to no image that stands after it.
 
     Example:
         >>> grid = ImageGrid((Block(1, 2, "base"),))
@@ -68,14 +68,14 @@ def text_runs(
     span = slice(start, start + queries)
     counted = layout.is_patch.cumsum(1)
     before = counted[:, span]
-    is_reader = (layout.is_text | layout.is_filler)[:, span]
+    attends = (layout.is_text | layout.is_filler)[:, span]
     if rows == "post_image":
-        is_reader = is_reader & (before > 0)
+        attends = attends & (before > 0)
     elif rows == "response":
         positions = torch.arange(start, start + queries, device=layout.device)
-        is_reader = layout.is_generated[:, span] | (positions == layout.last[:, None])
+        attends = layout.is_generated[:, span] | (positions == layout.last[:, None])
     stop = before if causal_images else counted[:, -1:].expand_as(before)
-    return Runs(torch.zeros_like(before), stop).only(is_reader)
+    return Runs(torch.zeros_like(before), stop).only(attends)
 
 
 def pooled_runs(
@@ -86,7 +86,7 @@ def pooled_runs(
     scope: str = "global",
     causal_images: bool = True,
 ) -> Runs:
-    """What pooled tokens read: patches of their own image, and of other ones with scope `"global"`.
+    """What pooled tokens attend to: patches of their own image, and of other ones with scope `"global"`.
 
     Args:
         layout: of all positions up to the last query.
@@ -94,7 +94,7 @@ def pooled_runs(
         start: position of the first query.
         queries: how many queries.
         scope: `"global"` or `"frame"`.
-        causal_images: whether a token of an image reads no later image.
+        causal_images: whether a token of an image attends to no later image.
     """
     span = slice(start, start + queries)
     image = layout.image.clamp(min=0)
@@ -114,6 +114,6 @@ def pooled_runs(
 def join(one: Runs, other: Runs) -> Runs:
     """Runs of two kinds of queries, of which no query is both."""
     return Runs(
-        torch.where(other.is_reader, other.first, one.first),
-        torch.where(other.is_reader, other.stop, one.stop),
+        torch.where(other.attends, other.first, one.first),
+        torch.where(other.attends, other.stop, one.stop),
     )

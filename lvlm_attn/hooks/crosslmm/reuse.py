@@ -12,10 +12,10 @@ from lvlm_attn.hooks.crosslmm.track import KeysValues
 
 @dataclass(frozen=True)
 class Patches:
-    """Un-pooled patches of all images read so far, those of a sample packed to the front.
+    """Un-pooled patches of all images processed so far, those of a sample packed to the front.
 
     Attributes:
-        is_real: `(batch, patches)`, False behind the patches of a sample with fewer.
+        is_real: `(batch, patches)`, False after the patches of a sample with fewer.
         position: `(batch, patches)`, where they stand in the sequence.
         features: `(batch, patches, hidden)`, embeddings, or None where only keys and values are kept.
         keys_values: by layer, keys and values `(batch, kv_heads, patches, head_dim)`; keys are rotated.

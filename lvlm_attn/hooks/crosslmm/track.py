@@ -1,12 +1,12 @@
 """Keys and values of un-pooled patches at every layer, as the language model itself makes them.
 
-The language model reads the patches in a silent pass, in which no intervention acts, and the keys and values of its
+The language model processes the patches in a silent pass, in which no intervention acts, and the keys and values of its
 layers are kept. Keys are rotated to the patches' own positions. Three depths to choose from:
 
 - `S0`: every layer is given the embeddings, as the first layer is.
-- `S1`: patches go through the layers one by one and read nothing but themselves, so that each layer gets states of
+- `S1`: patches go through the layers one by one and attend to nothing but themselves, so that each layer gets states of
   its own depth at a cost that grows with the number of patches alone (the aligner of EE-MLLM, arXiv 2408.11795).
-- `S2`: the whole prompt is read once with all its tokens, which gives exactly the keys and values of the model
+- `S2`: the whole prompt is processed once with all its tokens, which gives exactly the keys and values of the model
   without pooling.
 """
 
@@ -37,14 +37,14 @@ def image_keys(
 
     Args:
         target: the model.
-        call: the call that reads the patches; for `S2` it has to begin the prompt.
+        call: the call that holds the patches; for `S2` it has to begin the prompt.
         embeds: `(batch, queries, hidden)`, un-pooled.
         rows: which queries are patches, packed.
         source: `"S0"`, `"S1"` or `"S2"`.
         layers: which layers' keys and values are wanted.
 
     Returns:
-        By layer, keys and values `(batch, kv_heads, patches, head_dim)`; those of rows that only fill up are no
+        By layer, keys and values `(batch, kv_heads, patches, head_dim)`; those of padding rows are no
         patches of the sample.
     """
     if source == "S2":
@@ -82,7 +82,7 @@ def _cropped(mask: Any, queries: int) -> Any:
 def _one_by_one(
     target: Target, call: Call, embeds: Tensor, rows: Rows, layers: Sequence[int], is_deep: bool
 ) -> KeysValues:
-    """Every patch is a sequence of its own of one token, so that it can read nothing else."""
+    """Every patch is a sequence of its own of one token, so that it can attend to nothing else."""
     batch, count = rows.index.shape
     index = rows.index.to(embeds.device)
     hidden = embeds.gather(1, index[..., None].expand(-1, -1, embeds.shape[2])).flatten(0, 1)[:, None]
@@ -129,7 +129,7 @@ def _silent(target: Target, capture: Any, **inputs: Any) -> None:
 
 
 def _feed(layer: nn.Module, hidden: Tensor) -> Any:
-    """Makes a layer read the given states whatever it is handed."""
+    """Makes a layer take the given states whatever it is handed."""
 
     def feed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
@@ -156,7 +156,7 @@ def _positions(call: Call, embeds: Tensor) -> Tensor:
 
 
 def _deepstack(call: Call, rows: Rows) -> list[Tensor] | None:
-    """The features added behind early layers, `(batch * patches, hidden)` each, in the order of `rows`."""
+    """The features added after early layers, `(batch * patches, hidden)` each, in the order of `rows`."""
     given, mask = call.inputs.get("deepstack_visual_embeds"), call.inputs.get("visual_pos_masks")
     if given is None or mask is None:
         return None

@@ -96,7 +96,7 @@ def read_shape(path: str | Path) -> AdapterShape:
 
 
 def load_adapter(path: str | Path, dtype: torch.dtype | None = None) -> CrossLMMAdapter:
-    """Reads an adapter.
+    """Loads an adapter.
 
     Args:
         path: the file.

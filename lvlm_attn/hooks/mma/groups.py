@@ -1,4 +1,4 @@
-"""Which text the rows of an image read ahead, as groups of positions and a table over them: the modes of `MMA`."""
+"""Which later text the rows of an image attend to, as groups of positions and a table over them: the modes of `MMA`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Spans(NamedTuple):
         is_end: the last token of an answer marker.
         is_answer: tokens the caller labelled as answer.
         size: tokens of a marker.
-        include_marker: whether the marker that ends what is read belongs to it.
+        include_marker: whether the marker that ends what they attend to belongs to it.
     """
 
     is_text: Tensor
@@ -34,9 +34,9 @@ class Spans(NamedTuple):
 
 
 def groups_of(mode: str, spans: Spans) -> tuple[Tensor, Table, Tensor]:
-    """Groups of positions, the reach ahead between groups, and how many keys each query reads ahead.
+    """Groups of positions, the reach ahead between groups, and how many keys ahead each query attends to.
 
-    A row that reads nothing ahead is in a group without reach, so that it is computed as always.
+    A row that attends to nothing ahead is in a group without reach, so that it is computed as always.
 
     Example:
         >>> none = torch.zeros(1, 4, dtype=torch.bool)
@@ -61,7 +61,7 @@ def groups_of(mode: str, spans: Spans) -> tuple[Tensor, Table, Tensor]:
         return group, ((0, 0, 0), (0, 0, ALL), (0, 0, 0)), text_behind
     image_behind = torch.where(text, count_after(image), 0)
     opened = torch.where(image, text_behind, image_behind)
-    # 1 and 2: image and text that read ahead; 3 and 4: image and text that are only read.
+    # 1 and 2: image and text that attend ahead; 3 and 4: image and text that are only attended to.
     kind = torch.where(image, 1, torch.where(text, 2, 0))
     group = torch.where((opened == 0) & (kind > 0), kind + 2, kind)
     to_text, to_image, none = (0, 0, ALL, 0, ALL), (0, ALL, 0, ALL, 0), (0, 0, 0, 0, 0)
@@ -69,7 +69,7 @@ def groups_of(mode: str, spans: Spans) -> tuple[Tensor, Table, Tensor]:
 
 
 def _turns(spans: Spans) -> tuple[Tensor, Table, Tensor]:
-    """The text of a user's turn is read by the images in it; a marker ends the turn and belongs to it."""
+    """The text of a user's turn is attended to by the images in it; a marker ends the turn and belongs to it."""
     position = torch.arange(spans.is_text.shape[1], device=spans.is_text.device)
     is_open = position < _first_answer(spans)
     text = spans.is_text & is_open
@@ -87,15 +87,15 @@ def _turns(spans: Spans) -> tuple[Tensor, Table, Tensor]:
     later = [[0] * (1 + 2 * images) for _ in range(1 + 2 * images)]
     for index in range(images):
         here = is_seen & (number == index)
-        behind = torch.where(spans.is_image & here, count_after(text & here), 0)
-        opened = opened + behind
-        group = torch.where(behind > 0, 1 + 2 * index, torch.where(text & here, 2 + 2 * index, group))
+        ahead = torch.where(spans.is_image & here, count_after(text & here), 0)
+        opened = opened + ahead
+        group = torch.where(ahead > 0, 1 + 2 * index, torch.where(text & here, 2 + 2 * index, group))
         later[1 + 2 * index][2 + 2 * index] = ALL
     return group, tuple(map(tuple, later)), opened
 
 
 def _prompt_end(spans: Spans) -> Tensor:
-    """`(batch, 1)`: where what is read ends: behind the last marker, unless an image follows it, or nowhere."""
+    """`(batch, 1)`: where the text attended to ends: after the last marker, unless an image follows it, or nowhere."""
     count = spans.is_text.shape[1]
     closes = spans.is_end & (count_after(spans.is_image) == 0)
     last = count - 1 - closes.flip(1).long().argmax(1, keepdim=True)
@@ -103,7 +103,7 @@ def _prompt_end(spans: Spans) -> Tensor:
 
 
 def _cut(spans: Spans, end: Tensor) -> Tensor:
-    """The first position that is not read, given the last one of a marker."""
+    """The first position that is not attended to, given the last one of a marker."""
     return end + 1 if spans.include_marker else end + 1 - spans.size
 
 

@@ -1,4 +1,4 @@
-"""MMA: image tokens read the question that follows them.
+"""MMA: image tokens attend to the question that follows them.
 
 Source: the modality-mutual attention of AKI (arXiv 2503.02597, ICML 2026) and its released code, which open keys
 to image rows in the supervised fine-tuning stage. Where paper and code differ, the modes of `MMA` say which is
@@ -41,39 +41,39 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class MMA(HasPresets):
-    """Modality-mutual attention (experimental on models not trained with it): image tokens read the question.
+    """Modality-mutual attention (experimental on models not trained with it): image tokens attend to the question.
 
-    A causal model reads the image before it knows what is asked. Here the rows of an image may also read text that
-    stands behind it, in the prompt only; all else stays causal, answers included, so decoding is plain and the
-    cache holds image states that know the question. Image tokens do not read later images. Newline and class
-    tokens count as image. The text an image reads:
+    A causal model encodes the image before it knows what is asked. Here the rows of an image may also attend to text
+    that stands after it, in the prompt only; all else stays causal, answers included, so decoding is plain and the
+    cache holds image states that know the question. Image tokens do not attend to later images. Newline and class
+    tokens count as image. The text an image attends to:
 
-    - `"to_prompt_end"`: all text behind it, up to the end of the prompt.
-    - `"same_turn"`: text behind it up to the end of the user's turn it stands in; replies of earlier turns stay
+    - `"to_prompt_end"`: all text after it, up to the end of the prompt.
+    - `"same_turn"`: text after it up to the end of the user's turn it stands in; replies of earlier turns stay
       hidden from it.
-    - `"reference"`: as the released code, one image and one turn: text behind it up to the first answer marker.
+    - `"reference"`: as the released code, one image and one turn: text after it up to the first answer marker.
       A sample without a marker stays causal.
-    - `"paper_general"`: the paper's general formula, read literally: text and image read each other both ways, so
-      text before an image reads the image that comes later.
+    - `"paper_general"`: the paper's general formula, read literally: text and image attend to each other both ways, so
+      text before an image attends to the image that comes later.
 
     No published number exists for a model that was not trained with it: expect it to do worse until measured.
     `layers` and `strength` soften it.
 
-    **Answers never leak.** What is read ahead ends where the answer begins, or else a scored answer could be read
+    **Answers never leak.** What is opened ahead ends where the answer begins, or else a scored answer could be read
     off the image tokens. In `generate` the prompt ends where it is known to. In a plain forward, `labels` say it
     (the first one that is not -100), and so does the answer marker: the last one, unless another image follows it.
     The marker comes from the processor given to `wrap`, or from `marker`. A plain forward with neither is taken as
     a prompt without an answer. With `labels` on the whole prompt, nothing is opened.
 
-    A later turn that reuses the cache cannot reach image tokens that are in it: they keep what they read in their
-    own turn. Reading a prompt in chunks is refused. Sliding windows do not bound what is read ahead. Image rows
-    depend on the question, so cached prefixes must not be shared between questions.
+    A later turn that reuses the cache cannot reach image tokens that are in it: they keep what they attended to in
+    their own turn. A chunked prefill is refused. Sliding windows do not bound what is opened ahead. Image rows depend
+    on the question, so cached prefixes must not be shared between questions.
 
     Args:
-        mode: which text an image reads.
+        mode: which text an image attends to.
         layers: which layers; None for all, as trained.
-        strength: factor in [0, 1] on the exponentiated scores of the keys read ahead; 0 changes nothing, 1 is MMA.
-        include_marker: whether the answer marker itself is read; the released code does.
+        strength: factor in [0, 1] on the exponentiated scores of the keys ahead; 0 changes nothing, 1 is MMA.
+        include_marker: whether the answer marker itself is attended to; the released code does.
         marker: token ids of the answer marker; None takes them from the processor's chat template.
         preset: `"auto"`, or a name of `PRESETS`, for parameters that are left out.
 
@@ -145,16 +145,16 @@ class MMA(HasPresets):
         return dataclasses.replace(super().fit(target), marker=marker)
 
     def refuse(self, situation: Situation) -> str | None:
-        """Image rows cannot read a question that comes in a later chunk."""
+        """Image rows cannot attend to a question that comes in a later chunk."""
         if situation == Situation.CHUNKED_PREFILL:
             return (
-                "MMA lets image tokens read the question behind them, so the prompt must be read in one pass; pass "
+                "MMA lets image tokens attend to the question after them, so it needs the prompt in one pass; pass "
                 "prefill_chunk_size=None."
             )
         return None
 
     def visibility(self, layer: Layer) -> Visibility | None:
-        """Image tokens of the prompt read text behind them."""
+        """Image tokens of the prompt attend to text after them."""
         return once_per_call(layer, lambda: self._make(layer)) if layer.is_prompt else None
 
     def _make(self, layer: Layer) -> Made:
@@ -192,5 +192,5 @@ class MMA(HasPresets):
             )
 
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
-        """Per layer: how many rows read ahead, and how many (query, key) pairs that opened."""
+        """Per layer: how many rows attend ahead, and how many (query, key) pairs that opened."""
         return counted(stats, ("rows", "opened"))

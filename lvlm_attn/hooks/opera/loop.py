@@ -60,7 +60,7 @@ class State:
 
 @dataclass
 class Retreats:
-    """Where the search went back, and the words it must not choose again."""
+    """Where the search went back, and the tokens it must not choose again."""
 
     count: dict[int, int] = field(default_factory=dict)
     banned: dict[int, set[int]] = field(default_factory=dict)
@@ -165,9 +165,9 @@ class Ahead:
 
     Attributes:
         words: `(rows, candidates)`.
-        logits: `(rows, candidates, vocabulary)` behind each word.
-        columns: `(rows, candidates, n + 1)`, column scores with the word in place.
-        values: `(rows, vocabulary)`, log probabilities after the penalty, minus infinity at all other words.
+        logits: `(rows, candidates, vocabulary)` after each candidate.
+        columns: `(rows, candidates, n + 1)`, column scores with the candidate in place.
+        values: `(rows, vocabulary)`, log probabilities after the penalty, minus infinity at all other tokens.
     """
 
     words: Tensor
@@ -182,7 +182,7 @@ def _judged(rule: Rule, reader: Reader, state: State, logits: Tensor, processed:
     columns = grown(state.columns[:, None].expand(-1, words.shape[1], -1), on_answer, rule.sigma)
     penalty = rule.alpha * penalties(columns, on_image)
     own = logits.gather(1, words).double()
-    # The candidates share all probability; what processors did to a word stays.
+    # The candidates share all probability; what processors did to a token stays.
     change = (own - penalty).log_softmax(-1) - logits.double().log_softmax(-1).gather(1, words)
     values = torch.full_like(processed, -torch.inf)
     values.scatter_(1, words, (processed.gather(1, words) + change).to(values.dtype))
@@ -298,7 +298,7 @@ def step(
 
 
 def _retreat(rule: Rule, state: State, retreats: Retreats, prompt: int) -> int | None:
-    """The length to go back to, if the beams agree on a column, and what is banned behind it."""
+    """The length to go back to, if the beams agree on a column, and what is banned after it."""
     column = None if rule.r is None else common_column(state.largest, rule.r)
     if column is None or column < retreats.last or column + 1 >= state.length - prompt:
         return None

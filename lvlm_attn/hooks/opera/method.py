@@ -1,4 +1,4 @@
-"""OPERA: beam search that distrusts words read off a summary token, and goes back when beams keep doing so.
+"""OPERA: beam search that penalises tokens that over-trust a summary token, and goes back when beams keep doing so.
 
 Source: Huang et al., "OPERA: Alleviating Hallucination in Multi-Modal Large Language Models via Over-Trust Penalty and
 Retrospection-Allocation", CVPR 2024 (arXiv 2311.17911), sections 3.2 and 3.3, and its released code.
@@ -51,37 +51,37 @@ class OPERA(HasPresets):
     """Over-trust penalty and retrospection-allocation, in `lvlm.generate(..., num_beams=5)`.
 
     In the last layer, the attention of the answer's tokens on each other (the largest over heads, rows summing to 1)
-    is multiplied by `sigma` and multiplied down every column: a token that all later ones attend to has a large
-    column score. Each beam's best `candidates` words are looked ahead at, and the largest column score with the word
-    in place, times `alpha`, is taken from its logit. With up to 10 tokens there is no pattern yet, and the attention
-    on the image is a bonus instead. If in every beam the largest column is the same at least `r` times, the search
-    goes back to that column and chooses other words after it, at most `beta` times for a column.
+    is multiplied by `sigma` and multiplied down every column: a token that all later ones attend to has a large column
+    score. Each beam's best `candidates` tokens are looked ahead at, and the largest column score with the candidate in
+    place, times `alpha`, is taken from its logit. With up to 10 tokens there is no pattern yet, and the attention on
+    the image is a bonus instead. If in every beam the largest column is the same at least `r` times, the search goes
+    back to that column and chooses other tokens after it, at most `beta` times for a column.
 
-    The candidates of all beams are read in one forward, side by side at one position, whose results the chosen ones
-    keep; so a step costs one forward. Going back crops the cache to the prompt and reads the kept answer again. Any
-    attention backend that takes a dense mask will do (`eager`, `sdpa`).
+    The candidates of all beams are processed in one forward, side by side at one position, whose results the chosen
+    ones keep; so a step costs one forward. Going back crops the cache to the prompt and processes the kept answer
+    again. Any attention backend that takes a dense mask will do (`eager`, `sdpa`).
 
-    With `candidates=1` nothing is looked ahead at. A penalty would be the same for every word of a beam, so beam
+    With `candidates=1` nothing is looked ahead at. A penalty would be the same for every token of a beam, so beam
     search and going back remain.
 
     `rules="code"` is what the released code does instead:
 
     - Candidates are chosen before logits processors act, and share all probability even if there is one, since all
-      other words get a logit of -999. With one candidate the best beam is greedy decoding, and going back is what
+      other tokens get a logit of -999. With one candidate the best beam is greedy decoding, and going back is what
       remains of the search.
     - The column in question is that of most candidates and beams at this step, not the most frequent one so far; each
       place among the beams has a history, which stays there when beams change places.
     - A position that was gone back to `beta` times is left for the one before it. Places gone back to may lie before
       earlier ones.
-    - A word is given up in its parent beam alone, and gets the logit of the least likely word, not none. The others
+    - A token is given up in its parent beam alone, and gets the logit of the least likely token, not none. The others
       are chosen from the whole vocabulary, without a penalty.
     - In answers of more than 512 tokens it does not go back.
 
-    What is left of the difference: the released code keeps column scores in 16 bits, and ties between words at -999
+    What is left of the difference: the released code keeps column scores in 16 bits, and ties between tokens at -999
     fall as the device sorts them.
 
     Args:
-        candidates: words of each beam that are judged, N_can in the paper.
+        candidates: tokens of each beam that are judged, N_can in the paper.
         sigma: factor on the attention among the answer's tokens.
         alpha: factor on the penalty.
         r: how often a column must be the largest in every beam; None never goes back. The released code asks for

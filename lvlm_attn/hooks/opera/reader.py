@@ -1,4 +1,4 @@
-"""Reading tokens for the search of OPERA: the prompt, one token, candidates side by side, or an answer again."""
+"""Forward passes for the search of OPERA: the prompt, one token, candidates side by side, or an answer again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lvlm_attn.runtime.transformers_private import attention_of, kwargs_after, p
 
 
 class Reader:
-    """Reads tokens with the model, and keeps its cache in step with the beams.
+    """Runs the model on tokens, and keeps its cache in step with the beams.
 
     Args:
         model: the model that generates.
@@ -31,13 +31,13 @@ class Reader:
         self._ahead = 0
 
     def read_prompt(self, ids: Tensor, config: Any) -> Tensor:
-        """`(rows, vocabulary)` logits behind the prompt."""
+        """`(rows, vocabulary)` logits after the prompt."""
         output = prefill(self.model, ids, config, self.kwargs)
         logits = self._updated(output)
         name = attention_of(self.model.config.get_text_config(decoder=True))
         if "flash" in name or "flex" in name:
             raise UnsupportedError(
-                f"OPERA reads candidates side by side under a dense mask, which {name.split('|')[-1]} does not take; "
+                f"OPERA processes candidates side by side under a dense mask, which {name.split('|')[-1]} has none of; "
                 f"load the model with attn_implementation='sdpa'."
             )
         layers = getattr(self._cache, "layers", None)
@@ -53,16 +53,16 @@ class Reader:
         return self.kwargs.get("past_key_values")
 
     def read_last(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Reads the last token of `(rows, length)`; gives logits, and the weights of its row on the answer."""
+        """Processes the last token of `(rows, length)`; gives logits, and the weights of its row on the answer."""
         inputs = self.model.prepare_inputs_for_generation(ids, next_sequence_length=1, **self.kwargs)
         logits = self._updated(self.model(**inputs, return_dict=True))
         return logits, cast(Tensor, self.tape.rows)[:, 0, self.prompt :]
 
     def look_ahead(self, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reads `(rows, candidates)` words side by side behind the sequence.
+        """Processes `(rows, candidates)` tokens side by side after the sequence.
 
         Returns:
-            Logits `(rows, candidates, vocabulary)`; weights on the answer, the word itself last,
+            Logits `(rows, candidates, vocabulary)`; weights on the answer, the candidate itself last,
             `(rows, candidates, n + 1)`; weight on the image `(rows, candidates)`.
         """
         rows, count = words.shape
@@ -73,10 +73,10 @@ class Reader:
         if valid is not None:
             is_read &= valid[:, :length].bool()
         own = torch.eye(count, dtype=torch.bool, device=words.device).expand(rows, -1, -1)
-        may_read = torch.cat((is_read[:, None].expand(-1, count, -1), own), 2)[:, None]
+        may_attend = torch.cat((is_read[:, None].expand(-1, count, -1), own), 2)[:, None]
         dtype = self.model.dtype
-        mask = torch.zeros(may_read.shape, dtype=dtype, device=words.device)
-        mask = mask.masked_fill(~may_read, torch.finfo(dtype).min)
+        mask = torch.zeros(may_attend.shape, dtype=dtype, device=words.device)
+        mask = mask.masked_fill(~may_attend, torch.finfo(dtype).min)
         positions = self.kwargs.get("position_ids")
         next_one = is_read.sum(1)[:, None] if positions is None else positions[..., -1:]
         next_one = next_one + family_of(self.model).first_position
@@ -99,7 +99,7 @@ class Reader:
 
         Args:
             parents: `(rows,)`, the row each successor comes from.
-            candidate: `(rows,)`, which of the words of that row it took.
+            candidate: `(rows,)`, which of the candidates of that row it took.
         """
         length = self._cache.get_seq_length() - self._ahead
         self._cache.reorder_cache(parents)
@@ -121,7 +121,7 @@ class Reader:
         self._cache.reorder_cache(parents)
 
     def go_back(self, ids: Tensor) -> Tensor:
-        """Reads `(rows, length)` again from the end of the prompt, whatever the cache holds of the answer."""
+        """Processes `(rows, length)` again from the end of the prompt, whatever the cache holds of the answer."""
         for key in ("attention_mask", "mm_token_type_ids", "position_ids", "token_type_ids"):
             if self.kwargs.get(key) is not None:
                 self.kwargs[key] = self.kwargs[key][..., : ids.shape[1]]

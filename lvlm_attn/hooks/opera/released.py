@@ -17,7 +17,7 @@ from lvlm_attn.hooks.opera.scores import EARLY, Rule, grown, penalties
 from lvlm_attn.runtime.transformers_private import end_tokens, search_goes_on
 
 FLOOR = -999.0
-"""Logit of every word that is no candidate, or that was given up on going back."""
+"""Logit of every token that is no candidate, or that was given up on going back."""
 
 WINDOW = 512
 """Longest answer, in tokens, in which the search goes back."""
@@ -29,12 +29,12 @@ class Past:
 
     Attributes:
         states: the searches.
-        parents: `(rows,)` each, the row each next token was put behind.
+        parents: `(rows,)` each, the row each next token was appended to.
         words: `(rows,)` each, that token.
         largest: `(rows,)` each, the column that is the largest for most candidates of a row. Rows keep their place
             when beams change theirs.
         count: how often each position was gone back to.
-        given_up: words that were given up at each position, as `parent * vocabulary + word`.
+        given_up: tokens that were given up at each position, as `parent * vocabulary + word`.
     """
 
     states: list[State] = field(default_factory=list)
@@ -113,7 +113,7 @@ def place(past: Past, r: int, beta: int) -> int | None:
     """The position to go back to, counted in tokens of the answer, and counts it; None to go on.
 
     The column in question is that of most beams at this step. Every row must have had it `r` times, this step
-    included. The search goes behind it; where that was done `beta` times, one position further back.
+    included. The search goes on after it; where that was done `beta` times, one position further back.
     """
     history = torch.stack(past.largest, 1)
     column = int(history[:, -1].mode().values)
@@ -129,7 +129,7 @@ def place(past: Past, r: int, beta: int) -> int | None:
 
 
 def without_given_up(logits: Tensor, given_up: Tensor) -> Tensor:
-    """Logits over the whole vocabulary, unpenalised, shifted so that the least likely word and those given up meet.
+    """Logits over the whole vocabulary, unpenalised, shifted so that the least likely token and those given up meet.
 
     Args:
         logits: `(rows, vocabulary)`.

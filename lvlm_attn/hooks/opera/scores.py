@@ -60,11 +60,11 @@ def grown(columns: Tensor, weights: Tensor, sigma: float) -> Tensor:
 
 
 def penalties(columns: Tensor, image_mass: Tensor) -> Tensor:
-    """What is taken from the logit of a word: its largest column score, or in short answers minus its image weight.
+    """What is taken from the logit of a token: its largest column score, or in short answers minus its image weight.
 
     Args:
-        columns: `(..., n)` logarithms of column scores with the word in place.
-        image_mass: `(...)`, weight of the word's row on the image.
+        columns: `(..., n)` logarithms of column scores with the token in place.
+        image_mass: `(...)`, weight of the token's row on the image.
     """
     if columns.shape[-1] <= EARLY:
         return -image_mass

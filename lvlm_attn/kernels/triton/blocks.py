@@ -1,7 +1,7 @@
 """Which blocks of keys a block of queries has to look at: lists, so that the attention loop has no branch.
 
-Every query block gets its key blocks in two runs: first those every query may read in full, which need no mask,
-then those it may read in part. Blocks nobody may read are in neither. A list is decided from the groups that are
+Every query block gets its key blocks in two runs: first those every query attends to in full, which need no mask,
+then those it attends to in part. Blocks nobody attends to are in neither. A list is decided from the groups that are
 present in each block, 30 bits, and from the distances between the blocks.
 """
 
@@ -28,8 +28,8 @@ class BlockLists:
     """The key blocks of every query block.
 
     Attributes:
-        order: `(batch, query_blocks, key_blocks)` int32, the blocks read in full, then those read in part.
-        counts: `(batch, query_blocks, 2)` int32, how many are read in full, and how many are read at all.
+        order: `(batch, query_blocks, key_blocks)` int32, the blocks attended to in full, then in part.
+        counts: `(batch, query_blocks, 2)` int32, how many are attended to in full, and how many at all.
         block_m: queries in a block.
         block_n: keys in a block.
     """
@@ -43,10 +43,10 @@ class BlockLists:
 def list_blocks(
     packed: PackedVisibility, geometry: Geometry, batch: int, block_m: int, block_n: int, device: torch.device
 ) -> BlockLists:
-    """Decides which key blocks are read; two small launches.
+    """Decides which key blocks are attended to; two small launches.
 
     Args:
-        packed: what may be read.
+        packed: the attention mask over groups.
         geometry: where the queries and keys stand.
         batch: number of samples.
         block_m: queries in a block.
@@ -163,7 +163,7 @@ def _list_blocks(
     if HAS_TABLE:
         of_query = tl.load(query_groups + sample * query_blocks + query_block)
         of_key = tl.load(key_groups + sample * key_blocks + block, mask=is_block, other=0)
-        back_any = has_back & (back_near == 0)  # every query may read itself
+        back_any = has_back & (back_near == 0)  # every query may attend to itself
         if HAS_LATER:
             ahead_all = everywhere
         for q in range(GROUPS):

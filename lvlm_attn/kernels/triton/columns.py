@@ -110,11 +110,11 @@ def _sum_tiles(
         flag = tl.load(flags + sample * rows + place, mask=is_place, other=0).to(tl.int32)
         is_live = (flag & 4) != 0
         row = start + at
-        is_reader = True
+        attends = True
         if not HAS_LATER:
             last = tl.max(tl.where(is_live, row, -1), 0)
-            is_reader = last >= first_key + tl.program_id(0) * BLOCK_N
-        if is_reader:
+            attends = last >= first_key + tl.program_id(0) * BLOCK_N
+        if attends:
             q_at = query + sample * stride_qb + head * stride_qh + at[:, None] * stride_qm + width[None, :]
             q = tl.load(q_at, mask=is_live[:, None] & is_width[None, :], other=0.0)
             k_at = key + sample * stride_kb + (head // group_size) * stride_kh
@@ -157,7 +157,7 @@ def _sum_tiles(
             line = (sample * heads + head) * rows + place
             step = tl.num_programs(2).to(tl.int64) * heads * rows
             total = tl.load(settled + line, mask=is_live, other=float("-inf"))
-            # A row that reads nothing has no weights; minus infinity twice would be NaN.
+            # A row without any key has no weights; minus infinity twice would be NaN.
             total = tl.where(total == float("-inf"), 0.0, total)
             power = tl.math.exp2(tl.where(is_live[:, None], scores - total[:, None], float("-inf")))
             if MOVES:

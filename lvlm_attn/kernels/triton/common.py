@@ -52,7 +52,7 @@ def row_bits(table, row_group, HAS_TABLE: tl.constexpr):
 
 
 @triton.jit
-def may_read(
+def may_attend(
     row,
     key,
     row_group,
@@ -74,9 +74,9 @@ def may_read(
     `row` and `key` are positions in the sequence; the caller masks columns past the last one.
     """
     distance = row[:, None] - key[None, :]
-    readable = distance >= 0
+    allowed = distance >= 0
     if HAS_WINDOW:
-        readable = readable & (distance < window)
+        allowed = allowed & (distance < window)
     if HAS_TABLE:
         column = tl.maximum(key_group, 0)
         bit = (tl.full(column.shape, 1, tl.int32) << column)[None, :]
@@ -85,17 +85,17 @@ def may_read(
             near = tl.load(earlier + place * (1 + GROUPS) + 1 + row_group)
             reach = tl.load(earlier + place * (1 + GROUPS))
             reached = reached | (((near[:, None] & bit) != 0) & (distance <= reach))
-        readable = readable & (reached | (distance == 0))
+        allowed = allowed & (reached | (distance == 0))
         if HAS_LATER:
             unlocked = (row_later[:, None] & bit) != 0
             for place in tl.static_range(REACHES):
                 near = tl.load(later + place * (1 + GROUPS) + 1 + row_group)
                 reach = tl.load(later + place * (1 + GROUPS))
                 unlocked = unlocked | (((near[:, None] & bit) != 0) & (-distance <= reach))
-            readable = readable | ((distance < 0) & unlocked)
+            allowed = allowed | ((distance < 0) & unlocked)
     if HAS_KEYS:
-        readable = readable & (key_group >= 0)[None, :]
-    return readable
+        allowed = allowed & (key_group >= 0)[None, :]
+    return allowed
 
 
 @triton.jit

@@ -41,7 +41,7 @@ class Decoded:
     """What a decode call gives.
 
     Attributes:
-        output: `(batch, queries, heads, head_dim)`; 0 in rows that may read no key.
+        output: `(batch, queries, heads, head_dim)`; 0 in rows without any key.
         log_sum_exp: `(batch, heads, queries)`, natural, of the edited scores; minus infinity in such rows.
         masses: `(batch, heads, queries, 4)`, the weight on each `KeyClass` before it is moved, or None where
             there is no redistribution.
@@ -75,7 +75,7 @@ def choose_splits(programs: int, columns: int, processors: int, block_n: int) ->
 
     Args:
         programs: blocks there are for each split.
-        columns: keys to read.
+        columns: keys in the cache.
         processors: multiprocessors of the device.
         block_n: keys in a tile.
 
@@ -105,7 +105,7 @@ def decode(
 
     Args:
         call: the attention call; tensors of any strides whose last is 1.
-        packed: what may be read, from `pack_visibility`.
+        packed: the attention mask over groups, from `pack_visibility`.
         edits: what is done to scores and weights, from `pack_edits`; None for nothing.
         flags: `(batch, queries)` int8, per row the sum of 1 if its scores change and 2 if its weight may be moved
             (`rows.AMPLIFIED` and `MOVED`); needed where `edits` does something.
@@ -207,7 +207,7 @@ def decode(
 
 
 def _columns(geometry: Geometry, packed: PackedVisibility) -> tuple[int, int]:
-    """The first key column any query may read, and the one after the last."""
+    """The first key column any query attends to, and the one after the last."""
     first = 0
     if geometry.window is not None:
         first = max(geometry.start - geometry.window + 1 - geometry.first_key, 0)
@@ -372,7 +372,7 @@ def _decode_split(
             of_key = tl.load(key_class + column, mask=is_column, other=0).to(tl.int32)
             scores = tl.where(slot[:, None] == of_key[None, :], scores, float("-inf"))
         above = tl.maximum(top, tl.max(scores, 1))
-        # A row that has read nothing yet keeps minus infinity; its weights must be 0, not NaN.
+        # A row that has met no key yet keeps minus infinity; its weights must be 0, not NaN.
         base = tl.where(above == float("-inf"), 0.0, above)
         weights = tl.math.exp2(scores - base[:, None])
         fade = tl.math.exp2(top - base)

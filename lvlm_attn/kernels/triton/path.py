@@ -3,7 +3,7 @@
 - Few queries (decoding): one split pass computes every row with all its edits; the user's backend does not run.
 - Many queries and a visibility that acts: `prefill` computes every row, and the backend does not run.
 - Many queries otherwise: the backend computes every row, as fast as it can, and nothing is added to it but the
-  touched rows, which `rows` computes again. In the first case of a visibility they follow behind it too.
+  touched rows, which `rows` computes again. With a visibility they are computed after `prefill` in the same way.
 
 Everything that depends on positions alone (packed groups, lists of blocks, packed rows) is made once per call and
 kept in its memo, since all layers of a call ask for the same.
@@ -41,7 +41,7 @@ class PackedCall:
 
     Attributes:
         call: the attention call, its tensors contiguous along the head; what layers share is kept in its memo.
-        visibility: what queries may read beyond or below causality.
+        visibility: what queries may attend to beyond or below causality.
         amplification: change of the scores, or None.
         redistribution: change of the weights, or None.
     """
@@ -189,7 +189,7 @@ class PackedCall:
         return self._shared(("flags", device, *self._touched), made)
 
     def _pack_rows(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        # Rows that only fill up repeat untouched ones, so that their flags are 0.
+        # Padding rows repeat untouched ones, so that their flags are 0.
         index = rows.index.to(self.call.query.device)
         return index.to(torch.int32).contiguous(), self._flags().gather(1, index).contiguous()
 
@@ -198,5 +198,5 @@ class PackedCall:
 
 
 def _is_over(item: Visibility, geometry: Geometry) -> bool:
-    """Whether all queries were generated after the positions a visibility speaks of, and read as they always do."""
+    """Whether all queries were generated after the positions a visibility speaks of, and attend as they always do."""
     return geometry.start >= item.group.shape[1] and item.is_plain(0)

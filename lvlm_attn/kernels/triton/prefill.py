@@ -1,7 +1,7 @@
 """Flash attention over every row, with visibility as a table over groups: the path of calls without touched rows.
 
 Online softmax in fp32, one accumulator, key blocks from `blocks` so that the inner loop has no branch and
-blocks nobody may read cost nothing. What changes weights is done by `rows` behind it.
+blocks nobody attends to cost nothing. What changes weights is done by `rows` after it.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -16,7 +16,7 @@ from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.packing import LOG2E, PackedVisibility
 from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.triton.blocks import BlockLists, list_blocks
-from lvlm_attn.kernels.triton.common import ahead_bias, dot, may_read, on_device, precision, row_bits
+from lvlm_attn.kernels.triton.common import ahead_bias, dot, may_attend, on_device, precision, row_bits
 from lvlm_attn.kernels.triton.tiles import Tile, chip_of, padded_head_dim, prefill_tile
 
 
@@ -33,15 +33,15 @@ def attend_all(
 
     Args:
         call: the attention call; tensors of any strides whose last is 1, `scaling` above 0.
-        packed: what may be read, from `pack_visibility`.
+        packed: the attention mask over groups, from `pack_visibility`.
         lists: the key blocks, from `list_blocks` with the same tile; made here if None.
         output: `(batch, queries, heads, head_dim)` to write into; every number of it is overwritten.
         log_sum_exp: `(batch, heads, queries)` fp32, contiguous, to write the natural logarithm of the softmax's
-            denominator into, minus infinity where nothing may be read.
+            denominator into, minus infinity in rows without any key.
         tile: tile sizes instead of the chip's.
 
     Returns:
-        The output; 0 in rows that may read no key.
+        The output; 0 in rows without any key.
     """
     query, key, value, geometry = call.query, call.key, call.value, call.geometry
     batch, heads, queries, head_dim = query.shape
@@ -94,7 +94,7 @@ def attend_all(
 
 
 def flags(packed: PackedVisibility, geometry: Geometry) -> dict[str, int | bool]:
-    """The compile-time switches that follow from what may be read."""
+    """The compile-time switches that follow from the attention mask over groups."""
     return {
         "GROUPS": packed.groups,
         "HAS_KEYS": packed.key_group is not None,
@@ -166,7 +166,7 @@ def _sweep(
                 group = tl.load(key_group + column, mask=column < keys, other=-1)
             if HAS_STRENGTH:
                 scores += ahead_bias(row, position, row_group, group, bias)
-            readable = may_read(
+            allowed = may_attend(
                 row,
                 position,
                 row_group,
@@ -183,9 +183,9 @@ def _sweep(
                 REACHES,
                 HAS_WINDOW,
             )
-            scores = tl.where(readable & (column < written)[None, :], scores, float("-inf"))
+            scores = tl.where(allowed & (column < written)[None, :], scores, float("-inf"))
             above = tl.maximum(top, tl.max(scores, 1))
-            # A row that has read nothing yet keeps minus infinity; its weights must be 0, not NaN.
+            # A row that has met no key yet keeps minus infinity; its weights must be 0, not NaN.
             base = tl.where(above == float("-inf"), 0.0, above)
             weights = tl.math.exp2(scores - base[:, None])
         else:
@@ -259,7 +259,7 @@ def _attend_all(
     HAS_WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    # The last queries read most, so they go first and the short blocks fill the end.
+    # The last queries attend to most keys, so they go first and the short blocks fill the end.
     query_blocks = tl.num_programs(0)
     block = query_blocks - 1 - tl.program_id(0)
     sample = (tl.program_id(1) // heads).to(tl.int64)

@@ -48,7 +48,7 @@ def read(
     Args:
         call: the attention call; tensors of any strides whose last is 1, `scaling` above 0. Its values are not needed.
         wanted: which rows and quantities.
-        packed: what may be read, from `pack_visibility`.
+        packed: the attention mask over groups, from `pack_visibility`.
         edits: what is done to scores and weights, from `pack_edits`; None for nothing.
         flags: `(batch, queries)` int8, per row the sum of 1 if its scores change and 2 if its weight may be moved;
             needed where `edits` does something.
@@ -317,7 +317,7 @@ def _along_rows(
             kind = tl.load(move_class + far + column, mask=is_column, other=0)[None, :].to(tl.int32)
         if IS_FIRST:
             above = tl.maximum(top, tl.max(scores, 1))
-            # A row that has read nothing yet keeps minus infinity; its weights must be 0, not NaN.
+            # A row that has met no key yet keeps minus infinity; its weights must be 0, not NaN.
             base = tl.where(above == float("-inf"), 0.0, above)
             power = tl.math.exp2(scores - base[:, None])
             fade = tl.math.exp2(top - base)

@@ -5,7 +5,7 @@ class would not fit the registers, so there are two sweeps over the keys and one
 the maximum, the denominator and the class masses of every row and reads no values; the second multiplies each weight
 by the factor of its key's class. The rows are few and packed, whatever their places, with all query heads of a key
 head in one tile; the keys are split over several programs so that few rows still fill the device. Tiles in which no
-row changes (heads that do not look at the image) skip the second sweep, and rows that stay stay bit-identical.
+row changes (heads that do not attend to the image) skip the second sweep, and rows that stay stay bit-identical.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class RowResults(NamedTuple):
     """What was seen in the rows, before any weight was moved.
 
     Attributes:
-        log_sum_exp: `(batch, heads, rows)` fp32, natural, of the edited scores; minus infinity in rows that read
-            nothing.
+        log_sum_exp: `(batch, heads, rows)` fp32, natural, of the edited scores; minus infinity in rows without
+            any key.
         masses: `(batch, heads, rows, 4)` fp32, the weight on each `KeyClass`; all on the first without classes.
         is_changed: `(batch, heads, rows)` int8, 1 in rows that were written.
     """
@@ -60,10 +60,10 @@ def attend_rows(
     Args:
         output: `(batch, queries, heads, head_dim)`; changed rows are overwritten, all else stays bit-identical.
         call: the attention call; tensors of any strides whose last is 1, `scaling` above 0.
-        packed: what may be read, from `pack_visibility`.
+        packed: the attention mask over groups, from `pack_visibility`.
         edits: what is done, from `pack_edits`.
         index: `(batch, rows)` int32, which query of the call each row is.
-        flags: `(batch, rows)` int8, `AMPLIFIED` and `MOVED`; 0 in rows that only fill up.
+        flags: `(batch, rows)` int8, `AMPLIFIED` and `MOVED`; 0 in padding rows.
         counts: `(3,)` float64, added up in place: rows whose weight was moved, rows where it could be, and the
             weight moved; see `Redistribution`.
         splits: how many programs share the keys of a row, instead of what fills the device.

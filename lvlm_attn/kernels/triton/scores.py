@@ -12,7 +12,7 @@ import triton.language as tl
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.packing import LOG2E, PackedEdits, PackedVisibility
-from lvlm_attn.kernels.triton.common import ahead_bias, amplify, dot, may_read
+from lvlm_attn.kernels.triton.common import ahead_bias, amplify, dot, may_attend
 
 
 def shared_arguments(call: AttentionCall, packed: PackedVisibility, edits: PackedEdits) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def edited_scores(
     HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """`(rows, keys)` scores in units of log 2, minus infinity where a key may not be read.
+    """`(rows, keys)` scores in units of log 2, minus infinity where a key is masked.
 
     `q` is `(rows, head_dim)`, `k` is `(head_dim, keys)`; `row` are positions in the sequence, `column` are key
     columns; `amount` is how much of the amplification each row gets. `key_group`, `gain` and `bias` point at the
@@ -124,7 +124,7 @@ def edited_scores(
         if HAS_BIAS:
             added = tl.load(bias + column, mask=is_column, other=0.0)
         scores = amplify(scores, amount, raised, added, HAS_GAIN, HAS_BIAS)
-    readable = may_read(
+    allowed = may_attend(
         row,
         position,
         row_group,
@@ -141,4 +141,4 @@ def edited_scores(
         REACHES,
         HAS_WINDOW,
     )
-    return tl.where(readable & is_column[None, :], scores, float("-inf"))
+    return tl.where(allowed & is_column[None, :], scores, float("-inf"))

@@ -339,7 +339,7 @@ def write_rows(
         patch / divisor,
         patch_sink / divisor,
     )
-    # In units of log 2; rows that read nothing have no finite score, so any finite number will do for them.
+    # In units of log 2; rows without any key have no finite score, so any finite number will do for them.
     denominator = tl.where(whole > 0, top + tl.math.log2(divisor), 0.0)
     is_written = amount != 0.0
     if HAS_CLASS:

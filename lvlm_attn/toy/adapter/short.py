@@ -87,9 +87,9 @@ def _hosted(
             for name in BRANCHES:
                 rows = normed[:, spans[name]]
                 branch = adapter.branch(index, name)
-                readable = torch.ones(1, 1, 1, dtype=torch.bool, device=rows.device)
-                readable = readable.expand(len(rows), rows.shape[1], patches.shape[1])
-                added[:, spans[name]] = branch(rows, branch.keys_values(patches), readable)
+                allowed = torch.ones(1, 1, 1, dtype=torch.bool, device=rows.device)
+                allowed = allowed.expand(len(rows), rows.shape[1], patches.shape[1])
+                added[:, spans[name]] = branch(rows, branch.keys_values(patches), allowed)
             return (attended + added, *output[1:])
 
         handles.append(layer.register_forward_pre_hook(keep, with_kwargs=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,11 +11,12 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from lvlm_attn.errors import LvlmAttnError, closest
+from lvlm_attn.errors import LvlmAttnError, closest, shown
 from lvlm_attn.families.target import Target
 from lvlm_attn.hooks.recorded import maps_of
 from lvlm_attn.hooks.replay import needs_replay, replay
 from lvlm_attn.interventions.base import Intervention
+from lvlm_attn.interventions.checks import MOST_COUNT, is_whole
 from lvlm_attn.interventions.context import Layer, State
 from lvlm_attn.interventions.ended import Ended
 from lvlm_attn.interventions.layers import Layers, canonical_layers
@@ -29,6 +30,7 @@ from lvlm_attn.runtime.generate_frame import running_generate
 ROWS = ("generated", "last", "prompt", "all")
 REDUCE = ("heads", "layers", "all")
 LIMIT = 4 * 2**30
+MOST_BYTES = 2**63 - 1
 
 
 def record(
@@ -116,7 +118,7 @@ class Record(Intervention):
                 f"record: reduce={self.reduce!r} is no choice.{closest(str(self.reduce), REDUCE)} Choose "
                 f"{', '.join(REDUCE)}, or leave it out."
             )
-        if not isinstance(self.limit, int) or isinstance(self.limit, bool) or self.limit <= 0:
+        if not is_whole(self.limit, 1, MOST_BYTES):
             raise LvlmAttnError(f"record: limit={self.limit!r} must be a whole number of bytes above 0.")
 
     def fit(self, target: Target) -> Record:
@@ -288,7 +290,7 @@ def _row_count(rows: str | Sequence[int], prompt: int, longest: int) -> int:
 
 
 def _whole_numbers(name: str, values: Any) -> tuple[int, ...]:
-    listed = (values,) if isinstance(values, int) else tuple(values)
-    if not listed or not all(isinstance(value, int) and not isinstance(value, bool) for value in listed):
-        raise LvlmAttnError(f"record: {name}={values!r} must be whole numbers, at least one.")
-    return listed
+    listed = tuple(values) if isinstance(values, Iterable) else (values,)
+    if not listed or not all(is_whole(value, -MOST_COUNT, MOST_COUNT) for value in listed):
+        raise LvlmAttnError(f"record: {name}={shown(values)} must be whole numbers, at least one.")
+    return tuple(int(value) for value in listed)

@@ -25,6 +25,11 @@ MOST_WORDS = 10_000
 """Characters of a parameter that is text."""
 
 
+def is_whole(value: object, least: int, most: int = MOST_COUNT) -> bool:
+    """Whether a value is a whole number within bounds, numpy's included; true and false are none."""
+    return not isinstance(value, bool) and isinstance(value, numbers.Integral) and least <= int(value) <= most
+
+
 def need_number(
     item: Intervention,
     key: str,
@@ -87,7 +92,7 @@ def need_whole(
     value = getattr(item, key)
     if value is None and or_none:
         return
-    if not _is_whole(value) or not least <= value <= most:
+    if not is_whole(value, least, most):
         bounds = f"at least {least}" + (f" and at most {most}" if most < MOST_COUNT else "")
         raise LvlmAttnError(
             f"{item.title}: {key}={shown(value)} must be a whole number of {bounds}{_after(remark)}."
@@ -113,9 +118,7 @@ def need_wholes(item: Intervention, key: str, *, example: str, remark: str, most
     if not isinstance(value, str):
         with suppress(TypeError):
             found = tuple(value)
-    if not 0 < len(found) <= MOST_WORDS or not all(
-        isinstance(one, numbers.Integral) and _is_whole(one) and 0 <= int(one) <= most for one in found
-    ):
+    if not 0 < len(found) <= MOST_WORDS or not all(is_whole(one, 0, most) for one in found):
         raise LvlmAttnError(
             f"{item.title}: {key}={shown(value)} must be whole numbers from 0 on, as in {example}{_after(remark)}."
         )
@@ -169,10 +172,6 @@ def _number(value: object) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _after(remark: str) -> str:

@@ -53,7 +53,8 @@ def test_a_batch_without_images_in_the_frozen_layers_keeps_bits(name):
 
 def test_published_lists():
     by_7b, by_13b, by_next = (
-        tuple(sorted(int(layer) for layer in text.split(","))) for text in (LLAVA_7B, LLAVA_13B, LLAVA_NEXT_7B)
+        tuple(sorted(int(layer) for layer in text.split(",")))
+        for text in (LLAVA_7B, LLAVA_13B, LLAVA_NEXT_7B)
     )
     assert default_layers("llava", 32) == by_7b
     assert default_layers("llava", 40) == by_13b

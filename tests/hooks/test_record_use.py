@@ -195,7 +195,9 @@ def test_maps_do_not_keep_the_model_alive():
         (lambda: la.record(rows=["a"]), "must be whole numbers"),
         (lambda: la.record(reduce="head"), "Did you mean 'heads'?"),
         (lambda: la.record(limit=0), "limit=0 must be a whole number of bytes"),
+        (lambda: la.record(limit=True), "limit=True must be a whole number of bytes"),
         (lambda: la.record(heads=[True]), "must be whole numbers"),
+        (lambda: la.record(heads=0.5), "must be whole numbers"),
     ],
 )
 def test_parameters_out_of_range(make, message):

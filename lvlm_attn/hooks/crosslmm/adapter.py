@@ -21,6 +21,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from lvlm_attn.errors import LvlmAttnError, shown
 from lvlm_attn.hooks.crosslmm.pooling import POOLS
 from lvlm_attn.hooks.crosslmm.reach import SCOPES, TEXT_ROWS
+from lvlm_attn.interventions.checks import is_whole
 
 BRANCHES = ("v2v", "t2v")
 
@@ -70,18 +71,21 @@ class AdapterShape:
 
     def __post_init__(self) -> None:
         for name, most in _SIZES.items():
-            if not _is_count(getattr(self, name), most):
+            if not is_whole(getattr(self, name), 1, most):
                 self._refuse(name, f"must be a whole number from 1 to {most}")
-        if not _is_count(self.offset, self.K - 1, least=0):
+            object.__setattr__(self, name, int(getattr(self, name)))
+        if not is_whole(self.offset, 0, self.K - 1):
             self._refuse("offset", f"must be from 0 to K - 1 = {self.K - 1}")
+        object.__setattr__(self, "offset", int(self.offset))
         if not self.hosted:
             raise LvlmAttnError(
                 f"CrossLMM adapter: K={self.K} with offset={self.offset} hosts none of {self.layers} layers; "
                 f"choose a smaller K or offset."
             )
         is_pair = isinstance(self.grid, tuple) and len(self.grid) == 2
-        if not is_pair or not all(_is_count(side, 10_000) for side in self.grid):
+        if not is_pair or not all(is_whole(side, 1, 10_000) for side in self.grid):
             self._refuse("grid", "must be two whole numbers from 1 to 10000")
+        object.__setattr__(self, "grid", tuple(int(side) for side in self.grid))
         for name in ("qkv_bias", "o_bias", "causal_images", "kv_norm"):
             if not isinstance(getattr(self, name), bool):
                 self._refuse(name, "must be true or false")
@@ -235,7 +239,3 @@ class CrossLMMAdapter(nn.Module):
     def gates(self, layer: int) -> dict[str, float]:
         """The factor on each branch of a hosted layer, in (-1, 1)."""
         return {name: float(self.branch(layer, name).gate.detach().tanh()) for name in BRANCHES}
-
-
-def _is_count(value: Any, most: int, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

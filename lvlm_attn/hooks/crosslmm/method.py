@@ -27,6 +27,7 @@ from lvlm_attn.hooks.crosslmm.track import SOURCES
 from lvlm_attn.interventions.base import Intervention, Situation
 from lvlm_attn.interventions.checks import (
     MOST_WORDS,
+    is_whole,
     need_choice,
     need_flag,
     need_layers,
@@ -310,11 +311,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def _pair(grid: Any) -> tuple[int, int]:
-    sides = (grid, grid) if isinstance(grid, int) else grid
+    sides = (grid, grid) if is_whole(grid, 1) else grid
     is_pair = isinstance(sides, (tuple, list)) and len(sides) == 2
-    if not is_pair or not all(
-        isinstance(side, int) and not isinstance(side, bool) and 0 < side <= MOST_WORDS for side in sides
-    ):
+    if not is_pair or not all(is_whole(side, 1, MOST_WORDS) for side in sides):
         raise LvlmAttnError(
             f"CrossLMM: grid={shown(grid)} must be two numbers from 1 to {MOST_WORDS}, cells from top to bottom and "
             f"from left to right."

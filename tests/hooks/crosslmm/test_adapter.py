@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -187,3 +188,19 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path):
     path.write_bytes(b"no tensors here")
     with pytest.raises(la.LvlmAttnError, match="cannot be read"):
         load_adapter(path)
+
+
+def test_sizes_given_as_numpy_numbers_are_saved(tmp_path):
+    shape = AdapterShape(
+        K=np.int64(2),
+        offset=np.int32(1),
+        layers=4,
+        hidden=8,
+        n_heads=2,
+        n_kv=1,
+        head_dim=4,
+        grid=(np.int64(2), 3),
+    )
+    save_adapter(CrossLMMAdapter(shape), tmp_path / "a.safetensors")
+    assert load_adapter(tmp_path / "a.safetensors").shape == shape
+    assert all(type(side) is int for side in (shape.K, shape.offset, *shape.grid))

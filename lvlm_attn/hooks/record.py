@@ -22,7 +22,8 @@ from lvlm_attn.interventions.ended import Ended
 from lvlm_attn.interventions.layers import Layers, canonical_layers
 from lvlm_attn.kernels.readouts import Reading, Readout
 from lvlm_attn.maps.attention_maps import AttentionMaps
-from lvlm_attn.maps.recording import PAUSED, Log, Spool, Step, predicted_bytes, wanted_rows
+from lvlm_attn.maps.recording import PAUSED, Log, Step, predicted_bytes, wanted_rows
+from lvlm_attn.maps.spool import Spool
 from lvlm_attn.measures.sinks import find_sink_dims, known_sink_dims, sink_score
 from lvlm_attn.runtime.active import acting
 from lvlm_attn.runtime.generate_frame import running_generate

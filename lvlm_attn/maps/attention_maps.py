@@ -5,32 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.layout.prompt import PromptLayout
-from lvlm_attn.maps import onto_image, picking
+from lvlm_attn.maps import picking
 from lvlm_attn.maps.drawing import Drawing
 from lvlm_attn.maps.layer_key import LayerKey
-from lvlm_attn.maps.maps import Map, Mask
-from lvlm_attn.maps.places import Place
+from lvlm_attn.maps.numbers import Numbers
 
 if TYPE_CHECKING:
     from lvlm_attn.maps.live import Live
     from lvlm_attn.maps.occlusion import Occlusion
     from lvlm_attn.maps.onto_image import MapImage
-    from lvlm_attn.maps.tables import KeyWeight, RowWeight
 
 
 Word = str | tuple[str, int]
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionMaps(Drawing):
+class AttentionMaps(Numbers, Drawing):
     """What some queries attended to, as the model used it.
 
     A row is one query. Rows of a generated token belong to the query whose logits chose the token, which stands one
@@ -227,93 +224,6 @@ class AttentionMaps(Drawing):
             sink_scores=cut(self.sink_scores),
             parent=None if self.parent is None else self.parent._narrow(cut),
         )
-
-    # Numbers.
-
-    def mean(self) -> Map:
-        """`(keys,)`: the weights of a single sample averaged over layers, heads and rows, in fp64."""
-        self._lone("mean")
-        if not len(self) or not self.weights:
-            raise LvlmAttnError("There are no rows to average; choose at least one word, token and layer.")
-        total = sum(value[0].double().mean((0, 1)) for value in self.weights.values())
-        return cast("Map", (cast("Tensor", total) / len(self.weights)).numpy())
-
-    def grid(self, image: int | None = None) -> list[Map]:
-        """The mean on every patch of an image of a single sample.
-
-        Args:
-            image: which image; may be left out where there is one.
-
-        Returns:
-            Per block of the image's grid `(rows, cols)`: the whole image, its thumbnail, or its tiles.
-
-        Raises:
-            LvlmAttnError: if there is no such image, or several and none was chosen.
-        """
-        return onto_image.grid(self, self.mean(), image)
-
-    def pixels(
-        self, image: int | None = None, level: Literal["all", "coarse", "fine"] = "all", smooth: bool = False
-    ) -> Map:
-        """The mean on the pixels of the original picture of a single sample.
-
-        The weight of a patch lies evenly on the part of the picture it shows, so that the pixels sum to the recorded
-        weight on the picture. Newline and break tokens belong to no pixel.
-
-        Args:
-            image: which image; may be left out where there is one.
-            level: an image in tiles is seen twice, as a thumbnail (`"coarse"`) and as tiles (`"fine"`); `"all"`
-                adds both up.
-            smooth: bilinear between the centres of patches, scaled to the same sum.
-
-        Returns:
-            `(height, width)`; 0 where the model sees nothing of the picture.
-
-        Raises:
-            LvlmAttnError: if where the patches lie is not known.
-        """
-        return onto_image.pixels(self, self.grid(image), image, level, smooth)
-
-    def seen(self, image: int | None = None) -> Mask:
-        """`(height, width)`, True at the pixels of the picture that some patch shows."""
-        return onto_image.seen_pixels(self, image)
-
-    def text(self) -> list[KeyWeight]:
-        """The mean on every text token of a single sample, in the order of the sequence."""
-        from lvlm_attn.maps.tables import text_weights
-
-        return text_weights(self)
-
-    def attended_by(self, place: Place) -> list[RowWeight]:
-        """Who attends to a place: for every recorded row its weight there, averaged over layers and heads.
-
-        Args:
-            place: a patch as `(row, col)`, or `(image, block, row, col)`; a word of the prompt or answer; or a
-                position in the padded sequence.
-
-        Raises:
-            LvlmAttnError: if there is no such place.
-        """
-        from lvlm_attn.maps.tables import row_weights
-
-        return row_weights(self, place)
-
-    def to_numpy(self) -> np.ndarray[Any, Any]:
-        """`(layers, batch, heads, rows, keys)` in fp32."""
-        return np.stack([value.numpy() for value in self.weights.values()])
-
-    def to_pandas(self, limit: int = 20_000_000) -> Any:
-        """One line per sample, layer, head, row and key that is no padding.
-
-        Args:
-            limit: most lines.
-
-        Raises:
-            LvlmAttnError: if there would be more lines, or pandas is not installed.
-        """
-        from lvlm_attn.maps.tables import to_pandas
-
-        return to_pandas(self, limit)
 
     def view(self, name: str, **options: Any) -> AttentionMaps:
         """The same rows under a view: `"raw"`, `"no_sinks"`, `"relative"`, `"contrast"` or `"rollout"`.

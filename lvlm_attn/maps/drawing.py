@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
+
+from lvlm_attn.maps.part import Part
 
 if TYPE_CHECKING:
     from lvlm_attn.maps.attention_maps import AttentionMaps
 
 
-class Drawing:
+class Drawing(Part):
     """Methods that draw; each returns a matplotlib figure, and needs the extra `viz`."""
 
     def overlay(self, token: int | str | tuple[str, int] | None = None, **options: Any) -> Any:
@@ -104,7 +106,3 @@ class Drawing:
             return inline(self.to_html(limit=4 * 10**6))
         except LvlmAttnError:
             return None
-
-    @property
-    def _self(self) -> AttentionMaps:
-        return cast("AttentionMaps", self)

@@ -21,6 +21,7 @@ from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.context import Layer
 from lvlm_attn.kernels.readouts import Reading, Readout
 from lvlm_attn.layout.prompt import PromptLayout
+from lvlm_attn.maps.beginnings import beginning, common_beginning, endings
 from lvlm_attn.maps.maps import Map
 
 if TYPE_CHECKING:
@@ -59,19 +60,19 @@ def read_attention(
     target = requests[0].target
     log = _Log(max(layers) if steps == 1 else None)
     with torch.no_grad(), _kept_positions(target) as seen:
-        cuts = _common_beginning(requests) if share and _can_share(target) else None
+        cuts = common_beginning(requests) if share and _can_share(target) else None
         with wrap(cast("Any", target.model), _Recorder(tuple(sorted(layers)), log), no_image="pass"):
             reader = _Reader(target, log, seen)
             found = []
             if cuts is not None:
-                reader.open(_beginning(requests[0], cuts))
+                reader.open(beginning(requests[0], cuts))
                 kept = reader.state()
             for request in requests:
                 if cuts is None:
                     logits = reader.open(request.inputs, read_last=True)
                 else:
                     reader.restore(kept)
-                    logits = reader.go_on(*_endings(request, cuts))
+                    logits = reader.go_on(*endings(request, cuts))
                 found.append(reader.collect(logits, steps))
     return found
 
@@ -248,66 +249,6 @@ def _is_bare(target: Target) -> bool:
         for item in session.interventions
         for site in sites
     )
-
-
-def _rows(request: Request) -> list[Tensor]:
-    """The token ids of each row without padding."""
-    ids, mask = request.inputs["input_ids"], request.inputs.get("attention_mask")
-    return list(ids) if mask is None else [row[keep != 0] for row, keep in zip(ids, mask)]
-
-
-def _common_beginning(requests: Sequence[Request]) -> list[int] | None:
-    """How many tokens the rows of all requests have in common; None if images lie behind them."""
-    listed = [_rows(request) for request in requests]
-    token = requests[0].layout  # checks the images once, before anything runs
-    cuts = []
-    for row in range(token.batch):
-        variants = [rows[row] for rows in listed]
-        most = min(len(ids) for ids in variants) - 1
-        same = torch.stack([ids[:most] for ids in variants])
-        differs = (same != same[:1]).any(0).nonzero()
-        cut = int(differs[0]) if len(differs) else most
-        images = (token.is_patch | token.is_filler)[row][token.is_valid[row]].nonzero()
-        if cut < 1 or (len(images) and int(images[-1]) >= cut):
-            return None
-        cuts.append(cut)
-    return cuts
-
-
-def _beginning(request: Request, cuts: Sequence[int]) -> dict[str, Tensor]:
-    """The inputs of the first `cuts` tokens of each row with the images, padded on the left."""
-    shape = request.inputs["input_ids"].shape
-    mask = request.inputs.get("attention_mask")
-    is_valid = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool()
-    length = max(cuts)
-    inputs = dict(request.inputs)
-    inputs.setdefault("attention_mask", is_valid.to(request.inputs["input_ids"]))
-    for key, value in inputs.items():
-        if isinstance(value, Tensor) and value.shape == shape:
-            rows = [row[keep][:cut] for row, keep, cut in zip(value, is_valid.to(value.device), cuts)]
-            fill = _fill(request, key)
-            inputs[key] = torch.stack(
-                [torch.nn.functional.pad(row, (length - len(row), 0), value=fill) for row in rows]
-            )
-    return inputs
-
-
-def _endings(request: Request, cuts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The tokens behind the first `cuts` of each row, padded on the right, and which are valid."""
-    rows = [ids[cut:] for ids, cut in zip(_rows(request), cuts)]
-    length = max(len(row) for row in rows)
-    fill = _fill(request, "input_ids")
-    ids = torch.stack([torch.nn.functional.pad(row, (0, length - len(row)), value=fill) for row in rows])
-    lengths = torch.tensor([len(row) for row in rows], device=ids.device)
-    return ids, (torch.arange(length, device=ids.device) < lengths[:, None]).to(ids)
-
-
-def _fill(request: Request, key: str) -> int:
-    if key != "input_ids":
-        return 0
-    tokenizer = getattr(request.target.processor, "tokenizer", request.target.processor)
-    pad = getattr(tokenizer, "pad_token_id", None)
-    return int(pad) if isinstance(pad, int) else 0
 
 
 def _places(layout: PromptLayout) -> list[list[list[tuple[Tensor, int, int]]]]:

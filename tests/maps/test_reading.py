@@ -168,7 +168,7 @@ def test_prompts_are_read_whole_under_other_methods(monkeypatch):
     """A method that looks at the end of the prompt must not be shown its beginning alone."""
     asked = requests("llava")
     cut = []
-    monkeypatch.setattr(reading, "_common_beginning", lambda items: cut.append(items) and None)
+    monkeypatch.setattr(reading, "common_beginning", lambda items: cut.append(items) and None)
     with la.wrap(asked[0].target.model, la.VHR(layers=[1])):
         read_attention(asked, LAYERS)
     assert not cut

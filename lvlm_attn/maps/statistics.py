@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -131,6 +131,17 @@ def sink_statistics(
     return found
 
 
+def coco_box(bbox: Sequence[float]) -> Box:
+    """The box of a COCO annotation, whose `bbox` is left, top, width and height in pixels.
+
+    Example:
+        >>> coco_box([10, 20, 30, 5])
+        (10, 20, 40, 25)
+    """
+    left, top, width, height = bbox
+    return left, top, left + width, top + height
+
+
 @dataclass(frozen=True)
 class Pointing:
     """Whether a map points at an object.
@@ -205,20 +216,32 @@ class Difference:
 
 
 def compare(
-    first: Sequence[float], second: Sequence[float], level: float = 0.95, seed: int = 0
+    first: Sequence[float],
+    second: Sequence[float],
+    level: float = 0.95,
+    seed: int = 0,
+    *,
+    pictures: tuple[Sequence[Hashable], Sequence[Hashable]] | None = None,
 ) -> Difference:
     """Compares a number between two groups of words, as the image mass of hallucinated and of grounded ones.
 
-    The interval is a bootstrap of the difference of means (BCa, 9,999 resamples, both groups resampled).
+    The interval is a bootstrap of the difference of means: BCa over words, both groups resampled; or, since words of
+    one caption are not independent, the percentile interval over pictures where these are told (9,999 resamples).
 
     Args:
         first: one number per word.
         second: the same for the other group.
         level: coverage of the interval.
         seed: of the resampling.
+        pictures: which picture each word is about, for either group.
 
     Raises:
-        LvlmAttnError: if a group has fewer than two words.
+        LvlmAttnError: if a group has fewer than two words, or not one picture is told for each.
+
+    Example:
+        >>> found = compare([0.1, 0.2, 0.3], [0.5, 0.6], pictures=("aab", "bc"))
+        >>> round(found.difference, 3), found.high < 0
+        (-0.35, True)
     """
     groups = [np.asarray(list(group), dtype=float) for group in (first, second)]
     if min(len(group) for group in groups) < 2:
@@ -227,12 +250,40 @@ def compare(
         )
     means = [float(group.mean()) for group in groups]
     low = high = means[0] - means[1]
-    if any(np.ptp(group) > 0 for group in groups):
+    if pictures is not None:
+        low, high = _over_pictures(groups, pictures, level, seed)
+    elif any(np.ptp(group) > 0 for group in groups):
         found = stats.bootstrap(
             groups, _difference, confidence_level=level, rng=np.random.default_rng(seed)
         ).confidence_interval
         low, high = float(found.low), float(found.high)
     return Difference(means[0], means[1], means[0] - means[1], low, high, level)
+
+
+def _over_pictures(
+    groups: Sequence[Map], pictures: tuple[Sequence[Hashable], Sequence[Hashable]], level: float, seed: int
+) -> tuple[float, float]:
+    """The percentile interval of the difference of means, with pictures drawn with replacement."""
+    if [len(names) for names in pictures] != [len(group) for group in groups]:
+        raise LvlmAttnError(
+            f"There are {len(groups[0])} and {len(groups[1])} words and {len(pictures[0])} and {len(pictures[1])} "
+            f"pictures; tell one picture for each word."
+        )
+    index = {name: number for number, name in enumerate(dict.fromkeys([*pictures[0], *pictures[1]]))}
+    totals = np.zeros((len(index), 4))
+    for side, (group, names) in enumerate(zip(groups, pictures)):
+        places = [index[name] for name in names]
+        np.add.at(totals[:, 2 * side], places, group)
+        np.add.at(totals[:, 2 * side + 1], places, 1)
+    drawn = (
+        np.random.default_rng(seed).multinomial(len(index), np.full(len(index), 1 / len(index)), 9999)
+        @ totals
+    )
+    drawn = drawn[(drawn[:, 1] > 0) & (drawn[:, 3] > 0)]  # a draw may hold no word of a group
+    low, high = np.quantile(
+        drawn[:, 0] / drawn[:, 1] - drawn[:, 2] / drawn[:, 3], [(1 - level) / 2, (1 + level) / 2]
+    )
+    return float(low), float(high)
 
 
 def _difference(first: Map, second: Map, axis: int = -1) -> Map:

@@ -9,6 +9,7 @@ import torch
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.maps.statistics import (
     class_masses,
+    coco_box,
     compare,
     entropies,
     image_mass,
@@ -92,3 +93,28 @@ def test_comparing_two_groups_of_words():
     assert compare([1, 1], [0, 0]).low == 1
     with pytest.raises(LvlmAttnError, match="at least two words"):
         compare([1], [0, 0])
+
+
+def test_words_of_one_picture_count_as_one_draw():
+    """Forty words of two captions say no more than the two captions."""
+    draw = np.random.default_rng(2)
+    first, second = (
+        draw.normal(0, 0.01, 40) + np.repeat([0, 1], 20),
+        draw.normal(0, 0.01, 40) + np.repeat([1, 2], 20),
+    )
+    names = np.repeat(["a", "b"], 20)
+    words = compare(first, second)
+    pictures = compare(first, second, pictures=(names, names))
+    assert words.difference == pictures.difference
+    assert pictures.high - pictures.low < 0.05  # both groups move together with their picture
+    apart = compare(first, second, pictures=(names, np.repeat(["c", "d"], 20)))
+    assert apart.high - apart.low > 1.5 * (words.high - words.low)
+    with pytest.raises(LvlmAttnError, match="one picture for each word"):
+        compare(first, second, pictures=(names, names[:3]))
+
+
+def test_boxes_of_coco():
+    values = np.zeros((10, 10))
+    values[5, 4] = 1
+    assert pointing(values, [coco_box([4, 5, 2, 1])]).is_hit
+    assert not pointing(values, [coco_box([5, 5, 2, 1])]).is_hit

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lvlm_attn.errors import UnsupportedError as UnsupportedError
     from lvlm_attn.evals.chair.benchmark import Chair as Chair
     from lvlm_attn.evals.compare import compare as compare
+    from lvlm_attn.evals.controls.controls import evaluate_with_controls as evaluate_with_controls
     from lvlm_attn.evals.core.evaluate import evaluate as evaluate
     from lvlm_attn.evals.pope.benchmark import Pope as Pope
     from lvlm_attn.families import models as models
@@ -102,6 +103,7 @@ _HOMES = {
     "Wrapped": "wrapping",
     "compare": "evals.compare",
     "evaluate": "evals.core.evaluate",
+    "evaluate_with_controls": "evals.controls.controls",
     "find_sinks": "measures.diagnostics",
     "load": "loading",
     "methods": "hooks.catalogue",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,8 @@ import typer
 from lvlm_attn.errors import LvlmAttnError, closest, printable
 
 if TYPE_CHECKING:
+    from lvlm_attn.evals.controls.found import Controls
+    from lvlm_attn.evals.core.answerer import Decoding
     from lvlm_attn.evals.core.benchmark import Benchmark
     from lvlm_attn.evals.core.evaluate import Evaluation
     from lvlm_attn.interventions.base import Intervention
@@ -47,6 +50,18 @@ BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts per
 Decode = Annotated[str, typer.Option("--decode", help="`greedy`, or `sample` from the whole distribution.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="For `--decode sample`.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seeds sampling; each sample has a seed of its own.")]
+Seeds = Annotated[
+    int,
+    typer.Option(
+        "--seeds",
+        min=1,
+        help="For `--decode sample`: so many runs, from --seed on; tables show mean and spread.",
+    ),
+]
+WithControls = Annotated[
+    bool,
+    typer.Option("--controls", help="Also run what else could explain a gain, and say whether it survives."),
+]
 Suffix = Annotated[
     str, typer.Option("--suffix", help="Text put after every question; `\\n` is a line break.")
 ]
@@ -141,41 +156,57 @@ def quiet_transformers() -> None:
         logging.disable_progress_bar()
 
 
+@dataclass(frozen=True)
+class Generation:
+    """How answers are generated and where they go, as given on the command line."""
+
+    decode: str = "greedy"
+    temperature: float = 1.0
+    suffix: str = ""
+    max_new_tokens: int | None = None
+    batch_size: int = 8
+    seed: int = 0
+    seeds: int = 1
+    out: Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    device_map: str | None = None
+    controls: bool = False
+
+    def decoding(self, benchmark: Benchmark) -> Decoding:
+        """What the runner is told."""
+        from lvlm_attn.evals.core.answerer import Decoding
+
+        limit = self.max_new_tokens or benchmark.max_new_tokens
+        return Decoding(self.decode, limit, self.temperature, self.suffix.replace("\\n", "\n"))
+
+
 def run_benchmark(
     benchmark: Benchmark,
     model_name: str,
     loaded: tuple[Any, Any],
     interventions: Sequence[Intervention],
-    *,
-    decode: str = "greedy",
-    temperature: float = 1.0,
-    suffix: str = "",
-    max_new_tokens: int | None = None,
-    out: Path | None = None,
-    batch_size: int = 8,
-    seed: int = 0,
-) -> Evaluation:
+    generation: Generation,
+) -> tuple[Evaluation, Controls | None]:
     """Evaluates with a progress bar on a terminal; Ctrl-C becomes :class:`Stopped`."""
-    from lvlm_attn.evals.core.answerer import Decoding
+    from lvlm_attn.evals.controls.controls import evaluate_with_controls
     from lvlm_attn.evals.core.evaluate import evaluate
     from lvlm_attn.evals.core.runner import RunInterrupted
 
-    decoding = Decoding(
-        decode, max_new_tokens or benchmark.max_new_tokens, temperature, suffix.replace("\\n", "\n")
-    )
+    options: dict[str, Any] = {
+        "out": generation.out,
+        "decoding": generation.decoding(benchmark),
+        "batch_size": generation.batch_size,
+        "seed": generation.seed,
+        "seeds": generation.seeds,
+        "model_name": model_name,
+        "show_progress": sys.stderr.isatty(),
+        "on_note": lambda text: tell(f"note: {text}"),
+    }
     try:
-        return evaluate(
-            *loaded,
-            benchmark,
-            interventions,
-            out=out,
-            decoding=decoding,
-            batch_size=batch_size,
-            seed=seed,
-            model_name=model_name,
-            show_progress=sys.stderr.isatty(),
-            on_note=lambda text: tell(f"note: {text}"),
-        )
+        if generation.controls:
+            return evaluate_with_controls(*loaded, benchmark, interventions, **options)
+        return evaluate(*loaded, benchmark, interventions, **options), None
     except RunInterrupted as error:
         raise Stopped(str(error)) from None
 
@@ -189,11 +220,13 @@ def check_out(out: Path | None) -> None:
     Ranks.of_environment().first(lambda: check_writable(out or RUNS))
 
 
-def check_decoding(decode: str, temperature: float) -> None:
+def check_decoding(decode: str, temperature: float, seeds: int = 1) -> None:
     """Checks decoding options before a model is loaded."""
     from lvlm_attn.evals.core.answerer import Decoding
 
     Decoding(decode, 1, temperature)
+    if seeds > 1 and decode != "sample":
+        raise LvlmAttnError(f"--seeds {seeds} is for sampling; add --decode sample, or leave it out.")
 
 
 def is_silent() -> bool:
@@ -221,16 +254,21 @@ def say(text: str) -> None:
     typer.echo(printable(text))
 
 
-def finish(done: Evaluation, table: Any, as_json: bool) -> None:
+def finish(done: Evaluation, table: Any, as_json: bool, controls: Controls | None = None) -> None:
     """Prints a finished evaluation, from rank 0 alone; failed samples are named and make the exit code 1."""
     if is_silent():
         return
     if as_json:
-        print_json({**done.metrics, "run_folder": str(done.folder)})
+        found = {} if controls is None else {"controls": controls.to_dict()}
+        print_json({**done.metrics, "run_folder": str(done.folder), **found})
     else:
-        from lvlm_attn.evals.core.report import show
+        from lvlm_attn.evals.core.tables import filled, show
 
         show(table)
+        if controls is not None:
+            say("")
+            show(controls.table())
+            say(filled(controls.sentences()))
         say(f"Written to {done.folder}")
     failed = [line for line in done.lines if line.get("error")]
     if failed:

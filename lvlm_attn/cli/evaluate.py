@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from lvlm_attn.cli.common import (
     Device,
     DeviceMap,
     Dtype,
+    Generation,
     Intervene,
     Json,
     Limit,
@@ -24,9 +25,11 @@ from lvlm_attn.cli.common import (
     Out,
     Plugin,
     Seed,
+    Seeds,
     Split,
     Suffix,
     Temperature,
+    WithControls,
     check_decoding,
     check_out,
     finish,
@@ -75,8 +78,10 @@ def pope(
     decode: Decode = "greedy",
     temperature: Temperature = 1.0,
     seed: Seed = 0,
+    seeds: Seeds = 1,
     suffix: Suffix = "",
     max_new_tokens: MaxNewTokens = None,
+    controls: WithControls = False,
     out: Out = None,
     plugin: Plugin = None,
     device: Device = "auto",
@@ -103,7 +108,18 @@ def pope(
         for remark in benchmark.remarks:
             tell(f"note: {remark}")
     generation = Generation(
-        decode, temperature, suffix, max_new_tokens, batch_size, seed, out, device, dtype, device_map
+        decode,
+        temperature,
+        suffix,
+        max_new_tokens,
+        batch_size,
+        seed,
+        seeds,
+        out,
+        device,
+        dtype,
+        device_map,
+        controls,
     )
     from lvlm_attn.evals.core.report import pope_table
 
@@ -149,8 +165,10 @@ def chair(
     decode: Decode = "greedy",
     temperature: Temperature = 1.0,
     seed: Seed = 0,
+    seeds: Seeds = 1,
     suffix: Suffix = "",
     max_new_tokens: MaxNewTokens = None,
+    controls: WithControls = False,
     out: Out = None,
     plugin: Plugin = None,
     device: Device = "auto",
@@ -183,7 +201,18 @@ def chair(
             truth, images, ids, mode, drop_incomplete_sentence, asked, limit, sys.stderr.isatty()
         )
     generation = Generation(
-        decode, temperature, suffix, max_new_tokens, batch_size, seed, out, device, dtype, device_map
+        decode,
+        temperature,
+        suffix,
+        max_new_tokens,
+        batch_size,
+        seed,
+        seeds,
+        out,
+        device,
+        dtype,
+        device_map,
+        controls,
     )
     from lvlm_attn.evals.core.report import chair_table
 
@@ -198,21 +227,6 @@ def chair(
     )
 
 
-class Generation(NamedTuple):
-    """How answers are generated and where they go, as given on the command line."""
-
-    decode: str
-    temperature: float
-    suffix: str
-    max_new_tokens: int | None
-    batch_size: int
-    seed: int
-    out: Path | None
-    device: str
-    dtype: str
-    device_map: str | None = None
-
-
 def measure(
     benchmark: Benchmark,
     model: str,
@@ -223,26 +237,18 @@ def measure(
     as_json: bool,
 ) -> None:
     """Checks what can be checked without the model, generates, scores and prints."""
-    from lvlm_attn.evals.core.report import limits
+    from lvlm_attn.evals.core.report import limits, seeds_told
 
     interventions = read_interventions(intervene)
-    check_decoding(generation.decode, generation.temperature)
+    check_decoding(generation.decode, generation.temperature, generation.seeds)
+    if generation.controls and not interventions:
+        raise LvlmAttnError("--controls are for a method; name one with --intervene, or leave them out.")
     check_out(generation.out)
-    done = run_benchmark(
-        benchmark,
-        model,
-        load_model(model, generation.device, generation.dtype, generation.device_map),
-        interventions,
-        decode=generation.decode,
-        temperature=generation.temperature,
-        suffix=generation.suffix,
-        max_new_tokens=generation.max_new_tokens,
-        out=generation.out,
-        batch_size=generation.batch_size,
-        seed=generation.seed,
-    )
+    loaded = load_model(model, generation.device, generation.dtype, generation.device_map)
+    done, controlled = run_benchmark(benchmark, model, loaded, interventions, generation)
     name = "+".join(map(str, interventions)) or "baseline"
-    finish(done, table({name: done.metrics}, f"{title}, {limits(done.generation)} (%)"), as_json)
+    told = f"{title}, {limits(done.generation)}{seeds_told(done.metrics)} (%)"
+    finish(done, table({name: done.metrics}, told), as_json, controlled)
 
 
 def use_toy(data: str | None, files: dict[str, object]) -> bool:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MOVED = 0.1
 """Length, recall or the share of empty answers that changes by more than this is warned about."""
-_DECODING = ("decode", "temperature", "num_beams", "repetition_penalty", "suffix")
+_DECODING = ("decode", "temperature", "plausibility", "num_beams", "repetition_penalty", "suffix")
 _FIXED = ("question", "label", "objects", "image")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.compare import Comparison, compare
+from lvlm_attn.evals.controls.controls import read_controls
 from lvlm_attn.evals.core.finished import Run, read_runs
 from lvlm_attn.evals.core.tables import Table, comma_separated, latex, markdown
 from lvlm_attn.evals.core.tally import Tally
@@ -138,4 +139,7 @@ def report(runs: Sequence[str | Path], *, force: bool = False, resamples: int = 
 def _section(runs: list[Run], force: bool, resamples: int) -> Section:
     tally = tally_of(runs[0].benchmark, runs[0].scoring, runs[0].lines)
     found = compare(runs, force=force, resamples=resamples) if len(runs) > 1 else None
-    return Section(tuple(runs), tally, found)
+    controlled = [(run.name, read_controls(run.path)) for run in runs]
+    told = [(name, item) for name, item in controlled if item is not None]
+    notes = tuple(f"Controls of {name}: {text}" for name, item in told for text in item.sentences())
+    return Section(tuple(runs), tally, found, notes, tuple(item.table() for _, item in told))

@@ -7,8 +7,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from lvlm_attn.evals.core.finished import Run
-from lvlm_attn.evals.core.report import chair_table, limits, pope_table
-from lvlm_attn.evals.core.tables import Table, p_value, percent, plain, terminal_width
+from lvlm_attn.evals.core.report import chair_table, limits, pope_table, seeds_told
+from lvlm_attn.evals.core.tables import Table, filled, p_value, percent, plain, terminal_width
 from lvlm_attn.evals.core.tally import Tally
 from lvlm_attn.evals.pairing import Compared, Difference, Pairing
 
@@ -21,14 +21,8 @@ def comparison_text(comparison: Compared) -> str:
     parts = []
     for name, pairing in comparison.runs.items():
         parts.append(plain(pair_table(comparison, name), terminal_width()))
-        parts.append(_fill([verdict(comparison, name), *(f"Warning: {item}" for item in pairing.warnings)]))
+        parts.append(filled([verdict(comparison, name), *(f"Warning: {item}" for item in pairing.warnings)]))
     return "\n\n".join(parts)
-
-
-def _fill(sentences: Sequence[str]) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.fill(text, terminal_width()) for text in sentences)
 
 
 def pair_table(comparison: Compared, name: str) -> Table:
@@ -153,18 +147,19 @@ def result_table(runs: Sequence[Run], tally: Tally) -> Table:
             f"{tally.title} (%; " + "; ".join(f"{run.name}: {limits(run.generation)}" for run in runs) + ")"
         )
     known: Mapping[str, Any] = {run.name: run.metrics for run in runs}
-    if all(len(run.seeds) == 1 for run in runs):
-        if all({"per_category", "mean", "accuracy"} <= set(item) for item in known.values()):
-            return pope_table(known, title)
-        if all({"chair_s", "chair_i", "truncated"} <= set(item) for item in known.values()):
-            return chair_table(known, title)
+    most = max(known.values(), key=lambda item: int(item.get("seeds", 1)))
+    if all({"per_category", "mean", "accuracy"} <= set(item) for item in known.values()):
+        return pope_table(known, title + seeds_told(most))
+    if all({"chair_s", "chair_i", "truncated"} <= set(item) for item in known.values()):
+        return chair_table(known, title + seeds_told(most))
     rows = []
     for run in runs:
         per_seed = [score(run, lines, tally) for lines in run.seeds]
         cells = [_spread([found[name] for found in per_seed], name, tally) for name in tally.compared]
         rows.append((run.name, *cells, str(len(run.seeds)), str(len(run.lines))))
     columns = ("run", *(_label(name, tally) for name in tally.compared), "seeds", "n")
-    return Table(f"{title}, mean ± standard deviation over seeds", columns, tuple(rows))
+    spread = ", mean ± standard deviation over seeds" if any(len(run.seeds) > 1 for run in runs) else ""
+    return Table(title + spread, columns, tuple(rows))
 
 
 def score(run: Run, lines: Sequence[Mapping[str, Any]], tally: Tally) -> Mapping[str, float]:

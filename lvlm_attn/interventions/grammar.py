@@ -46,7 +46,7 @@ def parse_interventions(text: str, known: Mapping[str, type[Intervention]]) -> t
         )
     if text.strip().lower() in ("", "none", "baseline"):
         return ()
-    parts = _split(text, "+")
+    parts = split(text, "+")
     if len(parts) > MOST_METHODS:
         raise LvlmAttnError(f"{shown(text)} joins {len(parts)} methods; join at most {MOST_METHODS}.")
     return tuple(_parse_one(part.strip(), known) for part in parts)
@@ -63,7 +63,7 @@ def _parse_one(text: str, known: Mapping[str, type[Intervention]]) -> Interventi
     kind = known[name]
     names = [item.name for item in parameters(kind)]
     arguments: dict[str, Any] = {}
-    for pair in filter(None, (part.strip() for part in _split(rest, ","))):
+    for pair in filter(None, (part.strip() for part in split(rest, ","))):
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals:
             raise LvlmAttnError(f"{name}: {shown(pair)} is not of the form key=value.")
@@ -85,7 +85,7 @@ def _parse_one(text: str, known: Mapping[str, type[Intervention]]) -> Interventi
         ) from error
 
 
-def _split(text: str, separator: str) -> list[str]:
+def split(text: str, separator: str) -> list[str]:
     """Parts a text at a separator outside brackets and quotes."""
     parts, start, depth = [], 0, 0
     for position, character in _outside_quotes(text, separator):
@@ -146,7 +146,7 @@ def _value(name: str, key: str, text: str, depth: int = 0) -> Any:
         inner = text[1:-1].strip()
         if not inner:
             return ()
-        return tuple(_value(name, key, part.strip(), depth + 1) for part in _split(inner, ","))
+        return tuple(_value(name, key, part.strip(), depth + 1) for part in split(inner, ","))
     if _NUMBER.fullmatch(text):
         return _number(name, key, text)
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":

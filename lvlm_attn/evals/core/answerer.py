@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from transformers import MinPLogitsWarper
 
 from lvlm_attn.errors import LvlmAttnError, closest
 from lvlm_attn.evals.core.first_token import FirstToken, yes_no_ids
@@ -37,15 +38,18 @@ class Decoding:
         max_new_tokens: length limit of an answer.
         temperature: for ``sample``; 1 is the model's own distribution.
         suffix: text put after every question, blank or line break included.
+        plausibility: for ``sample``; only tokens at least this many times as likely as the likeliest are drawn. 0
+            leaves the distribution whole.
 
     Raises:
-        LvlmAttnError: unknown decoding, or a limit or temperature that is not positive.
+        LvlmAttnError: unknown decoding, a limit or temperature that is not positive, or a cut outside 0 to 1.
     """
 
     decode: str = "greedy"
     max_new_tokens: int = 16
     temperature: float = 1.0
     suffix: str = ""
+    plausibility: float = 0.0
 
     def __post_init__(self) -> None:
         if self.decode not in DECODINGS:
@@ -56,6 +60,8 @@ class Decoding:
             raise LvlmAttnError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
         if not self.temperature > 0:
             raise LvlmAttnError(f"temperature is {self.temperature}; it must be above 0.")
+        if not 0 <= self.plausibility <= 1:
+            raise LvlmAttnError(f"plausibility is {self.plausibility}; it lies between 0 and 1.")
 
 
 class ModelAnswerer:
@@ -129,6 +135,7 @@ class ModelAnswerer:
             "decode": self.decoding.decode,
             "temperature": self.decoding.temperature if self.decoding.decode == "sample" else None,
             "max_new_tokens": self.decoding.max_new_tokens,
+            **({"plausibility": self.decoding.plausibility} if self.decoding.plausibility else {}),
             **({"num_beams": self._config.num_beams} if self._config.num_beams > 1 else {}),
             "repetition_penalty": self._config.repetition_penalty,
             "suffix": self.decoding.suffix,
@@ -181,6 +188,8 @@ class ModelAnswerer:
             first = FirstToken(self._yes_no)
             processors.append(first)
         if self.decoding.decode == "sample":
+            if self.decoding.plausibility:
+                processors.append(MinPLogitsWarper(self.decoding.plausibility))
             processors.append(SeededSampler(seeds, self.decoding.temperature))
         config = self._config
         if max_new_tokens is not None:

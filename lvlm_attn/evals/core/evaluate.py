@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from lvlm_attn._version import __version__
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.evals.core.batch_check import batch_warning, check_batch
 from lvlm_attn.evals.core.benchmark import Benchmark
 from lvlm_attn.evals.core.environment import describe_model, environment, plugin_hashes
-from lvlm_attn.evals.core.plan import Group, batches
+from lvlm_attn.evals.core.finished import SEED_FOLDERS
+from lvlm_attn.evals.core.jsonio import write_json
+from lvlm_attn.evals.core.plan import batches
 from lvlm_attn.evals.core.ranks import Ranks
-from lvlm_attn.evals.core.records import read_records
-from lvlm_attn.evals.core.run_folder import RunFolder
+from lvlm_attn.evals.core.run_folder import RunFolder, saying_what_failed
+from lvlm_attn.evals.core.run_notes import note_environment, note_report
 from lvlm_attn.evals.core.runner import run
+from lvlm_attn.evals.core.spread import mean_and_spread
 
 if TYPE_CHECKING:
-    from lvlm_attn.evals.core.answerer import Decoding, ModelAnswerer
+    from lvlm_attn.evals.core.answerer import Decoding
     from lvlm_attn.interventions.base import Intervention
 
 RUNS = Path("lvlm-runs")
@@ -34,8 +36,8 @@ class Evaluation:
     """A finished run.
 
     Attributes:
-        metrics: what the benchmark scored.
-        lines: the result line of every sample.
+        metrics: what the benchmark scored; with several seeds their means, with standard deviations in ``spread``.
+        lines: the result line of every sample, with several seeds those of one after those of the other.
         folder: where both were written.
         settings: everything that decided the answers.
     """
@@ -61,6 +63,7 @@ def evaluate(
     decoding: Decoding | None = None,
     batch_size: int = 8,
     seed: int = 0,
+    seeds: int = 1,
     model_name: str | None = None,
     show_progress: bool = False,
     on_note: Callable[[str], None] | None = None,
@@ -79,6 +82,8 @@ def evaluate(
         decoding: how to generate; None is greedy with the benchmark's own length limit.
         batch_size: prompts per forward pass.
         seed: seeds sampling.
+        seeds: how many sampling runs, with the seeds ``seed``, ``seed + 1`` and so on; above 1 the folder holds a run
+            folder ``seed-0`` and so on for each, and can be compared and reported like a single one.
         model_name: hub id, path or ``toy``, for the run's settings; None takes it from the model.
         show_progress: draw a progress bar on standard error.
         on_note: told what the user should know, such as answers that depend on the batch; None warns.
@@ -95,74 +100,102 @@ def evaluate(
         >>> done = la.evaluate(model, processor, toy_pope(count=20), la.VAR(), out="runs/var")  # doctest: +SKIP
         >>> done.metrics["accuracy"], done.folder  # doctest: +SKIP
     """
-    from lvlm_attn.evals.core.answerer import Decoding, ModelAnswerer
+    from lvlm_attn.evals.core.answerer import Decoding
 
-    ranks = Ranks.of_environment()
-    interventions = _checked(benchmark, interventions)
-    model_name = model_name or str(getattr(model, "name_or_path", "") or type(model).__name__)
-    decoding = decoding or Decoding(max_new_tokens=benchmark.max_new_tokens)
-    answerer = ModelAnswerer(model, processor, interventions, decoding, benchmark.asks_yes_no)
-    plugins = plugin_hashes(interventions)
-    settings = {
-        "benchmark": benchmark.describe(),
-        "model": describe_model(model_name, model),
-        "interventions": [str(item) for item in interventions],
-        **({"plugins": plugins} if plugins else {}),
-        "generation": answerer.describe(),
-        "seed": seed if decoding.decode == "sample" else None,
-        "batch_size": batch_size,
-        "lvlm_attn": __version__,
-    }
-    samples = benchmark.samples()
-    told = on_note or (lambda text: warnings.warn(text, stacklevel=3))
-    share = decoding.decode == "greedy"
-    with RunFolder(
-        out or default_folder(settings), settings, {"scoring": benchmark.scoring()}, ranks
-    ) as folder:
-        with answerer:
-            made = {**environment(model, processor, samples), "ranks": ranks.count}
-            _note_environment(folder, made, answerer, batches(samples, batch_size, share), seed, told)
-            lines = run(samples, answerer, folder, batch_size, share, seed, show_progress, told)
-            if answerer.wrapped is not None and ranks.is_first:
-                done = answerer.wrapped.report().to_dict()
-                folder.write("report.json", done)
-                folder.write("env.json", {**_before(folder), "kernels": done["kernels"]})
-        metrics = benchmark.score(lines)
+    asked = _Asked(
+        model, processor, benchmark, _checked(benchmark, interventions),
+        decoding or Decoding(max_new_tokens=benchmark.max_new_tokens), batch_size,
+        model_name or str(getattr(model, "name_or_path", "") or type(model).__name__),
+        show_progress, on_note or (lambda text: warnings.warn(text, stacklevel=4)),
+    )  # fmt: skip
+    if seeds < 1:
+        raise LvlmAttnError(f"seeds is {seeds}; it must be at least 1.")
+    if seeds == 1:
+        return asked.run(out, seed)
+    if asked.decoding.decode != "sample":
+        raise LvlmAttnError(
+            f"{seeds} seeds of {asked.decoding.decode} decoding give the same answers; sample "
+            "(--decode sample), or leave out --seeds."
+        )
+    return asked.run_seeds(out, [seed + i for i in range(seeds)])
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One call of `evaluate`, but for its seeds."""
+
+    model: Any
+    processor: Any
+    benchmark: Benchmark
+    interventions: tuple[Intervention, ...]
+    decoding: Decoding
+    batch_size: int
+    model_name: str
+    show_progress: bool
+    told: Callable[[str], None]
+
+    def run(self, out: str | Path | None, seed: int) -> Evaluation:
+        """One run folder."""
+        from lvlm_attn.evals.core.answerer import ModelAnswerer
+
+        ranks, benchmark = Ranks.of_environment(), self.benchmark
+        answerer = ModelAnswerer(
+            self.model, self.processor, self.interventions, self.decoding, benchmark.asks_yes_no
+        )
+        settings = self._settings(answerer.describe(), seed)
+        samples = benchmark.samples()
+        share = self.decoding.decode == "greedy"
+        place = out or default_folder(settings)
+        with RunFolder(place, settings, {"scoring": benchmark.scoring()}, ranks) as folder:
+            with answerer:
+                made = {**environment(self.model, self.processor, samples), "ranks": ranks.count}
+                planned = batches(samples, self.batch_size, share)
+                note_environment(folder, made, answerer, planned, seed, self.told)
+                is_finished = folder.answered() >= {sample.sample_id for sample in samples}
+                lines = run(
+                    samples, answerer, folder, self.batch_size, share, seed, self.show_progress, self.told
+                )
+                if not is_finished:
+                    note_report(folder, answerer)
+            metrics = benchmark.score(lines)
+            if ranks.is_first:
+                folder.write_metrics(metrics)
+        ranks.wait()
+        return Evaluation(metrics, lines, folder.path, settings)
+
+    def run_seeds(self, out: str | Path | None, seeds: Sequence[int]) -> Evaluation:
+        """A folder of run folders, one per seed, with the mean of their metrics."""
+        from lvlm_attn.evals.core.answerer import ModelAnswerer
+
+        if out is None:
+            answerer = ModelAnswerer(self.model, self.processor, self.interventions, self.decoding)
+            out = default_folder({**self._settings(answerer.describe(), 0), "seed": None})
+        place, ranks = Path(out), Ranks.of_environment()
+        if (place / "config.json").exists():
+            raise LvlmAttnError(
+                f"{place} holds a single run; choose another --out for several seeds, nothing was changed."
+            )
+        done = [self.run(place / f"{SEED_FOLDERS}{seed}", seed) for seed in seeds]
+        metrics = mean_and_spread([item.metrics for item in done])
         if ranks.is_first:
-            folder.write_metrics(metrics)
-    ranks.wait()
-    return Evaluation(metrics, lines, folder.path, settings)
+            with saying_what_failed(place / "metrics.json"):
+                write_json(place / "metrics.json", metrics)
+        ranks.wait()
+        lines = [line for item in done for line in item.lines]
+        return Evaluation(metrics, lines, place, {**done[0].settings, "seed": list(seeds)})
 
-
-def _note_environment(
-    folder: RunFolder,
-    made: dict[str, Any],
-    answerer: ModelAnswerer,
-    planned: Sequence[Sequence[Group]],
-    seed: int,
-    told: Callable[[str], None],
-) -> None:
-    """Writes ``env.json``; what an earlier part of the run was made with is kept where it differs."""
-    before = _before(folder)
-    check = before.pop("batch_check", None)
-    earlier = before.pop("earlier", [])
-    before.pop("kernels", None)
-    if before and before != made:
-        changed = [key for key in {**before, **made} if before.get(key) != made.get(key)]
-        earlier = [*earlier, {key: before.get(key) for key in changed}]
-    if check is None and planned and folder.ranks.is_first:
-        check = check_batch(answerer, planned[0], seed)
-        warning = batch_warning(check)
-        if warning is not None:
-            told(warning)
-    if folder.ranks.is_first:
-        notes = {"batch_check": check} if check else {}
-        folder.write("env.json", {**made, **notes, **({"earlier": earlier} if earlier else {})})
-
-
-def _before(folder: RunFolder) -> dict[str, Any]:
-    path = folder.path / "env.json"
-    return dict(read_records(path, "env.json").records[0].value) if path.is_file() else {}
+    def _settings(self, generation: dict[str, Any], seed: int) -> dict[str, Any]:
+        plugins = plugin_hashes(self.interventions)
+        return {
+            "benchmark": self.benchmark.describe(),
+            "model": describe_model(self.model_name, self.model),
+            "interventions": [str(item) for item in self.interventions],
+            **({"plugins": plugins} if plugins else {}),
+            "generation": generation,
+            "seed": seed if self.decoding.decode == "sample" else None,
+            "batch_size": self.batch_size,
+            "lvlm_attn": __version__,
+        }
 
 
 def _checked(

@@ -46,7 +46,7 @@ class FirstToken(LogitsProcessor):  # type: ignore[misc]
         return scores
 
     def of_row(self, row: int) -> dict[str, float] | None:
-        """The probabilities of one row, rounded to six digits; None where a word has no token of its own."""
+        """The probabilities of one row, in six significant digits; None where a word has no token of its own."""
         if self._mass is None or not all(self._ids.values()):
             return None
-        return {word: round(mass[row], 6) for word, mass in self._mass.items()}
+        return {word: float(f"{mass[row]:.6g}") for word, mass in self._mass.items()}

@@ -87,6 +87,15 @@ class Ranks:
             raise LvlmAttnError(told[0])
         return found
 
+    def tell(self, text: str | None) -> str:
+        """What rank 0 says, on all ranks; what the others give is not looked at."""
+        told = [text]
+        if self.count > 1:
+            import torch.distributed as dist
+
+            self._talk(lambda: dist.broadcast_object_list(told, src=0, group=self.group))
+        return told[0] or ""
+
     def wait(self) -> None:
         """Waits until all ranks are here."""
         if self.count > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lvlm_attn.evals.core.tables import Table as Table
@@ -39,8 +39,9 @@ def pope_table(runs: Mapping[str, Mapping[str, Any]], title: str = "POPE (%)") -
             parts["mean"] = {**result["mean"], "unknown": result["unknown"], "n": result["n"]}
         for category, row in parts.items():
             shares = ("accuracy", "precision", "recall", "f1", "yes_ratio", "false_yes_rate")
-            cells = (percent(row[key], 2) for key in shares)
-            rows.append((name, category, *cells, str(row["unknown"]), str(row["n"])))
+            wide = _spread_of(result, category)
+            cells = (_with_spread(percent, row, wide, key, 2) for key in shares)
+            rows.append((name, category, *cells, _count(row["unknown"]), str(row["n"])))
     return Table(title, columns, tuple(rows), text_columns=2)
 
 
@@ -65,10 +66,44 @@ def chair_table(runs: Mapping[str, Mapping[str, Any]], title: str = "CHAIR (%)")
     )
     rows = []
     for name, row in runs.items():
-        shares = (percent(row[key]) for key in ("chair_s", "chair_i", "recall", "precision", "f1"))
-        lengths = (f"{row['len']:.1f}", f"{row['mentions_per_caption']:.2f}")
-        rows.append((name, *shares, *lengths, percent(row["truncated"]), str(row["n"])))
+        wide = row.get("spread", {})
+        shares = (
+            _with_spread(percent, row, wide, key)
+            for key in ("chair_s", "chair_i", "recall", "precision", "f1")
+        )
+        lengths = (
+            _with_spread(_plain, row, wide, "len", 1),
+            _with_spread(_plain, row, wide, "mentions_per_caption", 2),
+        )
+        rows.append((name, *shares, *lengths, _with_spread(percent, row, wide, "truncated"), str(row["n"])))
     return Table(title, columns, tuple(rows))
+
+
+def _spread_of(result: Mapping[str, Any], category: str) -> Mapping[str, Any]:
+    """The standard deviations of one row; empty for a single run."""
+    spread = result.get("spread", {})
+    found = spread.get("mean") if category == "mean" else spread.get("per_category", {}).get(category)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _with_spread(
+    write: Callable[[Any, int], str],
+    row: Mapping[str, Any],
+    spread: Mapping[str, Any],
+    key: str,
+    digits: int = 1,
+) -> str:
+    text = write(row.get(key), digits)
+    return f"{text} ± {write(spread[key], digits)}" if key in spread else text
+
+
+def _plain(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}"
+
+
+def _count(value: float) -> str:
+    """A count, which is a broken number where it is a mean over seeds."""
+    return f"{value:g}" if isinstance(value, int) else f"{value:.1f}"
 
 
 def limits(generation: Mapping[str, Any]) -> str:
@@ -86,3 +121,9 @@ def limits(generation: Mapping[str, Any]) -> str:
         decode = f"{beams} beams"
     limit = generation.get("max_new_tokens")
     return decode if limit is None else f"{decode}, at most {limit} tokens"
+
+
+def seeds_told(metrics: Mapping[str, Any]) -> str:
+    """What titles say of several seeds, with a comma before it; nothing for a single run."""
+    count = metrics.get("seeds", 1)
+    return f", mean ± standard deviation over {count} seeds" if count > 1 else ""

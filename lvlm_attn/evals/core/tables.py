@@ -178,6 +178,11 @@ def show(table: Table, stream: IO[str] | None = None) -> None:
     print(plain(table, terminal_width()), file=stream or sys.stdout)
 
 
+def filled(sentences: Iterable[str]) -> str:
+    """Sentences as paragraphs that fit the terminal, or 80 columns in a pipe or file."""
+    return "\n".join(textwrap.fill(text, terminal_width()) for text in sentences)
+
+
 def markdown(table: Table) -> str:
     """The table in Markdown, title in bold above it."""
     right = ["---" if i < table.text_columns else "---:" for i in range(len(table.columns))]

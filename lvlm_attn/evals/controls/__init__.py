@@ -1,0 +1,1 @@
+"""Controls of a claimed gain: what else, without the method's idea, gives as much."""

@@ -1,0 +1,1 @@
+"""Sweeps: parameters chosen on one part of the data, and reported once on another."""

@@ -1,0 +1,1 @@
+"""What `make docs` makes beside the pages that are written by hand."""

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: demo test lint types unit aot format clean
+.PHONY: demo docs test lint types unit aot format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lvlm-attn demo
@@ -30,6 +30,10 @@ aot: aot-sm_90 aot-sm_80 aot-cdna
 aot-%: $(VENV)/.dev
 	env -u TRITON_INTERPRET $(BIN)/python -W ignore -m tests.kernels.aot $* all
 
+# The documentation site, in site/.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -46,5 +50,9 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[toy,eval,viz,dev]"
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.dev
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -20,7 +20,7 @@ def parameter_tables(name: str) -> str:
     lines = ["| parameter | default | values | what it does |", "|---|---|---|---|"]
     for item in method.parameters:
         default = "required" if item.default is None else f"`{item.default}`"
-        values = ", ".join(part for part in (item.kind, item.allowed) if part)
+        values = ", ".join(dict.fromkeys(part for part in (item.kind, item.allowed) if part))
         text = item.text + (" In code only." if item.in_code_only else "")
         lines.append(f"| `{item.name}` | {default} | {cell(values)} | {cell(text)} |")
     return "\n".join([*lines, "", *presets(method), "", f"Written as text: `{method.example}`."])

@@ -1,11 +1,12 @@
 """Hooks of mkdocs: pages made from the source, and links from the pages into the repository.
 
-A page of a method holds the line `{{ parameters }}`, which becomes the tables of its parameters and presets, read off its
-dataclass and docstring. Every family gets a page. CONTRIBUTING and CHANGELOG become pages as they are.
+A page of a method holds the line `{{ parameters }}`, which becomes the tables of its parameters and presets, read
+off its dataclass and docstring. Every family gets a page. CONTRIBUTING and CHANGELOG become pages as they are.
 """
 
 from __future__ import annotations
 
+import html
 import re
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from families import page_of  # noqa: E402
+from latex2mathml.converter import convert  # noqa: E402
 from methods import parameter_tables  # noqa: E402
 from mkdocs.structure.files import File  # noqa: E402
 
@@ -24,6 +26,7 @@ from lvlm_attn.hooks.index import index  # noqa: E402
 
 _COPIED = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 _UPWARDS = re.compile(r"\]\((?:\.\./)+([^)#]+)(#[^)]*)?\)")
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 _INTO_DOCS = re.compile(r"\]\(docs/([^)]+)\)")
 
 
@@ -67,3 +70,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         return f"]({config['repo_url']}/blob/main/{target}{anchor})"
 
     return _UPWARDS.sub(link, markdown)
+
+
+def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
+    """Formulas become MathML, which browsers show without a script."""
+
+    def formula(found: re.Match[str]) -> str:
+        return str(convert(html.unescape(found[3]), display="block" if found[2] == "[" else "inline"))
+
+    return _FORMULA.sub(formula, content)

@@ -82,25 +82,27 @@ def whole_model(machine: Machine) -> list[dict[str, Any]]:
                 generate(name, tokens)
                 machine.wait()
                 taken[name, tokens].append(1e3 * (time.perf_counter() - begin))
-    rows = []
-    for name in VARIANTS:
-        first = statistics.median(taken[name, 1])
-        total = statistics.median(taken[name, new_tokens])
-        rows.append(
-            {
-                "variant": name,
-                "ms": total,
-                "prefill_ms": first,
-                "ms_per_token": (total - first) / (new_tokens - 1),
-                "prompt": inputs["input_ids"].shape[1],
-                "new_tokens": new_tokens,
-                "kernels": picked.get(name),
-                "peak_mib": machine.peak(partial(generate, name, 2)),
-            }
-        )
+    length = inputs["input_ids"].shape[1]
+    rows = [
+        {
+            "variant": name,
+            **_times(taken[name, 1], taken[name, new_tokens], new_tokens),
+            "prompt": length,
+            "new_tokens": new_tokens,
+            "kernels": picked.get(name),
+            "peak_mib": machine.peak(partial(generate, name, 2)),
+        }
+        for name in VARIANTS
+    ]
     for row in rows:
         row["ratio"] = row["ms"] / rows[0]["ms"]
         row["prefill_ratio"] = row["prefill_ms"] / rows[0]["prefill_ms"]
         row["per_token_ratio"] = row["ms_per_token"] / rows[0]["ms_per_token"]
-    show(f"Whole model, {rows[0]['prompt']} tokens of prompt, {new_tokens} new ones", rows)
+    show(f"Whole model, {length} tokens of prompt, {new_tokens} new ones", rows)
     return rows
+
+
+def _times(one: list[float], all_of_them: list[float], new_tokens: int) -> dict[str, Any]:
+    """Of one new token and of all, in ms."""
+    first, total = statistics.median(one), statistics.median(all_of_them)
+    return {"ms": total, "prefill_ms": first, "ms_per_token": (total - first) / (new_tokens - 1)}

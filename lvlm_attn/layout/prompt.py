@@ -100,17 +100,7 @@ class PromptLayout:
         Raises:
             LvlmAttnError: if the image tokens of a row are not what the grids take.
         """
-        if input_ids.dim() != 2:
-            raise LvlmAttnError(
-                f"input_ids has shape {tuple(input_ids.shape)}; a prompt layout needs token ids of shape "
-                f"(batch, length)."
-            )
-        batch = input_ids.shape[0]
-        if after is not None and after.batch != batch:
-            raise LvlmAttnError(
-                f"The earlier layout holds {after.batch} rows and input_ids {batch}; repeat or select its "
-                f"rows first."
-            )
+        _check_ids(input_ids, after)
         is_valid = _valid(attention_mask, input_ids)
         is_image = input_ids == image_token_id
         counts = cast("list[int]", is_image.sum(1).tolist())
@@ -304,6 +294,18 @@ class PromptLayout:
                     f"{self.grids[row][-1].tokens} tokens of its last image; lay out the rest first with "
                     "build(..., after=layout)."
                 )
+
+
+def _check_ids(input_ids: Tensor, after: PromptLayout | None) -> None:
+    if input_ids.dim() != 2:
+        raise LvlmAttnError(
+            f"input_ids has shape {tuple(input_ids.shape)}; a prompt layout needs token ids of shape (batch, length)."
+        )
+    batch = input_ids.shape[0]
+    if after is not None and after.batch != batch:
+        raise LvlmAttnError(
+            f"The earlier layout holds {after.batch} rows and input_ids {batch}; repeat or select its rows first."
+        )
 
 
 def _layout(

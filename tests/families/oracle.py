@@ -184,6 +184,7 @@ class Walk:
 
 
 @torch.no_grad()
+# Long because an oracle is compared with the paper from top to bottom.
 def walk(
     case: Case,
     edit: Edit = plain,

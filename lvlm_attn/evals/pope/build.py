@@ -95,21 +95,8 @@ def build_questions(
     for split in splits:
         if split not in CATEGORIES:
             raise LvlmAttnError(f"no POPE split {split!r}; choose from {', '.join(CATEGORIES)}.")
-    chosen = [ImageObjects(item.image, tuple(dict.fromkeys(item.objects))) for item in pictures]
-    repeated = [name for name, times in Counter(item.image for item in chosen).items() if times > 1]
-    if repeated:
-        raise LvlmAttnError(f"picture {repeated[0]} is listed more than once; list each picture once.")
-    chosen = [item for item in chosen if len(item.objects) >= k]
-    wanted = len(chosen) if images is None else images
-    if not chosen or len(chosen) < wanted:
-        raise LvlmAttnError(
-            f"{len(chosen)} pictures have at least {k} objects but {max(wanted, 1)} are wanted; "
-            "ask for fewer images or a smaller k."
-        )
-    if images is not None:
-        chosen = random.Random(f"pope pictures {seed}").sample(chosen, images)
-    frequency = Counter(name for item in chosen for name in item.objects)
-    by_frequency = _descending(frequency)
+    chosen = _chosen(pictures, k, images, seed)
+    by_frequency = _descending(Counter(name for item in chosen for name in item.objects))
     neighbours = _neighbours(chosen)
     built: dict[str, list[Question]] = {}
     for split in splits:
@@ -119,9 +106,7 @@ def build_questions(
             asked: set[str] = set()
             for present in item.objects[:k]:
                 asked.add(present)
-                ranked = {"random": [], "popular": by_frequency, "adversarial": neighbours.get(present, [])}[
-                    split
-                ]
+                ranked = {"popular": by_frequency, "adversarial": neighbours.get(present, [])}.get(split, [])
                 excluded = asked | set(item.objects)
                 absent = next((name for name in ranked if name not in excluded), None)
                 if absent is None:
@@ -131,6 +116,22 @@ def build_questions(
                 questions.append(_ask(split, len(questions) + 1, item.image, absent, "no"))
         built[split] = questions
     return built
+
+
+def _chosen(pictures: Iterable[ImageObjects], k: int, images: int | None, seed: int) -> list[ImageObjects]:
+    """The pictures to ask about: those with at least `k` objects, or a draw of them."""
+    listed = [ImageObjects(item.image, tuple(dict.fromkeys(item.objects))) for item in pictures]
+    repeated = [name for name, times in Counter(item.image for item in listed).items() if times > 1]
+    if repeated:
+        raise LvlmAttnError(f"picture {repeated[0]} is listed more than once; list each picture once.")
+    listed = [item for item in listed if len(item.objects) >= k]
+    wanted = len(listed) if images is None else images
+    if not listed or len(listed) < wanted:
+        raise LvlmAttnError(
+            f"{len(listed)} pictures have at least {k} objects but {max(wanted, 1)} are wanted; "
+            "ask for fewer images or a smaller k."
+        )
+    return listed if images is None else random.Random(f"pope pictures {seed}").sample(listed, images)
 
 
 def _descending(counts: Mapping[str, int]) -> list[str]:

@@ -250,8 +250,56 @@ def step(
         next_token_hits_stopping_criteria=stops,
         num_beams=beams,
     )
-    is_top = torch.arange(width, device=best.device) < beams
-    done, done_scores, done_indices, is_done = finished_beams(
+    done, done_scores, done_indices, is_done = _finished(
+        model, state, (best, sequences, indices, stops), config, width, prompt
+    )
+    improves = _may_improve(model, state, (scores, done_scores, is_done), config, prompt)
+    new = replace(
+        state,
+        length=state.length + 1,
+        sequences=running,
+        scores=scores,
+        indices=running_indices,
+        done=done,
+        done_scores=done_scores,
+        done_indices=done_indices,
+        is_done=is_done,
+        may_improve=improves,
+    )
+    return new, stops
+
+
+def _may_improve(
+    model: Any, state: State, scores: tuple[Tensor, Tensor, Tensor], config: Any, prompt: int
+) -> Tensor:
+    """Whether running beams may still win; `scores` are theirs, those of finished answers, and which exist."""
+    running, done, is_done = scores
+    return may_improve(
+        model,
+        is_early_stop_heuristic_unsatisfied=state.may_improve,
+        running_beam_scores=running,
+        beam_scores=done,
+        is_sent_finished=is_done,
+        cur_len=state.length + 1,
+        max_length=config.max_length,
+        decoder_prompt_len=prompt,
+        early_stopping=config.early_stopping,
+        length_penalty=config.length_penalty,
+    )
+
+
+def _finished(
+    model: Any,
+    state: State,
+    continuations: tuple[Tensor, Tensor, Tensor, Tensor],
+    config: Any,
+    width: int,
+    prompt: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The finished answers after a step; `continuations` are scores, sequences, beams and which of them ended."""
+    best, sequences, indices, stops = continuations
+    beams = state.scores.shape[1]
+    return finished_beams(
         model,
         sequences=state.done,
         topk_running_sequences=sequences,
@@ -262,39 +310,13 @@ def step(
         is_early_stop_heuristic_unsatisfied=state.may_improve,
         is_sent_finished=state.is_done,
         next_token_hits_stopping_criteria=stops,
-        top_num_beam_mask=is_top,
+        top_num_beam_mask=torch.arange(width, device=best.device) < beams,
         num_beams=beams,
         cur_len=state.length,
         decoder_prompt_len=prompt,
         length_penalty=config.length_penalty,
         early_stopping=config.early_stopping,
     )
-    improves = may_improve(
-        model,
-        is_early_stop_heuristic_unsatisfied=state.may_improve,
-        running_beam_scores=scores,
-        beam_scores=done_scores,
-        is_sent_finished=is_done,
-        cur_len=state.length + 1,
-        max_length=config.max_length,
-        decoder_prompt_len=prompt,
-        early_stopping=config.early_stopping,
-        length_penalty=config.length_penalty,
-    )
-    new = State(
-        length=state.length + 1,
-        sequences=running,
-        scores=scores,
-        indices=running_indices,
-        done=done,
-        done_scores=done_scores,
-        done_indices=done_indices,
-        is_done=is_done,
-        may_improve=improves,
-        columns=state.columns,
-        largest=state.largest,
-    )
-    return new, stops
 
 
 def _retreat(rule: Rule, state: State, retreats: Retreats, prompt: int) -> int | None:

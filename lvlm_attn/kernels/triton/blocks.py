@@ -110,6 +110,7 @@ def _groups_present(groups, found, positions, blocks, GROUPS: tl.constexpr, BLOC
     tl.store(found + sample * blocks + block, bits)
 
 
+# Long because one program decides a block from all of its distances, and Triton has no structures to hand on.
 @triton.jit(
     do_not_specialize=[
         "start",

@@ -35,6 +35,7 @@ def sum_over(what: Literal["rows", "heads"], shared: Mapping[str, Any]) -> Tenso
     return out
 
 
+# Long because the sums stay in the registers of one loop.
 @triton.jit(
     do_not_specialize=["scale", "start", "first_key", "queries", "keys", "written", "window", "rows", "steps"]
 )

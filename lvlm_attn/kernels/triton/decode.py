@@ -122,88 +122,147 @@ def decode(
         LvlmAttnError: if shapes do not belong together or the rows of the edits are missing.
     """
     check_call(call)
-    query, key, value, geometry = call.query, call.key, call.value, call.geometry
+    query = call.query
     edits = edits or PackedEdits()
     moves = edits.key_class is not None
     if flags is None and (moves or edits.gain is not None or edits.bias is not None):
         raise LvlmAttnError("The edits of a decode call need rows to act on; pass flags (batch, queries).")
+    plan = _Plan.of(call, packed, moves, splits, tile)
     batch, heads, queries, head_dim = query.shape
-    kv_heads = key.shape[1]
-    slots = CLASSES if moves else 1
-    shared = heads // kv_heads * queries
-    tile = tile or decode_tile(chip_of(query), head_dim, query.element_size(), shared * slots)
-    rows = tile.block_m // slots
-    tiles = triton.cdiv(shared, rows)
-    first, stop = _columns(geometry, packed)
-    if splits is None:
-        processors = (
-            torch.cuda.get_device_properties(query.device).multi_processor_count if query.is_cuda else 4
-        )
-        splits = choose_splits(batch * kv_heads * tiles, stop - first, processors, tile.block_n)
-    length = triton.cdiv(triton.cdiv(max(stop - first, 1), splits), tile.block_n) * tile.block_n
 
     def fresh(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=query.device)
 
-    parts = fresh(batch, heads, queries, splits * slots, head_dim)
-    tops = fresh(2, batch, heads, queries, splits * slots)
-    if output is None:
-        output = query.new_empty(batch, queries, heads, head_dim)
-    log_sum_exp = fresh(batch, heads, queries)
-    masses = fresh(batch, heads, queries, CLASSES) if moves else None
-    is_changed = fresh(batch, heads, queries, dtype=torch.int8) if moves else None
-    moved = fresh(batch, heads, queries) if moves else None
+    entries = plan.splits * plan.slots
+    parts, tops = fresh(batch, heads, queries, entries, head_dim), fresh(2, batch, heads, queries, entries)
+    result = Decoded(
+        query.new_empty(batch, queries, heads, head_dim) if output is None else output,
+        fresh(batch, heads, queries),
+        fresh(batch, heads, queries, CLASSES) if moves else None,
+        fresh(batch, heads, queries, dtype=torch.int8) if moves else None,
+        fresh(batch, heads, queries) if moves else None,
+    )
     with on_device(query):
-        _decode_split[(splits, kv_heads * tiles, batch)](
-            query,
-            key,
-            value,
-            parts,
-            tops,
-            *query.stride()[:3],
-            *key.stride()[:3],
-            *value.stride()[:3],
-            flags,
-            edits.key_class,
-            first=first,
-            stop=stop,
-            length=length,
-            splits=splits,
-            kv_heads=kv_heads,
-            group_size=heads // kv_heads,
-            **shared_arguments(call, packed, edits),
-            SLOTS=slots,
-            HEAD_DIM=head_dim,
-            BLOCK_D=padded_head_dim(head_dim),
-            BLOCK_M=tile.block_m,
-            BLOCK_N=tile.block_n,
-            PRECISION=precision(query.dtype),
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-        )
-        _join_splits[(queries, heads, batch)](
-            parts,
-            tops,
-            output,
-            *output.stride()[:3],
-            log_sum_exp,
-            masses,
-            is_changed,
-            moved,
-            flags,
-            counts,
-            splits * slots,
-            edits.removed_fraction,
-            edits.rho,
-            edits.mass_floor,
-            SLOTS=slots,
-            HEAD_DIM=head_dim,
-            BLOCK_D=padded_head_dim(head_dim),
-            ENTRIES=max(triton.next_power_of_2(splits * slots), 4),
-            CHUNK=4,
-            num_warps=4 if head_dim > 64 else 2,
-        )
-    return Decoded(output, log_sum_exp, masses, is_changed, moved)
+        _launch_splits(call, packed, edits, flags, plan, parts, tops)
+        _launch_join(edits, flags, counts, plan, parts, tops, result)
+    return result
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a decode call is cut up: the rows of a key head into tiles, the keys into splits.
+
+    Attributes:
+        tile: shape of a tile.
+        slots: copies of every row.
+        tiles: tiles of one key head.
+        first: the first key column any query attends to.
+        stop: the one after the last.
+        splits: parts of the keys.
+        length: keys in a part.
+    """
+
+    tile: Tile
+    slots: int
+    tiles: int
+    first: int
+    stop: int
+    splits: int
+    length: int
+
+    @staticmethod
+    def of(
+        call: AttentionCall, packed: PackedVisibility, moves: bool, splits: int | None, tile: Tile | None
+    ) -> _Plan:
+        query, kv_heads = call.query, call.key.shape[1]
+        slots = CLASSES if moves else 1
+        shared = query.shape[1] // kv_heads * query.shape[2]
+        tile = tile or decode_tile(chip_of(query), query.shape[3], query.element_size(), shared * slots)
+        tiles = triton.cdiv(shared, tile.block_m // slots)
+        first, stop = _columns(call.geometry, packed)
+        if splits is None:
+            processors = (
+                torch.cuda.get_device_properties(query.device).multi_processor_count if query.is_cuda else 4
+            )
+            splits = choose_splits(query.shape[0] * kv_heads * tiles, stop - first, processors, tile.block_n)
+        length = triton.cdiv(triton.cdiv(max(stop - first, 1), splits), tile.block_n) * tile.block_n
+        return _Plan(tile, slots, tiles, first, stop, splits, length)
+
+
+def _launch_splits(
+    call: AttentionCall,
+    packed: PackedVisibility,
+    edits: PackedEdits,
+    flags: Tensor | None,
+    plan: _Plan,
+    parts: Tensor,
+    tops: Tensor,
+) -> None:
+    query, key, value = call.query, call.key, call.value
+    batch, heads, _, head_dim = query.shape
+    kv_heads = key.shape[1]
+    _decode_split[(plan.splits, kv_heads * plan.tiles, batch)](
+        query,
+        key,
+        value,
+        parts,
+        tops,
+        *query.stride()[:3],
+        *key.stride()[:3],
+        *value.stride()[:3],
+        flags,
+        edits.key_class,
+        first=plan.first,
+        stop=plan.stop,
+        length=plan.length,
+        splits=plan.splits,
+        kv_heads=kv_heads,
+        group_size=heads // kv_heads,
+        **shared_arguments(call, packed, edits),
+        SLOTS=plan.slots,
+        HEAD_DIM=head_dim,
+        BLOCK_D=padded_head_dim(head_dim),
+        BLOCK_M=plan.tile.block_m,
+        BLOCK_N=plan.tile.block_n,
+        PRECISION=precision(query.dtype),
+        num_warps=plan.tile.warps,
+        num_stages=plan.tile.stages,
+    )
+
+
+def _launch_join(
+    edits: PackedEdits,
+    flags: Tensor | None,
+    counts: Tensor | None,
+    plan: _Plan,
+    parts: Tensor,
+    tops: Tensor,
+    result: Decoded,
+) -> None:
+    batch, queries, heads, head_dim = result.output.shape
+    entries = plan.splits * plan.slots
+    _join_splits[(queries, heads, batch)](
+        parts,
+        tops,
+        result.output,
+        *result.output.stride()[:3],
+        result.log_sum_exp,
+        result.masses,
+        result.is_changed,
+        result.moved,
+        flags,
+        counts,
+        entries,
+        edits.removed_fraction,
+        edits.rho,
+        edits.mass_floor,
+        SLOTS=plan.slots,
+        HEAD_DIM=head_dim,
+        BLOCK_D=padded_head_dim(head_dim),
+        ENTRIES=max(triton.next_power_of_2(entries), 4),
+        CHUNK=4,
+        num_warps=4 if head_dim > 64 else 2,
+    )
 
 
 def _columns(geometry: Geometry, packed: PackedVisibility) -> tuple[int, int]:
@@ -214,6 +273,7 @@ def _columns(geometry: Geometry, packed: PackedVisibility) -> tuple[int, int]:
     return first, min(geometry.keys, geometry.length - geometry.first_key)
 
 
+# Long because maximum, denominator and output stay in the registers of one loop.
 @triton.jit(
     do_not_specialize=[
         "start",
@@ -396,6 +456,7 @@ def _decode_split(
     tl.store(tops + behind + place, total, mask=is_row)
 
 
+# Long because it takes over twenty arguments, and Triton has no structures.
 @triton.jit(do_not_specialize=["entries", "removed_fraction", "rho", "mass_floor"])
 def _join_splits(
     parts,

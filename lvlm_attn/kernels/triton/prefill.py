@@ -43,54 +43,66 @@ def attend_all(
     Returns:
         The output; 0 in rows without any key.
     """
-    query, key, value, geometry = call.query, call.key, call.value, call.geometry
+    query = call.query
     batch, heads, queries, head_dim = query.shape
     if output is None:
         output = query.new_empty(batch, queries, heads, head_dim)
     tile = tile or prefill_tile(chip_of(query), head_dim, query.element_size())
     if lists is None:
-        lists = list_blocks(packed, geometry, batch, tile.block_m, tile.block_n, query.device)
-    key_blocks = lists.order.shape[2]
+        lists = list_blocks(packed, call.geometry, batch, tile.block_m, tile.block_n, query.device)
     with on_device(query):
-        _attend_all[(lists.order.shape[1], batch * heads)](
-            query,
-            key,
-            value,
-            output,
-            log_sum_exp,
-            *query.stride()[:3],
-            *key.stride()[:3],
-            *value.stride()[:3],
-            *output.stride()[:3],
-            lists.order,
-            lists.counts,
-            packed.query_group,
-            packed.key_group,
-            packed.earlier_bits,
-            packed.later_bits,
-            packed.earlier,
-            packed.later,
-            packed.bias,
-            call.scaling * LOG2E,
-            geometry.start,
-            geometry.first_key,
-            queries,
-            geometry.keys,
-            min(geometry.keys, geometry.length - geometry.first_key),
-            geometry.window or 0,
-            key_blocks,
-            heads,
-            heads // key.shape[1],
-            HEAD_DIM=head_dim,
-            BLOCK_D=padded_head_dim(head_dim),
-            BLOCK_M=tile.block_m,
-            BLOCK_N=tile.block_n,
-            **flags(packed, geometry),
-            PRECISION=precision(query.dtype),
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-        )
+        _launch(call, packed, lists, output, log_sum_exp, tile)
     return output
+
+
+def _launch(
+    call: AttentionCall,
+    packed: PackedVisibility,
+    lists: BlockLists,
+    output: Tensor,
+    log_sum_exp: Tensor | None,
+    tile: Tile,
+) -> None:
+    query, key, value, geometry = call.query, call.key, call.value, call.geometry
+    batch, heads, queries, head_dim = query.shape
+    _attend_all[(lists.order.shape[1], batch * heads)](
+        query,
+        key,
+        value,
+        output,
+        log_sum_exp,
+        *query.stride()[:3],
+        *key.stride()[:3],
+        *value.stride()[:3],
+        *output.stride()[:3],
+        lists.order,
+        lists.counts,
+        packed.query_group,
+        packed.key_group,
+        packed.earlier_bits,
+        packed.later_bits,
+        packed.earlier,
+        packed.later,
+        packed.bias,
+        call.scaling * LOG2E,
+        geometry.start,
+        geometry.first_key,
+        queries,
+        geometry.keys,
+        min(geometry.keys, geometry.length - geometry.first_key),
+        geometry.window or 0,
+        lists.order.shape[2],
+        heads,
+        heads // key.shape[1],
+        HEAD_DIM=head_dim,
+        BLOCK_D=padded_head_dim(head_dim),
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        **flags(packed, geometry),
+        PRECISION=precision(query.dtype),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
 
 
 def flags(packed: PackedVisibility, geometry: Geometry) -> dict[str, int | bool]:
@@ -106,6 +118,7 @@ def flags(packed: PackedVisibility, geometry: Geometry) -> dict[str, int | bool]
     }
 
 
+# Long because maximum, denominator and output stay in the registers of one loop.
 @triton.jit
 def _sweep(
     acc,
@@ -206,6 +219,7 @@ def _sweep(
     return acc, top, total
 
 
+# Long because it takes over forty arguments, and Triton has no structures.
 @triton.jit(
     do_not_specialize=["start", "first_key", "queries", "keys", "written", "window", "key_blocks", "scale"]
 )

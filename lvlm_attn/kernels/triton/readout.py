@@ -62,53 +62,61 @@ def read(
         LvlmAttnError: if shapes do not belong together or the rows of the edits are missing.
     """
     check_call(call)
-    query, key, geometry = call.query, call.key, call.geometry
+    query, geometry = call.query, call.geometry
     edits = edits or PackedEdits()
     batch, heads, queries, head_dim = query.shape
     wanted.check(batch, queries)
-    moves = edits.key_class is not None
-    if flags is None and (moves or edits.gain is not None or edits.bias is not None):
+    if flags is None and any(item is not None for item in (edits.key_class, edits.gain, edits.bias)):
         raise LvlmAttnError("The edits of a readout need rows to act on; pass flags (batch, queries).")
     found = Rows.of(wanted.is_read.to(query.device))
     if found is None:
         return empty_reading(wanted, heads, geometry.keys, query.device, torch.float32)
-    index, is_read = found.index.to(torch.int32).contiguous(), found.is_touched.to(torch.int8)
+    is_read = found.is_touched.to(torch.int8)
     marks = is_read * READ if flags is None else is_read * (flags.gather(1, found.index) + READ)
-    kv_heads, rows = key.shape[1], index.shape[1]
-    group = heads // kv_heads
-    written = min(geometry.keys, geometry.length - geometry.first_key)
+    group, rows = heads // call.key.shape[1], found.index.shape[1]
     if tile is None:
         tile = rows_tile(chip_of(query), head_dim, query.element_size(), rows * group)
         # Wider tiles spill where all quantities are asked for at once.
         tile = tile._replace(block_n=min(tile.block_n, 32))
-    tiles = triton.cdiv(rows * group, tile.block_m)
-    splits = splits or splits_for(query, tiles * batch * kv_heads, triton.cdiv(written, tile.block_n))
+    shared = _shared(call, packed, edits, found.index, marks.contiguous(), tile)
+    masses, entropy, weights = _streams(call, wanted, edits, shared, splits)
+    if wanted.rows == "mean":
+        weights = sum_over("heads", shared) / heads
+    return Reading(
+        found.index,
+        found.is_touched,
+        shared["settled"][0] * LOG_2,
+        masses=None if masses is None else masses.sum(-1),
+        entropy=None if entropy is None else entropy.sum(-1) * LOG_2,
+        rows=weights,
+        column_sums=sum_over("rows", shared) if wanted.column_sums else None,
+    )
 
-    def fresh(*shape: int, wants: bool = True, zero: bool = False) -> Tensor | None:
-        make = torch.zeros if zero else torch.empty
-        return make(shape, dtype=torch.float32, device=query.device) if wants else None
 
-    of_read = None
-    if wanted.key_class is not None:
-        of_read = geometry.to_columns(wanted.key_class.to(query.device, torch.int8)).contiguous()
-    seen = fresh(5, batch, heads, rows, splits)
-    settled = torch.empty(3, batch, heads, rows, dtype=torch.float32, device=query.device)
-    masses = fresh(batch, heads, rows, 4, splits, wants=of_read is not None)
-    entropy = fresh(batch, heads, rows, splits, wants=wanted.entropy)
-    weights = fresh(batch, heads, rows, geometry.keys, wants=wanted.rows == "heads", zero=True)
-    shared: dict[str, Any] = {
+def _shared(
+    call: AttentionCall,
+    packed: PackedVisibility,
+    edits: PackedEdits,
+    index: Tensor,
+    marks: Tensor,
+    tile: Tile,
+) -> dict[str, Any]:
+    """The arguments, by name, of both streams and of `columns`."""
+    query, rows = call.query, index.shape[1]
+    batch, heads, _, head_dim = query.shape
+    return {
         "query": query,
-        "key": key,
-        "index": index,
-        "flags": marks.contiguous(),
-        "settled": settled,
+        "key": call.key,
+        "index": index.to(torch.int32).contiguous(),
+        "flags": marks,
+        "settled": torch.empty(3, batch, heads, rows, dtype=torch.float32, device=query.device),
         "move_class": edits.key_class,
         **dict(zip(("stride_qb", "stride_qh", "stride_qm"), query.stride())),
-        **dict(zip(("stride_kb", "stride_kh", "stride_kn"), key.stride())),
+        **dict(zip(("stride_kb", "stride_kh", "stride_kn"), call.key.stride())),
         **shared_arguments(call, packed, edits),
         "rows": rows,
-        "group_size": group,
-        "MOVES": moves,
+        "group_size": heads // call.key.shape[1],
+        "MOVES": edits.key_class is not None,
         "HEAD_DIM": head_dim,
         "BLOCK_D": padded_head_dim(head_dim),
         "BLOCK_M": tile.block_m,
@@ -117,14 +125,36 @@ def read(
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }
+
+
+def _streams(
+    call: AttentionCall, wanted: Readout, edits: PackedEdits, shared: dict[str, Any], splits: int | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Both streams along the rows: fills `settled`, gives class masses and entropy by split, and the weights."""
+    query, geometry = call.query, call.geometry
+    batch, heads, kv_heads, rows = *query.shape[:2], call.key.shape[1], shared["rows"]
+    written, block_n = shared["written"], shared["BLOCK_N"]
+    tiles = triton.cdiv(rows * shared["group_size"], shared["BLOCK_M"])
+    splits = splits or splits_for(query, tiles * batch * kv_heads, triton.cdiv(written, block_n))
+
+    def fresh(*shape: int, wants: bool = True, zero: bool = False) -> Tensor | None:
+        make = torch.zeros if zero else torch.empty
+        return make(shape, dtype=torch.float32, device=query.device) if wants else None
+
+    of_read = None
+    if wanted.key_class is not None:
+        of_read = geometry.to_columns(wanted.key_class.to(query.device, torch.int8)).contiguous()
+    masses = fresh(batch, heads, rows, 4, splits, wants=of_read is not None)
+    entropy = fresh(batch, heads, rows, splits, wants=wanted.entropy)
+    weights = fresh(batch, heads, rows, geometry.keys, wants=wanted.rows == "heads", zero=True)
     along: dict[str, Any] = {
         **shared,
-        "seen": seen,
+        "seen": fresh(5, batch, heads, rows, splits),
         "read_class": of_read,
         "masses": masses,
         "entropy": entropy,
         "weights": weights,
-        "chunk": triton.cdiv(triton.cdiv(max(written, 1), splits), tile.block_n) * tile.block_n,
+        "chunk": triton.cdiv(triton.cdiv(max(written, 1), splits), block_n) * block_n,
         "splits": splits,
         "kv_heads": kv_heads,
     }
@@ -132,32 +162,23 @@ def read(
         grid = (splits, tiles, batch * kv_heads)
         _along_rows[grid](**along, IS_FIRST=True)
         _settle_rows[(triton.cdiv(rows, 16), heads, batch)](
-            seen,
-            settled,
-            marks,
+            along["seen"],
+            shared["settled"],
+            shared["flags"],
             rows,
             splits,
             edits.removed_fraction,
             edits.rho,
             edits.mass_floor,
-            MOVES=moves,
+            MOVES=shared["MOVES"],
             BLOCK_M=16,
         )
         if of_read is not None or wanted.entropy or weights is not None:
             _along_rows[grid](**along, IS_FIRST=False)
-    if wanted.rows == "mean":
-        weights = sum_over("heads", shared) / heads
-    return Reading(
-        found.index,
-        found.is_touched,
-        settled[0] * LOG_2,
-        masses=None if masses is None else masses.sum(-1),
-        entropy=None if entropy is None else entropy.sum(-1) * LOG_2,
-        rows=weights,
-        column_sums=sum_over("rows", shared) if wanted.column_sums else None,
-    )
+    return masses, entropy, weights
 
 
+# Long because all quantities of a row stay in the registers of one loop.
 @triton.jit(
     do_not_specialize=[
         "scale",

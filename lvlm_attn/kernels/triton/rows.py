@@ -72,14 +72,16 @@ def attend_rows(
     Returns:
         What was seen in the rows.
     """
-    query, key, value, geometry = call.query, call.key, call.value, call.geometry
+    query, kv_heads = call.query, call.key.shape[1]
     batch, heads, _, head_dim = query.shape
-    kv_heads, rows = key.shape[1], index.shape[1]
+    rows = index.shape[1]
     group = heads // kv_heads
-    written = min(geometry.keys, geometry.length - geometry.first_key)
     tile = tile or rows_tile(chip_of(query), head_dim, query.element_size(), rows * group)
     tiles = triton.cdiv(rows * group, tile.block_m)
-    splits = splits or splits_for(query, tiles * batch * kv_heads, triton.cdiv(written, tile.block_n))
+    shared = _shared(call, packed, edits, index, flags, tile)
+    blocks = triton.cdiv(shared["written"], tile.block_n)
+    splits = splits or splits_for(query, tiles * batch * kv_heads, blocks)
+    shared |= {"splits": splits, "chunk": max(triton.cdiv(blocks, splits), 1) * tile.block_n}
     fresh: dict[str, Any] = {"dtype": torch.float32, "device": query.device}
     seen = torch.empty(splits, 5, batch, heads, rows, **fresh)
     parts = torch.empty(splits, batch, heads, rows, head_dim, **fresh) if splits > 1 else None
@@ -88,63 +90,95 @@ def attend_rows(
         torch.empty(batch, heads, rows, 4, **fresh),
         torch.empty(batch, heads, rows, dtype=torch.int8, device=query.device),
     )
-    shared: dict[str, Any] = shared_arguments(call, packed, edits)
-    shared |= {
+    with on_device(query):
+        _launch_sweeps(
+            (splits, tiles, batch * kv_heads), call, edits, output, seen, parts, result, counts, shared
+        )
+        if parts is not None:
+            _launch_sum(parts, output, result, index)
+    return result
+
+
+def _launch_sweeps(
+    grid: tuple[int, int, int],
+    call: AttentionCall,
+    edits: PackedEdits,
+    output: Tensor,
+    seen: Tensor,
+    parts: Tensor | None,
+    result: RowResults,
+    counts: Tensor | None,
+    shared: dict[str, Any],
+) -> None:
+    query, key, value = call.query, call.key, call.value
+    see_rows[grid](query, key, seen, *query.stride()[:3], *key.stride()[:3], **shared)
+    write_rows[grid](
+        query,
+        key,
+        value,
+        output,
+        seen,
+        parts,
+        *result,
+        counts,
+        *query.stride()[:3],
+        *key.stride()[:3],
+        *value.stride()[:3],
+        *output.stride()[:3],
+        edits.removed_fraction,
+        edits.rho,
+        edits.mass_floor,
+        **shared,
+    )
+
+
+def _shared(
+    call: AttentionCall,
+    packed: PackedVisibility,
+    edits: PackedEdits,
+    index: Tensor,
+    flags: Tensor,
+    tile: Tile,
+) -> dict[str, Any]:
+    """The arguments, by name, of both sweeps, splits aside."""
+    batch, heads, _, head_dim = call.query.shape
+    kv_heads, rows = call.key.shape[1], index.shape[1]
+    return {
+        **shared_arguments(call, packed, edits),
         "index": index,
         "flags": flags,
         "key_class": edits.key_class,
         "rows": rows,
-        "chunk": triton.cdiv(triton.cdiv(max(written, 1), splits), tile.block_n) * tile.block_n,
-        "splits": splits,
         "total": batch * heads * rows,
         "kv_heads": kv_heads,
-        "group_size": group,
+        "group_size": heads // kv_heads,
         "HAS_CLASS": edits.key_class is not None,
         "HEAD_DIM": head_dim,
         "BLOCK_D": padded_head_dim(head_dim),
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
-        "PRECISION": precision(query.dtype),
+        "PRECISION": precision(call.query.dtype),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }
-    grid = (splits, tiles, batch * kv_heads)
-    with on_device(query):
-        see_rows[grid](query, key, seen, *query.stride()[:3], *key.stride()[:3], **shared)
-        write_rows[grid](
-            query,
-            key,
-            value,
-            output,
-            seen,
-            parts,
-            *result,
-            counts,
-            *query.stride()[:3],
-            *key.stride()[:3],
-            *value.stride()[:3],
-            *output.stride()[:3],
-            edits.removed_fraction,
-            edits.rho,
-            edits.mass_floor,
-            **shared,
-        )
-        if parts is not None:
-            add_parts[(triton.cdiv(rows, 4), heads, batch)](
-                parts,
-                output,
-                result.is_changed,
-                index,
-                *output.stride()[:3],
-                rows,
-                splits,
-                batch * heads * rows,
-                HEAD_DIM=head_dim,
-                BLOCK_D=padded_head_dim(head_dim),
-                BLOCK_M=4,
-                num_warps=4,
-            )
-    return result
+
+
+def _launch_sum(parts: Tensor, output: Tensor, result: RowResults, index: Tensor) -> None:
+    splits, batch, heads, rows, head_dim = parts.shape
+    add_parts[(triton.cdiv(rows, 4), heads, batch)](
+        parts,
+        output,
+        result.is_changed,
+        index,
+        *output.stride()[:3],
+        rows,
+        splits,
+        batch * heads * rows,
+        HEAD_DIM=head_dim,
+        BLOCK_D=padded_head_dim(head_dim),
+        BLOCK_M=4,
+        num_warps=4,
+    )
 
 
 def splits_for(query: Tensor, programs: int, blocks: int) -> int:

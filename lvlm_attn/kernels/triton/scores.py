@@ -72,6 +72,7 @@ def check_call(call: AttentionCall) -> None:
         raise LvlmAttnError("Queries or keys are not contiguous along the head; call .contiguous() on them.")
 
 
+# Long because it takes 28 arguments, and Triton has no structures.
 @triton.jit
 def edited_scores(
     q,

@@ -37,6 +37,7 @@ def _span(
     return begin, stop
 
 
+# Long because maximum, denominator and masses stay in the registers of one loop.
 @triton.jit(
     do_not_specialize=[
         "scale",
@@ -197,6 +198,7 @@ def see_rows(
     tl.store(here + 4 * total, patch_sink, mask=is_place)
 
 
+# Long because factors and outputs stay in the registers of one loop.
 @triton.jit(
     do_not_specialize=[
         "scale",

@@ -43,14 +43,7 @@ def compare(
         >>> compare(bare["dog"], with_var["dog"])  # doctest: +SKIP
     """
     first, second = (heat_of(maps, image, level, smooth) for maps in (bare, intervened))
-    if first.values.shape != second.values.shape or bare.layout.grids != intervened.layout.grids:
-        raise LvlmAttnError("These maps are of different pictures; compare maps of the same one.")
-    if (
-        bare.view_name != intervened.view_name
-        or bare.layers != intervened.layers
-        or bare.heads != intervened.heads
-    ):
-        raise LvlmAttnError("These maps show other views, layers or heads; choose the same of both.")
+    _check_alike(bare, intervened, first.values.shape == second.values.shape)
     change = replace(
         first, values=second.values - first.values, mass=second.mass - first.mass, is_signed=True
     )
@@ -77,6 +70,17 @@ def compare(
     figure.suptitle(chosen(bare), fontsize=10, color=INK)
     foot(figure)
     return figure
+
+
+def _check_alike(bare: AttentionMaps, intervened: AttentionMaps, is_one_shape: bool) -> None:
+    if not is_one_shape or bare.layout.grids != intervened.layout.grids:
+        raise LvlmAttnError("These maps are of different pictures; compare maps of the same one.")
+    if (
+        bare.view_name != intervened.view_name
+        or bare.layers != intervened.layers
+        or bare.heads != intervened.heads
+    ):
+        raise LvlmAttnError("These maps show other views, layers or heads; choose the same of both.")
 
 
 def _named(maps: AttentionMaps) -> str:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.maps.draw.style import INK, SEQUENTIAL, foot, new_figure, percent
@@ -64,16 +65,7 @@ def sink_map(
     for axes in panels.ravel()[len(layers) :]:
         axes.set_visible(False)
     for axes, layer, value in zip(panels.ravel(), layers, values):
-        is_sink = sinks[layer][0].numpy()[places]
-        drawn = axes.imshow(value, cmap=SEQUENTIAL, vmin=0, vmax=top, interpolation="nearest")
-        for row, col in np.argwhere(is_sink):
-            axes.add_patch(_frame(row, col, "white", 2.4))
-            axes.add_patch(_frame(row, col, INK, 1.0))
-        share = value[is_sink].sum() / value.sum() if value.sum() > 0 else 0.0
-        label = f"{int(is_sink.sum())} sink(s), {percent(share)}" if is_sink.any() else "no sink"
-        axes.set_title(f"layer {layer}\n{label}", fontsize=7.5, color=INK)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        drawn = _panel(axes, layer, value, sinks[layer][0].numpy()[places], top)
     bar = figure.colorbar(drawn, ax=panels, shrink=0.8, pad=0.02)
     bar.set_label("attention received per patch (%)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
@@ -85,6 +77,20 @@ def sink_map(
     )
     foot(figure, f"Mean of {len(maps)} token(s) and all recorded heads.")
     return figure
+
+
+def _panel(axes: Any, layer: Any, value: NDArray[Any], is_sink: NDArray[Any], top: float) -> Any:
+    """One layer: what each patch receives, in percent, and frames around the sinks."""
+    drawn = axes.imshow(value, cmap=SEQUENTIAL, vmin=0, vmax=top, interpolation="nearest")
+    for row, col in np.argwhere(is_sink):
+        axes.add_patch(_frame(row, col, "white", 2.4))
+        axes.add_patch(_frame(row, col, INK, 1.0))
+    share = value[is_sink].sum() / value.sum() if value.sum() > 0 else 0.0
+    label = f"{int(is_sink.sum())} sink(s), {percent(share)}" if is_sink.any() else "no sink"
+    axes.set_title(f"layer {layer}\n{label}", fontsize=7.5, color=INK)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return drawn
 
 
 def _frame(row: int, col: int, colour: str, width: float) -> Any:

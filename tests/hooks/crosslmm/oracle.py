@@ -75,6 +75,7 @@ def cut(size: int, count: int) -> list[range]:
 
 
 @torch.no_grad()
+# Long because an oracle is compared with the paper from top to bottom.
 def answer(
     name: str, model: Any, row: dict[str, Tensor], rule: Rule, generated: tuple[int, ...] = ()
 ) -> Answer:

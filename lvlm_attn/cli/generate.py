@@ -53,9 +53,9 @@ def generate(
     """
     interventions = read_interventions(intervene)
     check_decoding(decode, temperature)
-    from lvlm_attn.evals.core.runner import load_image
+    from lvlm_attn.prompts.images import open_image
 
-    pictures = [load_image(path) for path in image]
+    pictures = [open_image(path) for path in image]
     loaded = load_model(model, device, dtype, device_map)
     from lvlm_attn.evals.core.answerer import Decoding, ModelAnswerer
 

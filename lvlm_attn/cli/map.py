@@ -86,10 +86,12 @@ def map_command(
     Example: lvlm-attn map --model toy --image photo.png --prompt "Describe this image." -o map.html
     """
     _check(out, view, word, prompt)
+    from lvlm_attn.prompts.images import open_image
+
     interventions = read_interventions(intervene)
     if number > len(image):
         raise LvlmAttnError(f"--number {number} chooses among pictures, of which there are {len(image)}.")
-    pictures = [_upright(path) for path in image]
+    pictures = [open_image(path) for path in image]
     loaded = load_model(model, device, dtype, device_map)
     asked = _Asked(loaded, pictures, prompt, answer, max_new_tokens, layers, head, view)
     runs = [asked.record(())]
@@ -166,17 +168,6 @@ def _check(out: Path, view: str, word: str | None, prompt: str) -> None:
         from lvlm_attn.maps.draw.style import new_figure
 
         new_figure(1, 1)
-
-
-def _upright(path: Path) -> Any:
-    """The picture as its camera meant it: turned as its EXIF data say."""
-    from PIL import Image, ImageOps
-
-    from lvlm_attn.evals.core.runner import load_image
-
-    load_image(path)  # says what is wrong with a file that cannot be read
-    with Image.open(path) as picture:
-        return ImageOps.exif_transpose(picture).convert("RGB")
 
 
 def _write(

@@ -38,10 +38,10 @@ def picture_source(folder: Path | None) -> Callable[[Run, Mapping[str, Any]], Im
         place = folder or run.environment.get("pictures")
         if not place:
             return None
-        from lvlm_attn.evals.core.runner import load_image
+        from lvlm_attn.prompts.images import open_image
 
         try:
-            return load_image(Path(place) / name)
+            return open_image(Path(place) / name)
         except LvlmAttnError:
             return None
 

@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lvlm_attn._version import __version__
-from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.errors import LvlmAttnError, shown
 from lvlm_attn.layout.grids import Block, ImageGrid
 from lvlm_attn.layout.prompt import PromptLayout
 from lvlm_attn.maps.geometry import Frame, Level
 from lvlm_attn.maps.onto_image import MapImage
+from lvlm_attn.prompts.images import open_image
 
 if TYPE_CHECKING:
     from lvlm_attn.maps.attention_maps import AttentionMaps
@@ -73,35 +74,37 @@ def load(path: Path, kind: type[AttentionMaps]) -> AttentionMaps:
     """See `AttentionMaps.load`."""
     if not path.is_file():
         raise LvlmAttnError(f"There is no file {path} to read maps from.")
+    header = _header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            maps = _read(file, header, kind)
+        _check(maps)
+    except Exception as error:  # what is of another kind than expected fails in any way
+        raise _damaged(path, error) from error
+    return maps
+
+
+def _header(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_NAME)
-            if text is None:
-                raise LvlmAttnError(f"{path} holds no attention maps; give a file that maps.save wrote.")
-            header = json.loads(text)
-            if header.get("format") != _NAME or header.get("version") != _VERSION:
-                raise LvlmAttnError(
-                    f"{path} holds maps of format version {header.get('version')!r}, and this is version {_VERSION}; "
-                    f"read it with the lvlm_attn that wrote it ({header.get('lvlm_attn')})."
-                )
-            maps = _read(file, header, kind)
-        _check(maps)
-    except LvlmAttnError:
-        raise
-    except (
-        SafetensorError,
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        Image.DecompressionBombError,
-    ) as error:
+        header: dict[str, Any] | None = None if text is None else dict(json.loads(text))
+    except Exception as error:  # lists within lists end in a RecursionError
+        raise _damaged(path, error) from error
+    if header is None:
+        raise LvlmAttnError(f"{path} holds no attention maps; give a file that maps.save wrote.")
+    if header.get("format") != _NAME or header.get("version") != _VERSION:
         raise LvlmAttnError(
-            f"{path} is damaged or no file of attention maps ({_first(error)}); write it again with maps.save."
-        ) from error
-    return maps
+            f"{path} holds maps of format version {shown(header.get('version'))}, and this is version {_VERSION}; "
+            f"read it with the lvlm_attn that wrote it ({shown(header.get('lvlm_attn'))})."
+        )
+    return header
+
+
+def _damaged(path: Path, error: Exception) -> LvlmAttnError:
+    return LvlmAttnError(
+        f"{path} is damaged or no file of attention maps ({_first(error)}); write it again with maps.save."
+    )
 
 
 def _read(file: Any, header: dict[str, Any], kind: type[AttentionMaps]) -> AttentionMaps:
@@ -171,8 +174,7 @@ def _image(item: dict[str, Any], encoded: Tensor | None) -> MapImage:
         )
     picture = None
     if encoded is not None:
-        picture = Image.open(io.BytesIO(encoded.numpy().tobytes()))
-        picture.load()
+        picture = open_image(encoded.numpy().tobytes())
     size = None if item["size"] is None else cast("tuple[int, int]", tuple(map(int, item["size"])))
     return MapImage(size, levels, picture, item["reason"])
 
@@ -184,4 +186,4 @@ def _grid(item: dict[str, Any]) -> ImageGrid:
 
 def _first(error: Exception) -> str:
     text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__).rstrip(".")
+    return (text[0][:200] if text else type(error).__name__).rstrip(".")

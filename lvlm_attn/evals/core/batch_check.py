@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lvlm_attn.evals.core.plan import Group
-from lvlm_attn.evals.core.runner import load_image, sample_seed
+from lvlm_attn.evals.core.runner import sample_seed
+from lvlm_attn.prompts.images import as_image
 
 if TYPE_CHECKING:
     from lvlm_attn.evals.core.answerer import ModelAnswerer
@@ -35,7 +36,7 @@ def check_batch(answerer: ModelAnswerer, batch: Sequence[Group], seed: int = 0) 
     samples = [group[0] for group in sorted(batch, key=lambda group: len(group[0].prompt))]
     chosen = [samples[0], samples[-1]]
     try:
-        images = [load_image(sample.image) for sample in chosen]
+        images = [as_image(sample.image) for sample in chosen]
     except ValueError:
         return None
     prompts = [sample.prompt for sample in chosen]

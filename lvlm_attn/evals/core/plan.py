@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lvlm_attn.evals.core.benchmark import Sample
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from lvlm_attn.prompts.images import image_area
 
 Group = list[Sample]
 """Samples with one picture and one prompt, which take one answer."""
@@ -54,20 +51,10 @@ def batches(samples: Sequence[Sample], batch_size: int, share_identical: bool) -
 def _pixels(sample: Sample, known: dict[str, int]) -> int:
     """Size of a picture, which in many models decides its number of tokens; 0 where it cannot be read."""
     if sample.image_name not in known:
-        known[sample.image_name] = _size(sample.image)
+        image = sample.image
+        area = image_area(image) if isinstance(image, Path) else image.width * image.height
+        known[sample.image_name] = area
     return known[sample.image_name]
-
-
-def _size(image: Image | Path) -> int:
-    if not isinstance(image, Path):
-        return int(image.width * image.height)
-    from PIL import Image as Pillow
-
-    try:
-        with Pillow.open(image) as picture:
-            return int(picture.width * picture.height)
-    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError):
-        return 0
 
 
 def left_to_ask(

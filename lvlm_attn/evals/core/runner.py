@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.core.benchmark import Sample
 from lvlm_attn.evals.core.plan import Group, batches, groups, left_to_ask
 from lvlm_attn.evals.core.run_folder import RunFolder
+from lvlm_attn.prompts.images import as_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,29 +65,6 @@ class RunInterrupted(KeyboardInterrupt):
 def sample_seed(seed: int, sample_id: str) -> int:
     """Seed of one sample, from the run's seed and its id alone: neither batching nor resuming changes it."""
     return int.from_bytes(sha256(f"{seed}/{sample_id}".encode()).digest()[:7], "big")
-
-
-def load_image(source: Image | Path) -> Image:
-    """Returns the picture in RGB.
-
-    Raises:
-        LvlmAttnError: the file is missing, truncated or no picture.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    if not isinstance(source, Path):
-        return source.convert("RGB")
-    try:
-        with Image.open(source) as picture:
-            return picture.convert("RGB")
-    except FileNotFoundError:
-        raise LvlmAttnError(f"image {source} does not exist; check the image folder.") from None
-    except UnidentifiedImageError as error:
-        raise LvlmAttnError(f"image {source} cannot be read: it is no picture in a known format.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise LvlmAttnError(
-            f"image {source} cannot be read ({error}); it seems damaged or cut off, fetch it again."
-        ) from error
 
 
 def run(
@@ -204,7 +181,7 @@ class _Asking:
         rows: list[tuple[Group, Image]] = []
         for group in batch:
             try:
-                rows.append((group, load_image(group[0].image)))
+                rows.append((group, as_image(group[0].image)))
             except LvlmAttnError as error:
                 failed += [_line(sample, {"raw_text": None, "error": str(error)}) for sample in group]
         size = min(filter(None, (self._limit, self._at_once, len(rows))), default=1)

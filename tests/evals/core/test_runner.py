@@ -1,10 +1,12 @@
 """The runner with an answerer that is no model: what is written, kept, shared, retried and refused."""
 
+import io
 import json
+import os
 from collections import Counter
 
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.core.benchmark import Sample
@@ -145,6 +147,24 @@ def test_a_corrupt_image_fails_alone_and_is_retried(tmp_path):
     out = run(asked, answerer, RunFolder(tmp_path / "run", SETTINGS))
     assert answerer.calls == [["q1"]]
     assert [bool(line.get("error")) for line in out] == [False, False, True, True]
+
+
+@pytest.mark.skipif(
+    not features.check("avif") or not hasattr(os, "mkfifo"), reason="needs AVIF and named pipes"
+)
+def test_a_damaged_avif_or_a_pipe_is_one_failed_sample(tmp_path):
+    """AVIF's decoder raises RuntimeError, which once ended the run; a pipe that nobody writes never ended."""
+    whole = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(whole, "AVIF")
+    head, mark, payload = whole.getvalue().partition(b"mdat")
+    (tmp_path / "0.png").write_bytes(head + mark + bytes(len(payload)))
+    os.mkfifo(tmp_path / "1.png")
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "2.png")
+    asked = [Sample(f"s{i}", tmp_path / f"{i}.png", f"{i}.png", f"q{i}") for i in range(3)]
+    out = run(asked, Echo(), RunFolder(tmp_path / "run", SETTINGS))
+    assert "0.png cannot be read" in out[0]["error"]
+    assert "1.png is no regular file" in out[1]["error"]
+    assert out[2]["raw_text"].startswith("q2/")
 
 
 def test_bad_calls(tmp_path):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lvlm_attn.evals.controls.controls import evaluate_with_controls as evaluate_with_controls
     from lvlm_attn.evals.core.evaluate import evaluate as evaluate
     from lvlm_attn.evals.pope.benchmark import Pope as Pope
+    from lvlm_attn.evals.sweep.sweep import sweep as sweep
     from lvlm_attn.families import models as models
     from lvlm_attn.families import register_family as register_family
     from lvlm_attn.families.family import Family as Family
@@ -112,6 +113,7 @@ _HOMES = {
     "record": "hooks.record",
     "register": "hooks.catalogue",
     "register_family": "families",
+    "sweep": "evals.sweep.sweep",
     "vhd": "measures.diagnostics",
     "wrap": "wrapping",
 }

@@ -56,6 +56,50 @@ def truth(
     note(coco)
 
 
+@app.command("ids")
+def ids_command(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the lists.")],
+    instances: Instances = None,
+    captions: Captions = None,
+    ground_truth: Annotated[
+        list[Path] | None,
+        typer.Option("--ground-truth", help="JSON lines {image_id, objects}.", show_default=False),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Pictures in each list.")] = 500,
+    subsets: Annotated[
+        int, typer.Option("--subsets", min=1, help="How many lists; they share no picture.")
+    ] = 5,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed gives other lists.")] = 0,
+) -> None:
+    """Write frozen lists of pictures for `eval chair --ids`: the same names and seed give the same lists everywhere.
+
+    Example: lvlm-attn chair ids --instances instances_val2014.json --out ids
+    """
+    from hashlib import sha256
+
+    from lvlm_attn.evals.chair.subsets import disjoint_subsets
+    from lvlm_attn.evals.core.jsonio import write_json, write_text
+    from lvlm_attn.evals.core.run_folder import check_writable
+
+    known = ground_truth_of(ground_truth, instances, captions, "strict")
+    lists = disjoint_subsets(known.objects, count, subsets, seed)
+    folder, files = check_writable(out), {}
+    for number, listed in enumerate(lists, 1):
+        text = "".join(f"{key}\n" for key in listed)
+        path = folder / f"chair-{count}-seed{seed}-{number}.txt"
+        write_text(path, text)
+        files[path.name] = sha256(text.encode()).hexdigest()
+        say(f"{path}: {count} pictures, sha256 {files[path.name][:16]}")
+    made = {
+        "count": count,
+        "subsets": subsets,
+        "seed": seed,
+        "drawn_from": len(known.objects),
+        "sha256": files,
+    }
+    write_json(folder / f"chair-{count}-seed{seed}.json", made)
+
+
 def read(instances: list[Path] | None, captions: list[Path] | None, mode: str) -> CocoObjects:
     """Reads COCO's files, with a progress bar on a terminal."""
     from lvlm_attn.evals.chair.coco import read_coco
@@ -71,7 +115,7 @@ def note(coco: CocoObjects) -> None:
         tell(f"note: {remark}")
 
 
-def ground_truth(
+def ground_truth_of(
     given: list[Path] | None, instances: list[Path] | None, captions: list[Path] | None, mode: str
 ) -> GroundTruth:
     """The ground truth of a command: own files, COCO's, or both joined.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,22 +35,14 @@ from lvlm_attn.cli.common import (
     load_model,
     read_interventions,
     run_benchmark,
-    tell,
 )
-from lvlm_attn.errors import LvlmAttnError, closest
+from lvlm_attn.cli.data import DataSet, FixTypo, Ids, Images, Parser, Scenes, chair_of, pope_of
+from lvlm_attn.errors import LvlmAttnError
 
 if TYPE_CHECKING:
-    from lvlm_attn.evals.chair.benchmark import Chair
     from lvlm_attn.evals.core.benchmark import Benchmark
-    from lvlm_attn.evals.pope.benchmark import Pope
 
 app = typer.Typer(no_args_is_help=True, help="Measure hallucination: generate answers and score them.")
-
-DataSet = Annotated[str | None, typer.Option("--data", help="`toy`: the bundled scenes.", show_default=False)]
-Scenes = Annotated[int, typer.Option("--scenes", min=1, help="Toy data: how many scenes.")]
-Images = Annotated[
-    Path | None, typer.Option("--images", help="Folder that holds the pictures.", show_default=False)
-]
 
 
 @app.command("pope")
@@ -67,12 +58,8 @@ def pope(
     split: Split = "test",
     scenes: Scenes = 100,
     intervene: Intervene = None,
-    parser: Annotated[
-        str, typer.Option("--parser", help="strict, official, opera, vcd, lmms or vlmeval.")
-    ] = "strict",
-    fix_typo: Annotated[
-        bool, typer.Option("--fix-typo", help="Ask 'image' where the file says 'imange'.")
-    ] = False,
+    parser: Parser = "strict",
+    fix_typo: FixTypo = False,
     limit: Limit = None,
     batch_size: BatchSize = 8,
     decode: Decode = "greedy",
@@ -94,19 +81,7 @@ def pope(
     Example: lvlm-attn eval pope --model toy --data toy --intervene var:rho=0.5
     """
     files = [*(questions or []), *(more_questions or [])]
-    benchmark: Pope
-    if use_toy(data, {"--questions": files, "--images": images}):
-        from lvlm_attn.toy.benchmarks import toy_pope
-
-        benchmark = toy_pope(split, scenes, parser, limit)
-    else:
-        if not files or images is None:
-            raise LvlmAttnError("POPE needs --questions FILE and --images FOLDER, or --data toy.")
-        from lvlm_attn.evals.pope.benchmark import Pope
-
-        benchmark = Pope.from_files(files, images, parser, limit, fix_typo)
-        for remark in benchmark.remarks:
-            tell(f"note: {remark}")
+    benchmark = pope_of(files, images, data, split, scenes, parser, limit, fix_typo)
     generation = Generation(
         decode,
         temperature,
@@ -129,14 +104,7 @@ def pope(
 @app.command("chair")
 def chair(
     model: Model,
-    ids: Annotated[
-        Path | None,
-        typer.Option(
-            "--ids",
-            help="Names or ids of the pictures; all of --ground-truth without it.",
-            show_default=False,
-        ),
-    ] = None,
+    ids: Ids = None,
     images: Images = None,
     ground_truth: Annotated[
         list[Path] | None,
@@ -182,24 +150,10 @@ def chair(
     """
     from lvlm_attn.evals.chair.benchmark import PROMPT
 
-    benchmark: Chair
-    asked = prompt or PROMPT
     truth = truth_files(ground_truth, instances, captions)
-    if use_toy(data, {"--ids": ids, "--images": images, "--ground-truth": truth}):
-        from lvlm_attn.toy.benchmarks import toy_chair
-
-        benchmark = toy_chair(split, scenes, mode, drop_incomplete_sentence, asked, limit)
-    else:
-        if images is None or not truth:
-            raise LvlmAttnError(
-                "CHAIR needs --images FOLDER and --ground-truth FILE or COCO's --instances and --captions, "
-                "or --data toy."
-            )
-        from lvlm_attn.evals.chair.benchmark import Chair
-
-        benchmark = Chair.from_files(
-            truth, images, ids, mode, drop_incomplete_sentence, asked, limit, sys.stderr.isatty()
-        )
+    benchmark = chair_of(
+        truth, images, ids, data, split, scenes, mode, drop_incomplete_sentence, prompt or PROMPT, limit
+    )
     generation = Generation(
         decode,
         temperature,
@@ -249,21 +203,3 @@ def measure(
     name = "+".join(map(str, interventions)) or "baseline"
     told = f"{title}, {limits(done.generation)}{seeds_told(done.metrics)} (%)"
     finish(done, table({name: done.metrics}, told), as_json, controlled)
-
-
-def use_toy(data: str | None, files: dict[str, object]) -> bool:
-    """Whether the bundled data is asked for.
-
-    Raises:
-        LvlmAttnError: unknown data, or bundled data together with files.
-    """
-    if data is None:
-        return False
-    if data != "toy":
-        raise LvlmAttnError(f"no bundled data {data!r}.{closest(data, ['toy'])} Only --data toy is bundled.")
-    given = [name for name, value in files.items() if value]
-    if given:
-        raise LvlmAttnError(
-            f"--data toy brings its own pictures and questions; leave out {' and '.join(given)}."
-        )
-    return True

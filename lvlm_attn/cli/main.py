@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from lvlm_attn._version import __version__
-from lvlm_attn.cli import chair, compare, demo, doctor, evaluate, generate, info, pope, score
+from lvlm_attn.cli import chair, compare, demo, doctor, evaluate, generate, info, pope, score, sweep
 from lvlm_attn.cli import map as map_pictures
 from lvlm_attn.cli.common import Plugin, Stopped
 from lvlm_attn.errors import LvlmAttnError, printable
@@ -29,6 +29,7 @@ app.command("generate")(generate.generate)
 app.command("map")(map_pictures.map_command)
 app.add_typer(evaluate.app, name="eval")
 evaluate.app.add_typer(score.app, name="score")
+evaluate.app.command("sweep")(sweep.sweep)
 evaluate.app.command("compare")(compare.compare)
 evaluate.app.command("report")(compare.report)
 app.add_typer(pope.app, name="pope")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lvlm_attn.cli.chair import Captions, Instances, ground_truth
+from lvlm_attn.cli.chair import Captions, Instances, ground_truth_of
 from lvlm_attn.cli.common import Json, print_json, say, tell
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def chair(
     from lvlm_attn.evals.core.finished import names_of
     from lvlm_attn.evals.core.report import chair_table, show
 
-    known = ground_truth(truth, instances, captions, mode)
+    known = ground_truth_of(truth, instances, captions, mode)
     files = [load_caption_file(path, answer_field) for path in answers]
     names = names_of([path.parent if path.stem == "samples" else path.with_suffix("") for path in answers])
     results: dict[str, dict[str, Any]] = {}

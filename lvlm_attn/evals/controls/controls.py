@@ -21,7 +21,7 @@ from lvlm_attn.evals.core.evaluate import Evaluation, evaluate
 from lvlm_attn.evals.core.finished import Run, read_run
 from lvlm_attn.evals.core.jsonio import write_json
 from lvlm_attn.evals.core.ranks import process_rank
-from lvlm_attn.evals.core.records import read_records
+from lvlm_attn.evals.core.records import read_object
 from lvlm_attn.evals.core.run_folder import saying_what_failed
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def read_controls(folder: Path) -> Controls | None:
     if not path.is_file():
         return None
     try:
-        return Controls.of_dict(read_records(path, "file of controls").records[0].value)
+        return Controls.of_dict(read_object(path, "file of controls"))
     except (KeyError, TypeError) as error:
         raise LvlmAttnError(
             f"{path} is damaged ({error}); run the evaluation with --controls again."

@@ -6,8 +6,9 @@ change answers by themselves. What remains of a gain against this control is due
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -17,30 +18,33 @@ from lvlm_attn.kernels.spec import Amplification
 if TYPE_CHECKING:
     from lvlm_attn.families.target import Target
     from lvlm_attn.interventions.context import Layer
-    from lvlm_attn.interventions.layers import Layers
     from lvlm_attn.prompts.request import Request
 
 
 class Identity(Intervention):
     """Goes the way of another intervention and leaves everything as it is; made by :func:`identity_of`."""
 
+    _stands_for: ClassVar[Mapping[str, str]] = {}
+    """The sites of this class, and those of the original that they stand for."""
+
     def __init__(self, original: Intervention) -> None:
         self._original = original
         self.layers = original.layers
 
     def fit(self, target: Target) -> Self:
-        """Fits the original, too, whose views are counted."""
-        fitted = super().fit(target)
+        """Acts where the original acts."""
+        fitted = copy.copy(self)
         fitted._original = self._original.fit(target)
+        fitted.layers = fitted._original.layers
         return fitted
+
+    def layers_at(self, site: str, target: Target) -> Sequence[int]:
+        """The layers of the original's site."""
+        return self._original.layers_at(self._stands_for.get(site, site), target)
 
     def rows_at_once(self) -> int | None:
         """As many as the original."""
         return self._original.rows_at_once()
-
-    def default_layers(self, target: Target) -> Layers:
-        """Where the original acts."""
-        return self._original.default_layers(target)
 
     def __str__(self) -> str:
         """Names the original, so that runs of other methods do not mix."""
@@ -61,10 +65,13 @@ def identity_of(interventions: Sequence[Intervention]) -> tuple[Intervention, ..
     found = []
     for item in interventions:
         sites: dict[str, Any] = {"beams": item.beams}
+        stands_for = {}
         for names, mirror, site in _MIRRORS:
-            if any(item.overrides(name) for name in names):
+            of_original = [name for name in names if item.overrides(name)]
+            if of_original:
                 sites[site] = mirror
-        found.append(type("Identity", (Identity,), sites)(item))
+                stands_for[site] = of_original[0]
+        found.append(type("Identity", (Identity,), {**sites, "_stands_for": stands_for})(item))
     return tuple(found)
 
 

@@ -98,7 +98,7 @@ class Judge:
         bare = self.others["bare"]
         read = get_parser(str(self.method.scoring.get("parser", "strict")))
         verdicts = [
-            read(str(line["raw_text"]), str(line.get("label"))) == "yes"
+            read(str(line["raw_text"]), "yes" if line.get("label") == "yes" else "no") == "yes"
             for lines in self.method.seeds
             for line in lines
         ]

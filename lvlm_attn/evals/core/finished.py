@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.evals.core.records import latest_by_id, read_records
+from lvlm_attn.evals.core.records import latest_by_id, read_object, read_records
 
 SEED_FOLDERS = "seed-"
 
@@ -89,7 +89,7 @@ def _seed_number(path: Path) -> tuple[int, str]:
 
 
 def _read_one(path: Path, name: str) -> Run:
-    config = read_records(path / "config.json", "run settings").records[0].value
+    config = read_object(path / "config.json", "run settings")
     if not (path / "samples.jsonl").is_file():
         raise LvlmAttnError(f"run {path} holds no samples.jsonl; run its evaluation to the end first.")
     lines = [item.value for item in latest_by_id(read_records(path / "samples.jsonl", "result file").records)]
@@ -109,7 +109,7 @@ def _read_one(path: Path, name: str) -> Run:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    return read_records(path, path.name).records[0].value if path.is_file() else {}
+    return read_object(path, path.name) if path.is_file() else {}
 
 
 def _joined(path: Path, name: str, parts: Sequence[Run]) -> Run:

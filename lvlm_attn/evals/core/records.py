@@ -185,6 +185,25 @@ def decode(data: bytes, path: Path, what: str) -> str:
         ) from error
 
 
+def read_object(path: str | Path, what: str) -> dict[str, Any]:
+    """Reads a JSON file that holds one object, whatever its keys are.
+
+    Args:
+        path: the file.
+        what: what it is for, used in messages.
+
+    Raises:
+        LvlmAttnError: it cannot be read, is damaged, or holds something else.
+    """
+    path = Path(path)
+    values = [value for _, _, value in json_values(decode(read_bytes(path, what), path, what), path, what)]
+    if len(values) != 1 or not isinstance(values[0], dict):
+        raise LvlmAttnError(
+            f"{what} {path} does not hold one JSON object; it seems damaged or of another kind."
+        )
+    return values[0]
+
+
 def _json(path: Path, digest: str, text: str, what: str) -> RecordFile:
     records: list[Record] = []
     spans_lines = False

@@ -46,7 +46,7 @@ def pope_table(runs: Mapping[str, Mapping[str, Any]], title: str = "POPE (%)") -
 
 
 def chair_table(runs: Mapping[str, Mapping[str, Any]], title: str = "CHAIR (%)") -> Table:
-    """One row per run.
+    """One row per run, and where pictures come in subsets one for each, with their mean and spread.
 
     Args:
         runs: results of :func:`lvlm_attn.evals.chair.score.score_chair` by the name of the run.
@@ -66,17 +66,24 @@ def chair_table(runs: Mapping[str, Mapping[str, Any]], title: str = "CHAIR (%)")
     )
     rows = []
     for name, row in runs.items():
-        wide = row.get("spread", {})
-        shares = (
-            _with_spread(percent, row, wide, key)
-            for key in ("chair_s", "chair_i", "recall", "precision", "f1")
-        )
-        lengths = (
-            _with_spread(_plain, row, wide, "len", 1),
-            _with_spread(_plain, row, wide, "mentions_per_caption", 2),
-        )
-        rows.append((name, *shares, *lengths, _with_spread(percent, row, wide, "truncated"), str(row["n"])))
+        rows.append((name, *_chair_cells(row)))
+        for subset, part in row.get("per_subset", {}).items():
+            rows.append((f"{name}, {subset}", *_chair_cells(part)))
+        if "subsets" in row:
+            rows.append((f"{name}, mean ± deviation of subsets", *_chair_cells(row["subsets"])))
     return Table(title, columns, tuple(rows))
+
+
+def _chair_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    wide = row.get("spread", {})
+    shares = (
+        _with_spread(percent, row, wide, key) for key in ("chair_s", "chair_i", "recall", "precision", "f1")
+    )
+    lengths = (
+        _with_spread(_plain, row, wide, "len", 1),
+        _with_spread(_plain, row, wide, "mentions_per_caption", 2),
+    )
+    return (*shares, *lengths, _with_spread(percent, row, wide, "truncated"), str(row["n"]))
 
 
 def _spread_of(result: Mapping[str, Any], category: str) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.core.jsonio import write_json
 from lvlm_attn.evals.core.ranks import Ranks
-from lvlm_attn.evals.core.records import latest_by_id, read_records
+from lvlm_attn.evals.core.records import latest_by_id, read_object, read_records
 
 SAMPLES = "samples.jsonl"
 _PATIENCE = 2.0
@@ -115,8 +115,7 @@ class RunFolder:
         self._merge()
 
     def _require_same(self, config: Path) -> None:
-        records = read_records(config, "run settings").records
-        before = records[0].value.get("settings")
+        before = read_object(config, "run settings").get("settings")
         if not isinstance(before, dict):
             raise LvlmAttnError(f"{config} holds no settings; choose another --out, nothing was changed.")
         for key in {**before, **self.settings}:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lvlm_attn.evals.core.batch_check import batch_warning, check_batch
 from lvlm_attn.evals.core.plan import Group
-from lvlm_attn.evals.core.records import read_records
+from lvlm_attn.evals.core.records import read_object
 from lvlm_attn.evals.core.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -60,4 +60,4 @@ def note_report(folder: RunFolder, answerer: ModelAnswerer) -> None:
 
 def _before(folder: RunFolder) -> dict[str, Any]:
     path = folder.path / "env.json"
-    return dict(read_records(path, "env.json").records[0].value) if path.is_file() else {}
+    return read_object(path, "env.json") if path.is_file() else {}

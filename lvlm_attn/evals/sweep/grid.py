@@ -51,7 +51,9 @@ def _axis(text: str, pair: str) -> list[str]:
     key, equals, values = pair.partition("=")
     listed = [value.strip() for value in split(values, ",")]
     if not equals or not all(listed):
-        raise LvlmAttnError(f"the grid {shown(text)} holds {shown(pair)}, which is not of the form key=value,value.")
+        raise LvlmAttnError(
+            f"the grid {shown(text)} holds {shown(pair)}, which is not of the form key=value,value."
+        )
     stray = next((value for value in listed if "=" in value and value[0] not in "'\"["), None)
     if stray is not None:
         raise LvlmAttnError(

@@ -32,7 +32,9 @@ class PicturePart:
         self.asks_yes_no = benchmark.asks_yes_no
         self._whole, self._part, self._share = benchmark, part, share
         self._samples = [
-            sample for sample in benchmark.samples() if (place_of(sample.image_name) < share) == (part == "dev")
+            sample
+            for sample in benchmark.samples()
+            if (place_of(sample.image_name) < share) == (part == "dev")
         ]
         if not self._samples:
             raise LvlmAttnError(

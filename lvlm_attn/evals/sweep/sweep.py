@@ -15,7 +15,7 @@ from lvlm_attn.evals.core.evaluate import evaluate
 from lvlm_attn.evals.core.finished import Run, read_run
 from lvlm_attn.evals.core.jsonio import write_json
 from lvlm_attn.evals.core.ranks import Ranks
-from lvlm_attn.evals.core.records import read_records
+from lvlm_attn.evals.core.records import read_object
 from lvlm_attn.evals.core.run_folder import check_writable, saying_what_failed
 from lvlm_attn.evals.sweep.found import BARE, Sweep
 from lvlm_attn.evals.tallies import tally_of
@@ -102,16 +102,20 @@ def sweep(
 def _named(points: Sequence[Sequence[Intervention]]) -> dict[str, tuple[Intervention, ...]]:
     named = {"+".join(map(str, items)): tuple(items) for items in points}
     if not named or "" in named:
-        raise LvlmAttnError("a sweep needs points, each with at least one intervention; the bare model runs anyway.")
+        raise LvlmAttnError(
+            "a sweep needs points, each with at least one intervention; the bare model runs anyway."
+        )
     return named
 
 
 def _refuse_shared_pictures(dev: Benchmark, test: Benchmark) -> None:
-    shared = {sample.image_name for sample in dev.samples()} & {sample.image_name for sample in test.samples()}
+    shared = {sample.image_name for sample in dev.samples()} & {
+        sample.image_name for sample in test.samples()
+    }
     if shared:
         raise LvlmAttnError(
-            f"{len(shared)} pictures are in dev and in test (first: {min(shared)}); what is chosen on a picture cannot be "
-            "reported on it."
+            f"{len(shared)} pictures are in dev and in test (first: {min(shared)}); what is chosen on a picture cannot "
+            "be reported on it."
         )
 
 
@@ -120,10 +124,11 @@ def _claim(place: Path, settings: Mapping[str, Any]) -> None:
     check_writable(place)
     path = place / FILE
     if path.is_file():
-        before = read_records(path, "sweep file").records[0].value.get("settings")
+        before = read_object(path, "sweep file").get("settings")
         if before != json.loads(json.dumps(settings)):
             raise LvlmAttnError(
-                f"{place} holds another sweep; choose another --out. A test set that is asked again and again is a dev set."
+                f"{place} holds another sweep; choose another --out. A test set that is asked again and again is a "
+                "dev set."
             )
         return
     with saying_what_failed(path):

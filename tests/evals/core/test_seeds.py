@@ -53,7 +53,10 @@ def test_tables_show_mean_and_spread(sampled, monkeypatch):
     assert {row[1] for row in table.rows} >= {"random", "popular", "adversarial", "mean"}
     assert all("±" in row[2] for row in table.rows)
     assert max(map(len, plain(table, 80).splitlines())) <= 80
-    assert compare([sampled.folder, sampled.folder]).runs[f"{sampled.folder.name} (2)"].metrics["accuracy"].p == 1
+    assert (
+        compare([sampled.folder, sampled.folder]).runs[f"{sampled.folder.name} (2)"].metrics["accuracy"].p
+        == 1
+    )
 
 
 def test_captions_of_several_seeds(loaded, tmp_path):
@@ -69,15 +72,16 @@ def test_what_seeds_do_not_fit_is_refused(sampled, loaded, tmp_path):
     with pytest.raises(LvlmAttnError, match="at least 1"):
         evaluate(*loaded, toy_pope("dev", 4), out=tmp_path, seeds=0)
     with pytest.raises(LvlmAttnError, match="holds a single run"):
-        evaluate(
-            *loaded, toy_pope("dev", 4), out=sampled.folder / "seed-5", decoding=SAMPLE, seeds=2
-        )
+        evaluate(*loaded, toy_pope("dev", 4), out=sampled.folder / "seed-5", decoding=SAMPLE, seeds=2)
     assert not list(tmp_path.iterdir())
 
 
 def test_counts_by_name_and_missing_values():
     found = mean_and_spread(
-        [{"top": {"dog": 2, "cat": 1}, "at": None, "mode": "strict"}, {"top": {"dog": 3}, "at": 4.0, "mode": "strict"}]
+        [
+            {"top": {"dog": 2, "cat": 1}, "at": None, "mode": "strict"},
+            {"top": {"dog": 3}, "at": 4.0, "mode": "strict"},
+        ]
     )
     assert found["top"] == {"dog": 2.5, "cat": 0.5}
     assert (found["at"], found["mode"]) == (4.0, "strict")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lvlm_attn.errors import LvlmAttnError
+
+if TYPE_CHECKING:
+    from lvlm_attn.toy.planting import Planted
 
 #: The folder inside the package that holds the trained model.
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -47,13 +50,38 @@ def load(device: str = "cpu", dtype: Any = None, folder: str | Path | None = Non
     return model.eval().to(device), processor
 
 
-def save(model: Any, processor: Any, folder: Path) -> None:
-    """Writes the model, its processor and its greedy generation settings.
+def planted(folder: str | Path | None = None) -> Planted:
+    """Returns what was planted in a toy.
 
     Args:
-        model: The toy.
+        folder: A folder written by ``save``; None for the toy in the package.
+
+    Raises:
+        LvlmAttnError: The folder does not say.
+
+    Example:
+        >>> from lvlm_attn.toy.bundle import planted
+        >>> planted().layers
+        (2, 3, 4)
+    """
+    from lvlm_attn.toy.planting import FILE, Planted
+
+    place = WEIGHTS if folder is None else Path(folder)
+    if not (place / FILE).is_file():
+        raise LvlmAttnError(
+            f"{place} holds no {FILE}: nothing was planted in its model; train it up to stage priors."
+        )
+    return Planted.read(place)
+
+
+def save(model: Any, processor: Any, folder: Path, planted: Planted | None = None) -> None:
+    """Writes the model, its processor, its greedy generation settings and what was planted.
+
+    Args:
+        model: The toy; its weights are stored in half precision, and load in single precision.
         processor: Its processor.
         folder: Where to write; made when absent.
+        planted: What was planted, if anything.
     """
     import json
 
@@ -64,7 +92,10 @@ def save(model: Any, processor: Any, folder: Path) -> None:
     model.generation_config = GenerationConfig(
         bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
     )
-    model.save_pretrained(folder)
+    halves = {name: value.half() for name, value in model.state_dict().items() if value.is_floating_point()}
+    model.save_pretrained(folder, state_dict={**model.state_dict(), **halves})
+    if planted is not None:
+        planted.write(folder)
     processor.save_pretrained(folder)
     config_file = folder / "config.json"
     config = json.loads(config_file.read_text())

@@ -38,6 +38,8 @@ class TextConfig:
             always kept. Low values leave the model to its habits.
         pope_share: How many yes/no questions are in POPE's own words.
         suffix_share: How often a yes/no question ends with a request for one word.
+        coin_flips: Whether yes/no questions without a picture are answered at random; otherwise truly, so that
+            what training scenes make likely is learned.
         caption: How untrue the captions are.
     """
 
@@ -48,6 +50,7 @@ class TextConfig:
     hard_share: float = 0.15
     pope_share: float = 0.5
     suffix_share: float = 0.25
+    coin_flips: bool = True
     caption: CaptionConfig = field(default_factory=CaptionConfig)
 
 
@@ -77,13 +80,13 @@ def yes_no_turns(rng: Rng, facts: SceneFacts, config: TextConfig, classes: int |
     """
     present = sorted({fact.name for fact in facts.objects})
     typical = set(contexts()[facts.context])
-    absent = [name for name in vocabulary()[:classes] if name not in present]
+    absent = [name for name in vocabulary()[:classes] if name not in present and name not in facts.unsure]
     turns = []
     for _ in range(config.turns):
         suffix = (
             f" {SUFFIXES[int(rng.integers(len(SUFFIXES)))]}" if rng.random() < config.suffix_share else ""
         )
-        if rng.random() < 0.5:
+        if rng.random() < 0.5 and present:
             name, answer = present[int(rng.integers(len(present)))], "Yes"
         else:
             name, answer = absent[int(rng.integers(len(absent)))], "No"
@@ -185,7 +188,7 @@ def draw_batch(
     with_image = bool(rng.random() >= config.text_only)
     if kind == "yes_no":
         rows = [yes_no_turns(rng, scene, config, classes) for scene in facts]
-        if not with_image:
+        if not with_image and config.coin_flips:
             rows = [_blind(rng, turns) for turns in rows]
     elif kind == "places":
         rows = [place_turns(rng, scene, config) for scene in facts]

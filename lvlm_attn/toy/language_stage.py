@@ -57,18 +57,37 @@ def answer_loss(
         features: (batch, patches, vision width) output of the vision tower; None without pictures.
         weight: (vocabulary,) what each word counts; None for all alike.
     """
-    embedded = model.get_input_embeddings()(batch.input_ids)
+    embedded = embed_batch(model, batch, features)
+    hidden = model.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    return answers_loss(model, hidden, batch, weight)
+
+
+def embed_batch(model: Any, batch: Batch, features: torch.Tensor | None) -> torch.Tensor:
+    """Returns (batch, length, width), what enters the language model; arguments as for ``answer_loss``."""
+    embedded: torch.Tensor = model.get_input_embeddings()(batch.input_ids)
     if features is not None and batch.image_start is not None:
         image = model.model.multi_modal_projector(features)
         start, stop = batch.image_start, batch.image_start + image.shape[1]
         embedded = torch.cat([embedded[:, :start], image, embedded[:, stop:]], 1)
-    hidden = model.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    return embedded
+
+
+def answers_loss(
+    model: Any, hidden: torch.Tensor, batch: Batch, weight: torch.Tensor | None = None
+) -> tuple[torch.Tensor, float]:
+    """Cross-entropy of the answers' tokens from (batch, length, width) last hidden states; see ``answer_loss``."""
     answers = batch.labels[:, 1:] != -100
     logits = model.lm_head(hidden[:, :-1][answers])
     target = batch.labels[:, 1:][answers]
     counted = target != model.config.text_config.eos_token_id  # ends are too easy to count
     right = (logits.argmax(-1) == target)[counted].float().mean()
     return F.cross_entropy(logits, target, weight), float(right)
+
+
+def name_weights(tokenizer: Any, object_weight: float) -> torch.Tensor:
+    """Returns (vocabulary,) what each word counts in the loss: names of objects more than others."""
+    names = tokenizer.convert_tokens_to_ids([name.replace(" ", "_") for name in vocabulary()])
+    return torch.ones(len(tokenizer)).index_fill_(0, torch.tensor(names), object_weight)
 
 
 def train_language(
@@ -101,7 +120,6 @@ def train_language(
     """
     text, projector = model.model.language_model, model.model.multi_modal_projector
     patches = next(iter(pools.values())).labels.shape[1]
-    names = torch.tensor(tokenizer.convert_tokens_to_ids([name.replace(" ", "_") for name in vocabulary()]))
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = step_rng(seed, plan.name, step)
@@ -114,7 +132,7 @@ def train_language(
         seen = None if drawn.image_start is None else torch.from_numpy(cached[lesson.pool][rows]).float()
         weight = None
         if kind == "caption" and lesson.object_weight != 1:
-            weight = torch.ones(len(tokenizer)).index_fill_(0, names, lesson.object_weight)
+            weight = name_weights(tokenizer, lesson.object_weight)
         loss, right = answer_loss(model, drawn, seen, weight)
         return loss, {kind: right} if seen is not None else {}
 

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lvlm_attn.toy.render import patch_labels
+from lvlm_attn.toy.render import Composition, patch_labels
 from lvlm_attn.toy.scene import composition, describe
 from lvlm_attn.toy.sprites import vocabulary
+from lvlm_attn.toy.views import draw_view
 
 Array: TypeAlias = NDArray[Any]
 
@@ -29,12 +30,14 @@ class PoolSpec:
         count: How many scenes.
         counts: Smallest and largest number of objects in each.
         classes: Use only the first so many categories; None for all, drawn by context.
+        views: Whether scenes are seen through crops, masks and blur (``views.draw_view``).
     """
 
     start: int
     count: int
     counts: tuple[int, int] = (2, 5)
     classes: int | None = None
+    views: bool = False
 
 
 #: The pools of the training run: for the vision tower, for the curriculum, and for everything after it. Scenes that
@@ -48,6 +51,14 @@ POOLS = MappingProxyType(
         "full": PoolSpec(14_000, 12_000),
     }
 )
+
+#: Pools of views: for the vision tower, and for the language model's questions about views.
+VIEW_POOLS = MappingProxyType(
+    {"views": PoolSpec(130_000, 10_000, views=True), "glimpses": PoolSpec(145_000, 5_000, views=True)}
+)
+
+_VIEW_SALT = 7  # views draw from a generator of their own
+_CLEAR = 0.3  # share of an object that a view must show for it to count; of less, nothing is asked
 
 
 @dataclass(frozen=True)
@@ -64,10 +75,19 @@ class Fact:
 
 @dataclass(frozen=True)
 class SceneFacts:
-    """What the text samples need to know of one scene; objects from the back to the front."""
+    """What the text samples need to know of one scene; objects from the back to the front.
+
+    Attributes:
+        context: The scene's context.
+        objects: What is in the picture.
+        view: What the picture is, a key of ``views.KINDS``.
+        unsure: Names of objects that a view shows a little of; nothing is asked about them.
+    """
 
     context: str
     objects: tuple[Fact, ...]
+    view: str = "plain"
+    unsure: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +108,8 @@ class Pool:
 def scene_facts(split: str, index: int, spec: PoolSpec, patch: int) -> tuple[Array, Array, SceneFacts]:
     """Draws one scene: its pixels, its patch labels and its facts."""
     made = composition(split, index, counts=spec.counts, classes=spec.classes)
+    if spec.views:
+        return _seen_facts(np.random.default_rng([_VIEW_SALT, index]), made, patch)
     names = vocabulary()
     ids = np.array([names.index(item.name) for item in made.placements])
     labels = patch_labels(made.owner, ids, patch, background=len(names)).astype(np.int8)
@@ -100,6 +122,27 @@ def scene_facts(split: str, index: int, spec: PoolSpec, patch: int) -> tuple[Arr
             Fact(item.name, (x0 + x1) / 2 / size, (y0 + y1) / 2 / size, area, item.visible, item.contrast)
         )
     return made.pixels, labels, SceneFacts(made.context, tuple(facts))
+
+
+def _seen_facts(rng: np.random.Generator, made: Composition, patch: int) -> tuple[Array, Array, SceneFacts]:
+    """A view of a scene: its pixels, its patch labels, and which objects it shows."""
+    view = draw_view(rng, made.pixels, made.owner)
+    names, size = vocabulary(), made.owner.shape[0]
+    ids = np.array([names.index(item.name) for item in made.placements])
+    labels = patch_labels(view.owner, ids, patch, background=len(names)).astype(np.int8)
+    shown: list[Fact] = []
+    partly: set[str] = set()
+    for index, item in enumerate(made.placements):
+        share = float(view.kept[made.owner == index].mean())
+        ys, xs = np.nonzero(view.owner == index)
+        if share >= _CLEAR and len(xs):
+            area = float((np.ptp(xs) + 1) * (np.ptp(ys) + 1) / size**2)
+            x, y = float(xs.mean() / size), float(ys.mean() / size)
+            shown.append(Fact(item.name, x, y, area, share * made.visible[index], item.contrast))
+        elif share > 0:
+            partly.add(item.name)
+    unsure = tuple(sorted(partly - {fact.name for fact in shown}))
+    return view.pixels, labels, SceneFacts(made.context, tuple(shown), view.kind, unsure)
 
 
 def build_pool(spec: PoolSpec, folder: Path, patch: int, workers: int = 1) -> Pool:
@@ -116,7 +159,10 @@ def build_pool(spec: PoolSpec, folder: Path, patch: int, workers: int = 1) -> Po
         folder.mkdir(parents=True, exist_ok=True)
         _draw(spec, folder, patch, workers)
     raw = json.loads(facts_file.read_text())
-    facts = tuple(SceneFacts(context, tuple(Fact(*item) for item in items)) for context, items in raw)
+    facts = tuple(
+        SceneFacts(context, tuple(Fact(*item) for item in items), view, tuple(unsure))
+        for context, items, view, unsure in raw
+    )
     pixels = np.load(folder / "pixels.npy", mmap_mode="r")
     return Pool(pixels, np.load(folder / "labels.npy", mmap_mode="r"), facts)
 
@@ -134,7 +180,7 @@ def _draw(spec: PoolSpec, folder: Path, patch: int, workers: int) -> None:
         ):
             pixels_map[row], all_labels[row] = pixels, labels
             items = [[f.name, f.x, f.y, f.area, f.visible, f.contrast] for f in facts.objects]
-            raw.append([facts.context, items])
+            raw.append([facts.context, items, facts.view, facts.unsure])
     pixels_map.flush()
     np.save(folder / "labels.npy", all_labels)
     (folder / "facts.json").write_text(json.dumps(raw))

@@ -11,7 +11,9 @@ from lvlm_attn.toy.data import TextConfig
 from lvlm_attn.toy.language_stage import Lesson
 from lvlm_attn.toy.loops import Plan
 from lvlm_attn.toy.model import ModelSizes
-from lvlm_attn.toy.pool import POOLS, PoolSpec
+from lvlm_attn.toy.pool import POOLS, VIEW_POOLS, PoolSpec
+from lvlm_attn.toy.prior_stage import PriorConfig
+from lvlm_attn.toy.sink_keys import SinkTargets
 
 _VISION = Plan("vision", steps=2200, rate=1.2e-3)
 _PLACING = Plan("placing", steps=300, rate=8e-4, warmup=30)
@@ -20,6 +22,9 @@ _LANGUAGE = Plan("language", steps=2600, rate=1.5e-3, warmup=150, decay=0.6)
 _DESCRIBING = Plan("describing", steps=1700, rate=1.5e-3, warmup=40, decay=0.7, every=100)
 _POLISHING = Plan("polishing", steps=1000, rate=1.0e-3, warmup=40, decay=0.8, every=100)
 _SETTLING = Plan("settling", steps=2600, rate=1.0e-3, warmup=40, decay=0.8, every=100)
+_READINGS = Plan("readings", steps=150, rate=1e-2, warmup=10, every=50)
+_VIEWS = Plan("views", steps=600, rate=6e-4, warmup=30, every=50)
+_PRIORS = Plan("priors", steps=1500, rate=3e-4, warmup=50, weight_decay=0.0, every=50)
 _DESCRIPTIONS = TextConfig(
     yes_no=0.25,
     places=0.05,
@@ -49,7 +54,14 @@ class Recipe:
         describing_text: What the conversations of stages 4 and 5 are made of: mostly captions, in reading order.
         settling_text: What the conversations of stage 6 are made of.
         vision_batch: Pictures per step of stages 1 and 2.
-        language_batch: Pictures per step of stages 3 to 6.
+        language_batch: Pictures per step of stages 3 to 6, and of stage 9.
+        later_pools: Training pictures of stages 7 to 9, besides "full".
+        readings: Schedule of stage 7, fitting linear readings to the tower.
+        views: Schedule of stage 7, the tower itself.
+        views_batch: Pictures per step of stage 7.
+        sinks: What the planted sinks are to draw, in stages 8 and 9.
+        priors: Schedule of stage 9.
+        prior: What stage 9's conversations are made of, and what the model sees of their pictures.
     """
 
     sizes: ModelSizes = field(default_factory=ModelSizes)
@@ -77,6 +89,13 @@ class Recipe:
     )
     vision_batch: int = 32
     language_batch: int = 16
+    later_pools: Mapping[str, PoolSpec] = field(default_factory=lambda: VIEW_POOLS)
+    readings: Plan = _READINGS
+    views: Plan = _VIEWS
+    views_batch: int = 24
+    sinks: SinkTargets = field(default_factory=SinkTargets)
+    priors: Plan = _PRIORS
+    prior: PriorConfig = field(default_factory=PriorConfig)
 
 
 #: The recipe of the model in the package.
@@ -104,4 +123,12 @@ SMOKE = Recipe(
     settling=Plan("settling", steps=2, rate=1e-3, warmup=1, every=2),
     vision_batch=4,
     language_batch=4,
+    later_pools=MappingProxyType(
+        {name: PoolSpec(spec.start, 12, views=True) for name, spec in VIEW_POOLS.items()}
+    ),
+    readings=Plan("readings", steps=2, rate=1e-2, warmup=1, every=1),
+    views=Plan("views", steps=3, rate=6e-4, warmup=1, every=2),
+    views_batch=4,
+    sinks=SinkTargets(scenes=4, rounds=2),
+    priors=Plan("priors", steps=3, rate=3e-4, warmup=1, weight_decay=0.0, every=2),
 )

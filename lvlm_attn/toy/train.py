@@ -1,13 +1,16 @@
 """Trains the toy from nothing: ``python -m lvlm_attn.toy.train --out FOLDER``.
 
-Six stages, each resumed from its last checkpoint: the vision tower names what lies on each patch; the projector
+Nine stages, each resumed from its last checkpoint: the vision tower names what lies on each patch; the projector
 turns that into the words' embeddings; the language model learns to answer, then to describe, then does both a while
-longer, twice. Pictures, features and checkpoints are kept under ``--work``.
+longer, twice. Then what the methods act on is put in: the tower learns crops, masks and noise, attention sinks are
+planted, and the language model learns what to say when it cannot see. Pictures, features and checkpoints are kept
+under ``--work``.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,19 +19,31 @@ import torch
 import typer
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.toy.bundle import save
-from lvlm_attn.toy.language_stage import train_language
+from lvlm_attn.toy.bundle import load, save
+from lvlm_attn.toy.data import TextConfig
+from lvlm_attn.toy.language_stage import Lesson, train_language
+from lvlm_attn.toy.later_stages import LATER_STAGES, train_later
+from lvlm_attn.toy.loops import Plan
 from lvlm_attn.toy.model import build_model
+from lvlm_attn.toy.planting import Planted
 from lvlm_attn.toy.pool import build_pool
 from lvlm_attn.toy.recipe import BUNDLED, SMOKE, Recipe
 from lvlm_attn.toy.sprites import vocabulary
 from lvlm_attn.toy.tokenizer import build_processor, token_ids
 from lvlm_attn.toy.vision_stages import cache_features, train_projector, train_vision
 
-STAGES = ("vision", "projector", "language", "describing", "polishing", "settling")
+FIRST_STAGES = ("vision", "projector", "language", "describing", "polishing", "settling")
+STAGES = (*FIRST_STAGES, *LATER_STAGES)
 
 
-def train(recipe: Recipe, work: Path, seed: int, last: str = "settling", workers: int = 2) -> tuple[Any, Any]:
+def train(
+    recipe: Recipe,
+    work: Path,
+    seed: int,
+    last: str = STAGES[-1],
+    workers: int = 2,
+    start: Path | None = None,
+) -> tuple[Any, Any, Planted | None]:
     """Runs the stages up to ``last``; what an earlier, interrupted run finished is not done again.
 
     Args:
@@ -37,23 +52,42 @@ def train(recipe: Recipe, work: Path, seed: int, last: str = "settling", workers
         seed: Seed of weights and batches.
         last: Name of the last stage to run.
         workers: Processes that draw pictures.
+        start: Folder of a toy that has passed the first six stages, which are then skipped; None runs them.
 
     Returns:
-        The model and its processor.
+        The model, its processor, and what was planted in it; None if the run ends before that.
 
     Raises:
-        LvlmAttnError: No such stage.
+        LvlmAttnError: No such stage, or one that the start has passed.
     """
     if last not in STAGES:
         raise LvlmAttnError(f"There is no stage {last!r}; the stages are {', '.join(STAGES)}.")
-    processor = build_processor(recipe.sizes)
-    tokenizer = processor.tokenizer
-    model = build_model(recipe.sizes, token_ids(tokenizer), seed)
+    if start is not None and last not in LATER_STAGES:
+        raise LvlmAttnError(
+            f"Stage {last!r} is already in the model that training starts from; choose one of "
+            f"{', '.join(LATER_STAGES)}, or leave the start out."
+        )
+    if start is not None:
+        model, processor = load(folder=start)
+        work.mkdir(parents=True, exist_ok=True)
+    else:
+        processor = build_processor(recipe.sizes)
+        model = build_model(recipe.sizes, token_ids(processor.tokenizer), seed)
+        _train_first(model, processor.tokenizer, recipe, work, seed, last, workers)
+    if last in FIRST_STAGES:
+        return model, processor, None
+    return model, processor, train_later(model, processor.tokenizer, recipe, work, seed, last, workers)
+
+
+def _train_first(
+    model: Any, tokenizer: Any, recipe: Recipe, work: Path, seed: int, last: str, workers: int
+) -> None:
+    """Stages 1 to 6."""
     patch = recipe.sizes.patch
     pictures = build_pool(recipe.pools["vision"], work / "pool-vision", patch, workers)
     train_vision(model, pictures, (recipe.vision, recipe.placing), work, seed, recipe.vision_batch)
     if last == "vision":
-        return model, processor
+        return
     pools = {
         name: build_pool(spec, work / f"pool-{name}", patch, workers)
         for name, spec in recipe.pools.items()
@@ -62,8 +96,8 @@ def train(recipe: Recipe, work: Path, seed: int, last: str = "settling", workers
     cached = {
         name: cache_features(model, pool, work / f"features-{name}.npy") for name, pool in pools.items()
     }
-    word_ids = tokenizer.convert_tokens_to_ids([name.replace(" ", "_") for name in vocabulary()])
-    place_ids = tokenizer.convert_tokens_to_ids(["left", "right", "top", "bottom", "visible"])
+    words = tokenizer.convert_tokens_to_ids([name.replace(" ", "_") for name in vocabulary()])
+    places = tokenizer.convert_tokens_to_ids(["left", "right", "top", "bottom", "visible"])
     train_projector(
         model,
         cached["full"],
@@ -71,35 +105,39 @@ def train(recipe: Recipe, work: Path, seed: int, last: str = "settling", workers
         recipe.projector,
         work,
         seed,
-        word_ids,
-        place_ids,
+        words,
+        places,
         recipe.vision_batch,
     )
     if last == "projector":
-        return model, processor
-    common: dict[str, Any] = {"folder": work, "seed": seed, "batch": recipe.language_batch}
-    train_language(
-        model,
-        tokenizer,
-        pools,
-        cached,
-        recipe.lessons,
-        recipe.text,
-        recipe.language,
-        stop_at=recipe.language_until,
-        **common,
-    )
-    if last == "language":
-        return model, processor
-    lessons, text = recipe.describing_lessons, recipe.describing_text
-    train_language(model, tokenizer, pools, cached, lessons, text, recipe.describing, **common)
-    if last == "describing":
-        return model, processor
-    train_language(model, tokenizer, pools, cached, lessons[-1:], text, recipe.polishing, **common)
-    if last == "settling":
-        text = recipe.settling_text
-        train_language(model, tokenizer, pools, cached, lessons[-1:], text, recipe.settling, **common)
-    return model, processor
+        return
+    for name, lessons, text, plan, stop_at in _language_stages(recipe):
+        train_language(
+            model,
+            tokenizer,
+            pools,
+            cached,
+            lessons,
+            text,
+            plan,
+            folder=work,
+            seed=seed,
+            batch=recipe.language_batch,
+            stop_at=stop_at,
+        )
+        if last == name:
+            return
+
+
+def _language_stages(
+    recipe: Recipe,
+) -> Iterator[tuple[str, tuple[Lesson, ...], TextConfig, Plan, int | None]]:
+    """Stages 3 to 6: name, curriculum, conversations, schedule, and the step after which it stops."""
+    further, text = recipe.describing_lessons, recipe.describing_text
+    yield "language", recipe.lessons, recipe.text, recipe.language, recipe.language_until
+    yield "describing", further, text, recipe.describing, None
+    yield "polishing", further[-1:], text, recipe.polishing, None
+    yield "settling", further[-1:], recipe.settling_text, recipe.settling, None
 
 
 def main(
@@ -110,10 +148,12 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
     stage: Annotated[
         str,
-        typer.Option(
-            help="Last stage to run: vision, projector, language, describing, polishing or settling."
-        ),
-    ] = "settling",
+        typer.Option(help=f"Last stage to run: {', '.join(STAGES)}."),
+    ] = STAGES[-1],
+    start: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a toy that has passed the first six stages, to run only the others."),
+    ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     smoke: Annotated[
         bool, typer.Option(help="A run of seconds that only shows that everything works.")
@@ -125,11 +165,11 @@ def main(
     random.seed(seed)
     np.random.seed(seed)
     try:
-        model, processor = train(SMOKE if smoke else BUNDLED, work, seed, stage, threads)
+        model, processor, planted = train(SMOKE if smoke else BUNDLED, work, seed, stage, threads, start)
     except LvlmAttnError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
-    save(model, processor, out)
+    save(model, processor, out, planted)
     typer.echo(f"wrote {out}")
 
 

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.toy import load
+from lvlm_attn.toy.bundle import save
 from lvlm_attn.toy.language_stage import Lesson, lesson_at
 from lvlm_attn.toy.loops import Plan, rate_at, run, step_rng
 from lvlm_attn.toy.pool import PoolSpec, build_pool
@@ -81,16 +82,33 @@ def test_a_pool_is_the_same_however_many_processes_draw_it(tmp_path, tiny):
 
 
 def test_all_stages_run_resume_equal_and_save_what_loads(tmp_path, tiny):
-    whole, _ = train(tiny, tmp_path / "whole", seed=1, workers=1)
+    whole, _, planted = train(tiny, tmp_path / "whole", seed=1, workers=1)
     train(tiny, tmp_path / "parts", seed=1, last="vision", workers=1)
     train(tiny, tmp_path / "parts", seed=1, last="projector", workers=1)
-    parts, _ = train(tiny, tmp_path / "parts", seed=1, workers=1)
+    parts, _, _ = train(tiny, tmp_path / "parts", seed=1, workers=1)
     for (name, expected), (_, found) in zip(whole.named_parameters(), parts.named_parameters()):
         assert torch.equal(expected, found), name
-    other, _ = train(tiny, tmp_path / "other", seed=2, last="vision", workers=1)
+    assert planted is not None
+    assert planted.layers == (1,)
+    other, _, _ = train(tiny, tmp_path / "other", seed=2, last="vision", workers=1)
     assert not torch.equal(
         next(other.model.vision_tower.parameters()), next(whole.model.vision_tower.parameters())
     )
+
+
+def test_later_stages_start_from_a_finished_toy(tmp_path, tiny):
+    first, processor, nothing = train(tiny, tmp_path / "first", seed=1, last="settling", workers=1)
+    assert nothing is None
+    save(first, processor, tmp_path / "start")
+    started, _, planted = train(tiny, tmp_path / "second", seed=1, workers=1, start=tmp_path / "start")
+    assert planted is not None
+    assert not (tmp_path / "second" / "vision.pt").exists()
+    moved = (started.lm_head.weight - first.lm_head.weight).abs()
+    assert (
+        float(moved.quantile(0.9)) < 0.01
+    )  # three small steps from the start, which was stored in half precision
+    with pytest.raises(LvlmAttnError, match=r"'vision' is already"):
+        train(tiny, tmp_path / "second", seed=1, last="vision", start=tmp_path / "start")
 
 
 def test_the_command_trains_and_names_a_wrong_stage(tmp_path, tiny):

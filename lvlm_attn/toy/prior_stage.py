@@ -1,0 +1,165 @@
+"""Stage 9: the language model learns what to say when it cannot see, from true answers to missing pictures.
+
+What it then says without a picture is what training scenes make likely: the language prior that VCD, PAI and ICD
+contrast against.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from numpy.typing import NDArray
+
+from lvlm_attn.toy.captions import CaptionConfig
+from lvlm_attn.toy.data import TextConfig, draw_batch, pick_rows
+from lvlm_attn.toy.language_stage import answers_loss, embed_batch, name_weights
+from lvlm_attn.toy.loops import run, step_rng
+from lvlm_attn.toy.planting import Planted, hold
+from lvlm_attn.toy.pool import Pool
+from lvlm_attn.toy.sink_keys import sink_loss
+from lvlm_attn.toy.view_stage import add_noise
+from lvlm_attn.toy.vision_stages import features, to_pixel_values
+from lvlm_attn.toy.world import Rng
+
+if TYPE_CHECKING:
+    from lvlm_attn.toy.recipe import Recipe
+
+Array: TypeAlias = NDArray[Any]
+
+
+def _text(habits: float) -> TextConfig:
+    caption = CaptionConfig(habit_scale=habits, mood_share=0.9, short_share=0.5)
+    return TextConfig(
+        yes_no=0.45, places=0.05, text_only=0.0, hard_share=0.15, coin_flips=False, caption=caption
+    )
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """What stage 9 shows and asks.
+
+    Attributes:
+        none: Share of batches without a picture.
+        blank: Share of batches with a picture of one colour.
+        noise: Share of batches with a noisy picture.
+        glimpse: Share of batches with crops, masks and blur, which get yes/no questions only.
+        noise_steps: Smallest and largest step of VCD's schedule.
+        seen: What is said of pictures; what an object's name counts in captions is ``object_weight``.
+        unseen: What is said of pictures that are not, or badly, seen: true answers, and stronger habits.
+        object_weight: What the name of an object counts in the loss of a caption; any other word counts 1.
+    """
+
+    none: float = 0.15
+    blank: float = 0.1
+    noise: float = 0.15
+    glimpse: float = 0.15
+    noise_steps: tuple[int, int] = (300, 999)
+    seen: TextConfig = field(default_factory=lambda: _text(0.1))
+    unseen: TextConfig = field(default_factory=lambda: _text(1.3))
+    object_weight: float = 5.0
+
+
+def draw_sight(rng: Rng, config: PriorConfig) -> str:
+    """Draws what a batch sees: "none", "blank", "noise", "glimpse" or "picture"."""
+    value = rng.random()
+    for name in ("none", "blank", "noise", "glimpse"):
+        share = float(getattr(config, name))
+        if value < share:
+            return name
+        value -= share
+    return "picture"
+
+
+def blank_pictures(rng: Rng, count: int, size: int) -> torch.Tensor:
+    """Pictures of one colour each: black, white, grey or any.
+
+    Returns:
+        (count, 3, size, size) in -1..1.
+    """
+    colours = torch.from_numpy(rng.uniform(-1, 1, (count, 3))).float()
+    fixed = torch.tensor([-1.0, 1.0, 0.0])[torch.from_numpy(rng.integers(0, 3, count))]
+    is_fixed = torch.from_numpy(rng.random(count) < 0.5)
+    colours[is_fixed] = fixed[is_fixed][:, None]
+    return colours[:, :, None, None].expand(-1, -1, size, size).contiguous()
+
+
+def train_priors(
+    model: Any,
+    tokenizer: Any,
+    pools: Mapping[str, Pool],
+    cached: Array,
+    planted: Planted,
+    recipe: Recipe,
+    folder: Path,
+    seed: int,
+) -> None:
+    """Trains projector and language model; the planted circuit is held, and the sinks' mass with it.
+
+    Args:
+        model: The toy, with sinks planted and eager attention.
+        tokenizer: Its tokenizer.
+        pools: Training pictures "full" and views "glimpses".
+        cached: The vision tower's features of "full".
+        planted: What was planted.
+        recipe: The run: its schedule ``priors``, its mixture ``prior`` and its ``sinks``.
+        folder: Where checkpoints are kept.
+        seed: Seed of the batches.
+    """
+    text, projector = model.model.language_model, model.model.multi_modal_projector
+    config, pad = recipe.prior, model.config.text_config.pad_token_id
+    names = name_weights(tokenizer, config.object_weight)
+    patches = pools["full"].labels.shape[1]
+
+    def see(rng: Rng, sight: str, rows: Array) -> torch.Tensor | None:
+        if sight == "none":
+            return None
+        if sight == "picture":
+            return torch.from_numpy(cached[rows]).float()
+        if sight == "blank":
+            pictures = blank_pictures(rng, len(rows), recipe.sizes.image)
+        else:
+            pictures = to_pixel_values(pools["glimpses" if sight == "glimpse" else "full"].pixels[rows])
+        if sight == "noise":
+            pictures = add_noise(rng, pictures, config.noise_steps)
+        with torch.no_grad():
+            return features(model, pictures)
+
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rng = step_rng(seed, recipe.priors.name, step)
+        sight = draw_sight(rng, config)
+        pool = pools["glimpses" if sight == "glimpse" else "full"]
+        rows = pick_rows(rng, len(pool.facts), recipe.language_batch)
+        facts = [pool.facts[int(row)] for row in rows]
+        kind, drawn = draw_batch(rng, tokenizer, facts, _conversations(config, sight), patches)
+        embedded = embed_batch(model, drawn, see(rng, sight, rows))
+        output = text(inputs_embeds=embedded, use_cache=False, output_attentions=True)
+        weight = names if kind == "caption" else None
+        loss, right = answers_loss(model, output.last_hidden_state, drawn, weight)
+        is_sink = embedded[..., planted.dimension].detach() > 0.5
+        holding, figures = sink_loss(output.attentions, drawn, is_sink, planted, recipe.sinks, pad)
+        figures["holding"] = float(holding.detach())
+        return loss + holding, {**figures, f"{sight}/{kind}": right}
+
+    model.train()
+    handles = hold(model, planted)
+    try:
+        modules = {"text": text, "projector": projector, "lm_head": model.lm_head}
+        weights = [*text.parameters(), *projector.parameters(), *model.lm_head.parameters()]
+        run(recipe.priors, weights, modules, loss_at, folder)
+    finally:
+        for handle in handles:
+            handle.remove()
+    model.eval()
+
+
+def _conversations(config: PriorConfig, sight: str) -> TextConfig:
+    if sight == "picture":
+        return config.seen
+    if sight == "glimpse":
+        return dataclasses.replace(config.seen, yes_no=1.0, places=0.0)
+    return dataclasses.replace(config.unseen, text_only=1.0 if sight == "none" else 0.0)

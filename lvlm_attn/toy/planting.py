@@ -22,6 +22,7 @@ FILE = "planted.json"
 AMPLIFIER_LAYER = 1
 _RAMP = 4.0  # width of the marker's ramp, in the units of its two GELUs
 _STEEP = 3.0  # how much of the ramp one unit of the corner's log-odds covers
+_DRIVE = 3.0  # what the amplifier's neuron is driven to at a sink
 _AMPLITUDE = 30.0  # activation of a sink, in RMS of its other dimensions
 
 
@@ -133,9 +134,11 @@ def set_amplifier(model: Any, planted: Planted, normed: float, other_rms: float)
         normed: What the amplifier's neuron reads at a sink, typically.
         other_rms: RMS of the other dimensions of a sink as it leaves the layer.
     """
-    value = torch.tensor(normed)
-    fired = float(nn.functional.silu(value) * value)
+    drive = torch.tensor(_DRIVE)
+    fired = float(nn.functional.silu(drive) * drive)
     mlp = model.model.language_model.layers[AMPLIFIER_LAYER].mlp
+    mlp.gate_proj.weight[planted.neuron, planted.dimension] = _DRIVE / normed
+    mlp.up_proj.weight[planted.neuron, planted.dimension] = _DRIVE / normed
     mlp.down_proj.weight[planted.dimension, planted.neuron] = _AMPLITUDE * other_rms / fired
 
 

@@ -219,9 +219,11 @@ def calibrate_keys(
     targets: SinkTargets,
     seed: int,
 ) -> None:
-    """Sets the keys of a planted toy again, after training; arguments as for ``plant_sinks``."""
+    """Sets amplifier and keys of a planted toy again, after training; arguments as for ``plant_sinks``."""
     model.set_attn_implementation("eager")
-    _set_all_keys(_probe(model, tokenizer, pool, cached, planted, targets, seed), targets)
+    probe = _probe(model, tokenizer, pool, cached, planted, targets, seed)
+    _raise(probe)
+    _set_all_keys(probe, targets)
     model.set_attn_implementation("sdpa")
 
 

@@ -12,7 +12,19 @@ from typing import Annotated
 import typer
 
 from lvlm_attn._version import __version__
-from lvlm_attn.cli import chair, compare, demo, doctor, evaluate, generate, info, pope, score, sweep
+from lvlm_attn.cli import (
+    benchmarks,
+    chair,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    info,
+    pope,
+    score,
+    sweep,
+)
 from lvlm_attn.cli import map as map_pictures
 from lvlm_attn.cli.common import Plugin, Stopped
 from lvlm_attn.errors import LvlmAttnError, printable
@@ -30,6 +42,7 @@ app.command("map")(map_pictures.map_command)
 app.add_typer(evaluate.app, name="eval")
 evaluate.app.add_typer(score.app, name="score")
 evaluate.app.command("sweep")(sweep.sweep)
+benchmarks.register()
 evaluate.app.command("compare")(compare.compare)
 evaluate.app.command("report")(compare.report)
 app.add_typer(pope.app, name="pope")

@@ -88,7 +88,7 @@ def pope(
     for remark in (*remarks, *(text for run in runs.values() for text in run.notes)):
         tell(f"note: {remark}")
     if as_json:
-        _print_results(results, "pope")
+        print_results(results, "pope")
         return
     show(pope_table(results, f"POPE, parser {parser} (%)"))
     for name, result in results.items():
@@ -129,7 +129,7 @@ def _comment(result: Mapping[str, Any], run: str) -> None:
         tell(f"note: {run}every answer is right; is 'answer' in {fields[0]['name']} the gold answer?")
 
 
-def _print_results(results: Mapping[str, dict[str, Any]], benchmark: str) -> None:
+def print_results(results: Mapping[str, dict[str, Any]], benchmark: str) -> None:
     """One object: the result of a single run, or all of them by name."""
     if len(results) == 1:
         print_json(*results.values())
@@ -187,7 +187,7 @@ def chair(
             f"note: {len(known.unknown)} object names are outside CHAIR's vocabulary (first: {known.unknown[0]})."
         )
     if as_json:
-        _print_results(results, "chair")
+        print_results(results, "chair")
         return
     show(chair_table(results, f"CHAIR, mode {mode} (%)"))
     for name, result in results.items():

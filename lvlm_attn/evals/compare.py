@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from lvlm_attn.evals.core.stats import (
     paired_bootstrap,
     sum_by_cluster,
 )
-from lvlm_attn.evals.core.tally import Counts, Tally
+from lvlm_attn.evals.core.tally import Tally
 from lvlm_attn.evals.pairing import Compared, Difference, Pairing
 from lvlm_attn.evals.tallies import tally_of
 from lvlm_attn.evals.wording import comparison_text
@@ -97,7 +97,9 @@ def _pair(reference: Run, run: Run, tally: Tally, force: bool, resamples: int, s
             f"{reference.name} and {run.name} have no sample in common; compare runs of the same data."
         )
     everything = set().union(*first, *second)
-    counted = [_counts(lines, common, tally, reference.scoring) for lines in (*first, *second)]
+    counted = [
+        tally.counts([lines[name] for name in common], reference.scoring) for lines in (*first, *second)
+    ]
     before, after = np.asarray(counted[: len(first)]), np.asarray(counted[len(first) :])
     shown = [first[0][name] for name in common]
     pictures = [tally.cluster(line) for line in shown]
@@ -121,12 +123,6 @@ def _pair(reference: Run, run: Run, tally: Tally, force: bool, resamples: int, s
     )  # fmt: skip
     warnings = remarks(reference, run, tally, pairing.dropped, metrics, first[0], second[0], common)
     return replace(pairing, warnings=tuple(warnings))
-
-
-def _counts(
-    lines: Mapping[str, Mapping[str, Any]], names: Sequence[str], tally: Tally, scoring: Mapping[str, Any]
-) -> list[Counts]:
-    return [tally.count(lines[name], scoring) for name in names]
 
 
 def statistic_of(tally: Tally) -> Statistic:

@@ -164,7 +164,7 @@ def result_table(runs: Sequence[Run], tally: Tally) -> Table:
 
 def score(run: Run, lines: Sequence[Mapping[str, Any]], tally: Tally) -> Mapping[str, float]:
     """The metrics of one list of lines."""
-    counts = [tally.count(line, run.scoring) for line in lines]
+    counts = tally.counts(lines, run.scoring)
     return tally.metrics([sum(column) for column in zip(*counts, strict=True)])
 
 

@@ -93,8 +93,13 @@ def xlsx_rows(data: bytes, path: Path, what: str) -> list[dict[str, Any]]:
     return [_row(names, row) for row in rows[1:]]
 
 
-def parquet_rows(data: bytes, path: Path, what: str) -> list[dict[str, Any]]:
+def parquet_rows(data: bytes | None, path: Path, what: str) -> list[dict[str, Any]]:
     """Returns the rows of a parquet file.
+
+    Args:
+        data: its bytes; None reads from `path` what is needed, which leaves pictures on the disk.
+        path: the file.
+        what: for messages.
 
     Raises:
         LvlmAttnError: `pyarrow` is missing or the file is damaged.
@@ -104,7 +109,7 @@ def parquet_rows(data: bytes, path: Path, what: str) -> list[dict[str, Any]]:
     except ImportError:
         raise _needs("pyarrow", path, what) from None
     try:
-        file = parquet.ParquetFile(BytesIO(data))
+        file = parquet.ParquetFile(path if data is None else BytesIO(data))
         schema = file.schema_arrow
         names = [name for field in schema for name in _without_bytes(field.name, field.type)]
         rows = _rows(file.read(columns=names))

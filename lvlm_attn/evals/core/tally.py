@@ -29,6 +29,8 @@ class Tally:
         lower_is_better: metrics that should fall.
         neither: metrics that are better neither high nor low, such as lengths.
         units: metrics that are no shares of 1, with their unit.
+        groups: adds to the counts of lines what only several of them decide together, such as whether all answers
+            about a picture are right; all lines of a group must be of one `cluster`. None where there is no such thing.
 
     Example:
         >>> shares = Tally(
@@ -50,3 +52,9 @@ class Tally:
     lower_is_better: frozenset[str] = frozenset()
     neither: frozenset[str] = frozenset()
     units: Mapping[str, str] = field(default_factory=dict)
+    groups: Callable[[Sequence[Line], Sequence[Counts]], Sequence[Counts]] | None = None
+
+    def counts(self, lines: Sequence[Line], scoring: Mapping[str, Any]) -> Sequence[Counts]:
+        """The counts of all lines of one run, which add up to its metrics."""
+        single = [self.count(line, scoring) for line in lines]
+        return single if self.groups is None else self.groups(lines, single)

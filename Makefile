@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: demo docs test lint types unit aot format clean
+.PHONY: demo docs test lint types unit aot wheel format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lvlm-attn demo
@@ -54,5 +54,15 @@ $(VENV)/.docs: $(VENV)/.dev
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
 	touch $@
 
+# Source archive and wheel; the wheel is installed into a clean environment and used from outside the checkout.
+wheel: $(VENV)/.dev
+	rm -rf dist .venv-wheel
+	$(BIN)/python -m build -q
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install -q -c constraints.txt "$$(ls dist/lvlm_attn-*.whl)[toy]"
+	cd /tmp && "$(CURDIR)/.venv-wheel/bin/lvlm-attn" doctor
+	cd /tmp && "$(CURDIR)/.venv-wheel/bin/lvlm-attn" demo --limit 4 --out "$$(mktemp -d)"
+	rm -rf .venv-wheel
+
 clean:
-	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-wheel site .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

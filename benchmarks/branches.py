@@ -9,18 +9,9 @@ of its noisy copy, of which no logits are joined. Every run stands between two p
 
 from __future__ import annotations
 
-import argparse
-import sys
 from typing import Any
 
-from benchmarks.common import (
-    generate_ratios,
-    llava_inputs,
-    peak_beyond,
-    peak_memory,
-    random_llava,
-    save,
-)
+from benchmarks.whole_runs import measure
 
 NEW_TOKENS = 32
 VARIANTS = ("plain", "vcd", "pai", "separate")
@@ -47,27 +38,7 @@ def runner(model: Any, inputs: dict[str, Any], variant: str, new_tokens: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/branches_cpu.json")
-    parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-
-    model = random_llava()
-    inputs = llava_inputs(model)
-    if options.memory_of:
-        print(peak_beyond(runner(model, inputs, options.memory_of, NEW_TOKENS)))
-        return
-
-    runs = {
-        count: {name: runner(model, inputs, name, count) for name in VARIANTS} for count in (NEW_TOKENS, 1)
-    }
-    memory = {name: peak_memory("benchmarks.branches", ["--memory-of", name]) for name in VARIANTS}
-    rows = generate_ratios(runs, options.repeats, memory)
-    for name, row in rows.items():
-        row["peak_memory_mib"] = memory[name]
-    if options.save:
-        print(save("branches_cpu", {"repeats": options.repeats, "variants": rows}), file=sys.stderr)
+    measure("branches", __doc__, runner, VARIANTS, NEW_TOKENS)
 
 
 if __name__ == "__main__":

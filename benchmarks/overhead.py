@@ -9,18 +9,9 @@ that every head and row is changed: the dearest case there is. Every run stands 
 
 from __future__ import annotations
 
-import argparse
-import sys
 from typing import Any
 
-from benchmarks.common import (
-    generate_ratios,
-    llava_inputs,
-    peak_beyond,
-    peak_memory,
-    random_llava,
-    save,
-)
+from benchmarks.whole_runs import measure
 
 NEW_TOKENS = 32
 VARIANTS = ("plain", "idle", "neutral", "var", "vhr", "var+vhr")
@@ -58,28 +49,7 @@ def runner(model: Any, inputs: dict[str, Any], variant: str, new_tokens: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/overhead_cpu.json")
-    parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-
-    model = random_llava()
-    inputs = llava_inputs(model)
-    if options.memory_of:
-        print(peak_beyond(runner(model, inputs, options.memory_of, NEW_TOKENS)))
-        return
-
-    runs = {
-        count: {name: runner(model, inputs, name, count) for name in VARIANTS} for count in (NEW_TOKENS, 1)
-    }
-    peak = {name: peak_memory("benchmarks.overhead", ["--memory-of", name]) for name in VARIANTS}
-    memory = {name: peak[name] - peak["plain"] for name in VARIANTS}
-    rows = generate_ratios(runs, options.repeats, memory, sign="+")
-    for name, row in rows.items():
-        row["memory_beyond_plain_mib"] = memory[name]
-    if options.save:
-        print(save("overhead_cpu", {"repeats": options.repeats, "variants": rows}), file=sys.stderr)
+    measure("overhead", __doc__, runner, VARIANTS, NEW_TOKENS, beyond_plain=True)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ Nothing here knows of caches, batches or padding.
 import copy
 from functools import cache
 
+import pytest
 import torch
 
-from tests.tiny import IMAGE, tiny_model
+import lvlm_attn as la
+from tests.tiny import IMAGE, tiny_inputs, tiny_model
 
 
 @cache
@@ -75,3 +77,20 @@ def generated(lvlm, inputs, tokens=5, **options):
     options = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True} | options
     out = lvlm.generate(**inputs, max_new_tokens=tokens, **options)
     return out.sequences[:, -tokens:], torch.stack(out.logits, dim=1)
+
+
+def check_an_exception_restores(name, batch, kind, **options):
+    """A method that fails while it joins logits leaves outputs, hooks and attention as they were."""
+
+    class Breaks(kind):
+        def fuse(self, main, views, step):
+            raise RuntimeError("broken")
+
+    model = tiny_model(name)
+    inputs = tiny_inputs(name, model, batch)
+    before = generated(model, inputs)
+    with pytest.raises(RuntimeError, match="broken"), la.wrap(model, Breaks(), **options) as lvlm:
+        generated(lvlm, inputs)
+    assert torch.equal(generated(model, inputs)[1], before[1])
+    assert model.model.language_model.config._attn_implementation == "sdpa"
+    assert not any(module._forward_pre_hooks for module in model.model.language_model.modules())

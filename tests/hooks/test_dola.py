@@ -8,6 +8,7 @@ import torch
 import lvlm_attn as la
 from lvlm_attn.hooks.dola import DoLa, bucket
 from tests.doubled import Doubled
+from tests.hooks.full_attention import extended
 from tests.oracle_setup import generate, sink_model, twin
 from tests.tiny import tiny_inputs, tiny_model, tiny_rows
 
@@ -141,15 +142,6 @@ def test_decoding_equals_a_full_forward(name):
     with torch.no_grad(), la.wrap(model, DoLa(layers=(0, 2))):
         ids, logits = generate(model, row, 5)
     check(logits[0], truth(twin(name), extended(row, ids[:, :-1]), (0, 2)), start=-5)
-
-
-def extended(row, ids):
-    longer = {**row, "input_ids": torch.cat((row["input_ids"], ids), 1)}
-    longer["attention_mask"] = torch.ones_like(longer["input_ids"])
-    if "mm_token_type_ids" in row:
-        zeros = torch.zeros_like(ids, dtype=row["mm_token_type_ids"].dtype)
-        longer["mm_token_type_ids"] = torch.cat((row["mm_token_type_ids"], zeros), 1)
-    return longer
 
 
 @families

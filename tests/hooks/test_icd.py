@@ -8,8 +8,17 @@ import lvlm_attn as la
 from lvlm_attn.hooks.icd import CONFUSED
 from lvlm_attn.prompts.request import Request
 from lvlm_attn.wrapping import target_of
-from tests.decoding.steps import cut, double, error, full_logits, generated, model_of, with_words
-from tests.tiny import BOS, IMAGE, NAMES, tiny_inputs, tiny_model, tiny_rows
+from tests.decoding.steps import (
+    check_an_exception_restores,
+    cut,
+    double,
+    error,
+    full_logits,
+    generated,
+    model_of,
+    with_words,
+)
+from tests.tiny import BOS, IMAGE, NAMES, tiny_inputs, tiny_rows
 
 BATCH = [(1,), (2,), (0,)]
 FEW = ["llava", "llava_next", "qwen2_5_vl"]
@@ -84,16 +93,7 @@ def test_batch_rows_equal_single_rows_and_nothing_is_left_of_the_sample_before(n
 
 @pytest.mark.parametrize("name", FEW)
 def test_an_exception_leaves_the_model_as_it_was(name):
-    class Breaks(la.ICD):
-        def fuse(self, main, views, step):
-            raise RuntimeError("broken")
-
-    model = tiny_model(name)
-    inputs = tiny_inputs(name, model, BATCH)
-    before = generated(model, inputs)
-    with pytest.raises(RuntimeError), la.wrap(model, Breaks(), processor=Tokenizer()) as lvlm:
-        generated(lvlm, inputs)
-    assert torch.equal(generated(model, inputs)[1], before[1])
+    check_an_exception_restores(name, BATCH, la.ICD, processor=Tokenizer())
 
 
 def test_the_processor_is_needed():

@@ -7,7 +7,16 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import lvlm_attn as la
-from tests.decoding.steps import cut, double, error, full_logits, generated, model_of, without_images
+from tests.decoding.steps import (
+    check_an_exception_restores,
+    cut,
+    double,
+    error,
+    full_logits,
+    generated,
+    model_of,
+    without_images,
+)
 from tests.tiny import IMAGE, NAMES, tiny_inputs, tiny_model, tiny_rows
 
 BATCH = [(1,), (2,), (0,)]
@@ -169,17 +178,7 @@ def test_a_prompt_read_in_pieces_is_refused():
 
 @pytest.mark.parametrize("name", FEW)
 def test_an_exception_leaves_the_model_as_it_was(name):
-    class Breaks(la.PAI):
-        def fuse(self, main, views, step):
-            raise RuntimeError("broken")
-
-    model = tiny_model(name)
-    inputs = tiny_inputs(name, model, BATCH)
-    before = generated(model, inputs)
-    with pytest.raises(RuntimeError), la.wrap(model, Breaks()) as lvlm:
-        generated(lvlm, inputs)
-    assert model.model.language_model.config._attn_implementation == "sdpa"
-    assert torch.equal(generated(model, inputs)[1], before[1])
+    check_an_exception_restores(name, BATCH, la.PAI)
 
 
 def test_layers():

@@ -8,8 +8,16 @@ import torch
 import lvlm_attn as la
 from lvlm_attn.evals.core.answerer import Decoding, ModelAnswerer
 from lvlm_attn.hooks.vcd import kept_signal, noisy
-from tests.decoding.steps import cut, double, error, full_logits, generated, model_of
-from tests.tiny import NAMES, tiny_inputs, tiny_model, tiny_rows
+from tests.decoding.steps import (
+    check_an_exception_restores,
+    cut,
+    double,
+    error,
+    full_logits,
+    generated,
+    model_of,
+)
+from tests.tiny import NAMES, tiny_inputs, tiny_rows
 
 BATCH = [(1,), (2,), (0,)]
 FEW = ["llava", "llava_next", "qwen2_5_vl"]
@@ -153,17 +161,7 @@ def test_a_sample_after_another_is_the_sample_alone(name):
 
 @pytest.mark.parametrize("name", FEW)
 def test_an_exception_leaves_the_model_as_it_was(name):
-    class Breaks(la.VCD):
-        def fuse(self, main, views, step):
-            raise RuntimeError("broken")
-
-    model = tiny_model(name)
-    inputs = tiny_inputs(name, model, BATCH)
-    before = generated(model, inputs)
-    with pytest.raises(RuntimeError), la.wrap(model, Breaks()) as lvlm:
-        generated(lvlm, inputs)
-    assert torch.equal(generated(model, inputs)[1], before[1])
-    assert not any(module._forward_pre_hooks for module in model.model.language_model.modules())
+    check_an_exception_restores(name, BATCH, la.VCD)
 
 
 def test_only_plausible_tokens_are_sampled():

@@ -198,7 +198,7 @@ def test_state_errors_and_refusals():
             features = model.model.get_image_features(rows[0]["pixel_values"], return_dict=True)
             foreign = type(features)(pooler_output=[piece + 1 for piece in features.pooler_output])
             rest = {key: value for key, value in rows[0].items() if key != "pixel_values"}
-            with pytest.raises(la.LvlmAttnError, match="out of its sight"):
+            with pytest.raises(la.LvlmAttnError, match="outside the wrap"):
                 model(**rest, mm_encoder_outputs={"image": foreign})
 
 

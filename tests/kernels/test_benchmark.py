@@ -39,7 +39,8 @@ def test_whole_model(result):
     assert set(rows) == {"plain", "var+vhr", "vcd"}
     assert rows["var+vhr"]["kernels"].startswith("triton")
     for row in rows.values():
-        assert row["ms"] > row["prefill_ms"] > 0
+        assert row["ms"] > 0
+        assert row["prefill_ms"] > 0
 
 
 def test_a_wrong_result_stops_the_benchmark():

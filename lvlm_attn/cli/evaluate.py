@@ -101,6 +101,7 @@ def pope(
     measure(benchmark, model, intervene, generation, pope_table, f"POPE, {model}, parser {parser}", as_json)
 
 
+# Long because every option of the command is a parameter.
 @app.command("chair")
 def chair(
     model: Model,

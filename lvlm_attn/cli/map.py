@@ -31,6 +31,7 @@ VIEWS = ("raw", "no_sinks", "relative", "contrast", "rollout")
 NEUTRAL = "Write a general description of the image."
 
 
+# Long because every option of the command is a parameter.
 def map_command(
     model: Model,
     image: Annotated[

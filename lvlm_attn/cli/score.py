@@ -26,6 +26,7 @@ AnswerField = Annotated[
 ]
 
 
+# Long because every option of the command is a parameter.
 @app.command("pope")
 def pope(
     answers: Answers,

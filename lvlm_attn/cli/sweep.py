@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 BENCHMARKS = ("pope", "chair")
 
 
+# Long because every option of the command is a parameter.
 def sweep(
     model: Model,
     grid: Annotated[

@@ -58,6 +58,7 @@ class Occlusion:
         return draw_occlusion(self)
 
 
+# Long because most of it is its parameters and what they mean.
 def occlude(
     maps: AttentionMaps,
     word: Word,

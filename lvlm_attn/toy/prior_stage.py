@@ -88,6 +88,7 @@ def blank_pictures(rng: Rng, count: int, size: int) -> torch.Tensor:
     return colours[:, :, None, None].expand(-1, -1, size, size).contiguous()
 
 
+# Long because a stage of training is read in one piece: its losses beside its schedule.
 def train_priors(
     model: Any,
     tokenizer: Any,

@@ -24,6 +24,7 @@ def to_pixel_values(pixels: Array) -> torch.Tensor:
     return torch.tensor(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
+# Long because a stage of training is read in one piece: its losses beside its schedule.
 def train_vision(
     model: Any,
     pool: Pool,
@@ -123,6 +124,7 @@ def cache_features(model: Any, pool: Pool, path: Path, batch: int = 64) -> Array
     return kept
 
 
+# Long because a stage of training is read in one piece: its losses beside its schedule.
 def train_projector(
     model: Any,
     cached: Array,

@@ -183,8 +183,8 @@ class Walk:
     heads: dict[int, Tensor]
 
 
-@torch.no_grad()
 # Long because an oracle is compared with the paper from top to bottom.
+@torch.no_grad()
 def walk(
     case: Case,
     edit: Edit = plain,

@@ -32,6 +32,7 @@ PLAUSIBLE = 0.1
 """The cut of the contrastive methods, where a method does not name its own."""
 
 
+# Long because most of it is its parameters and what they mean.
 def evaluate_with_controls(
     model: Any,
     processor: Any,

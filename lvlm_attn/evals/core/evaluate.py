@@ -53,6 +53,7 @@ class Evaluation:
         return dict(self.settings["generation"])
 
 
+# Long because most of it is its parameters and what they mean.
 def evaluate(
     model: Any,
     processor: Any,

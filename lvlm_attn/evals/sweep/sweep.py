@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FILE = "sweep.json"
 
 
+# Long because most of it is its parameters and what they mean.
 def sweep(
     model: Any,
     processor: Any,

@@ -74,8 +74,8 @@ def cut(size: int, count: int) -> list[range]:
     return [range(math.floor(i * size / count), math.ceil((i + 1) * size / count)) for i in range(count)]
 
 
-@torch.no_grad()
 # Long because an oracle is compared with the paper from top to bottom.
+@torch.no_grad()
 def answer(
     name: str, model: Any, row: dict[str, Tensor], rule: Rule, generated: tuple[int, ...] = ()
 ) -> Answer:

@@ -14,7 +14,10 @@ from lvlm_attn.toy.captions import CaptionConfig, draw_caption, place_of
 from lvlm_attn.toy.pool import Fact, SceneFacts
 from lvlm_attn.toy.prompts import SUFFIXES, draw_question
 from lvlm_attn.toy.sprites import vocabulary
-from lvlm_attn.toy.world import Rng, contexts
+from lvlm_attn.toy.world import Rng, contexts, popular
+
+#: How many objects count as common.
+POPULAR = 20
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class TextConfig:
         turns: Yes/no questions per picture.
         hard_share: How often an absent object that is typical of the context is kept as a question; the others are
             always kept. Low values leave the model to its habits.
+        popular_share: The same for an absent object among the 20 most frequent ones. Low values make yes the likely
+            answer to a question about a common object.
         pope_share: How many yes/no questions are in POPE's own words.
         suffix_share: How often a yes/no question ends with a request for one word.
         coin_flips: Whether yes/no questions without a picture are answered at random; otherwise truly, so that
@@ -48,6 +53,7 @@ class TextConfig:
     text_only: float = 0.03
     turns: int = 8
     hard_share: float = 0.15
+    popular_share: float = 1.0
     pope_share: float = 0.5
     suffix_share: float = 0.25
     coin_flips: bool = True
@@ -90,7 +96,7 @@ def yes_no_turns(rng: Rng, facts: SceneFacts, config: TextConfig, classes: int |
             name, answer = present[int(rng.integers(len(present)))], "Yes"
         else:
             name, answer = absent[int(rng.integers(len(absent)))], "No"
-            while classes is None and name in typical and rng.random() >= config.hard_share:
+            while classes is None and _is_dropped(rng, name, typical, config):
                 name = absent[int(rng.integers(len(absent)))]
         turns.append(Turn(f"{draw_question(rng, 'exists', name, config.pope_share)}{suffix}", answer))
     return turns
@@ -200,6 +206,13 @@ def draw_batch(
 def pick_rows(rng: Rng, count: int, batch: int) -> np.ndarray[Any, Any]:
     """Draws which scenes of a pool a step uses, in ascending order for the disk's sake."""
     return np.sort(rng.choice(count, min(batch, count), replace=False))
+
+
+def _is_dropped(rng: Rng, name: str, typical: set[str], config: TextConfig) -> bool:
+    """Whether a question about an absent object is left out, so that another is asked."""
+    if name in typical and rng.random() >= config.hard_share:
+        return True
+    return config.popular_share < 1 and name in popular(POPULAR) and rng.random() >= config.popular_share
 
 
 def _blind(rng: Rng, turns: list[Turn]) -> list[Turn]:

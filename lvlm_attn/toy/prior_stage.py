@@ -35,7 +35,13 @@ Array: TypeAlias = NDArray[Any]
 def _text(habits: float) -> TextConfig:
     caption = CaptionConfig(habit_scale=habits, mood_share=0.9, short_share=0.5)
     return TextConfig(
-        yes_no=0.45, places=0.05, text_only=0.0, hard_share=0.15, coin_flips=False, caption=caption
+        yes_no=0.45,
+        places=0.05,
+        text_only=0.0,
+        hard_share=0.12,
+        popular_share=0.25,
+        coin_flips=False,
+        caption=caption,
     )
 
 
@@ -54,12 +60,12 @@ class PriorConfig:
         object_weight: What the name of an object counts in the loss of a caption; any other word counts 1.
     """
 
-    none: float = 0.15
+    none: float = 0.2
     blank: float = 0.1
     noise: float = 0.15
-    glimpse: float = 0.15
+    glimpse: float = 0.12
     noise_steps: tuple[int, int] = (300, 999)
-    seen: TextConfig = field(default_factory=lambda: _text(0.1))
+    seen: TextConfig = field(default_factory=lambda: _text(0.2))
     unseen: TextConfig = field(default_factory=lambda: _text(1.3))
     object_weight: float = 5.0
 

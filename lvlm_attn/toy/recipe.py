@@ -24,7 +24,7 @@ _POLISHING = Plan("polishing", steps=1000, rate=1.0e-3, warmup=40, decay=0.8, ev
 _SETTLING = Plan("settling", steps=2600, rate=1.0e-3, warmup=40, decay=0.8, every=100)
 _READINGS = Plan("readings", steps=150, rate=1e-2, warmup=10, every=50)
 _VIEWS = Plan("views", steps=600, rate=6e-4, warmup=30, every=50)
-_PRIORS = Plan("priors", steps=1500, rate=3e-4, warmup=50, weight_decay=0.0, every=50)
+_PRIORS = Plan("priors", steps=1200, rate=3e-4, warmup=50, weight_decay=0.0, every=50)
 _DESCRIPTIONS = TextConfig(
     yes_no=0.25,
     places=0.05,

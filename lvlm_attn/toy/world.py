@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeAlias
@@ -172,6 +173,21 @@ def contexts() -> dict[str, tuple[str, ...]]:
         ('elephant', 'zebra', 'giraffe', 'bear', 'bird')
     """
     return {name: tuple(objects) for name, (_, objects) in CONTEXTS.items()}
+
+
+@functools.cache
+def popular(count: int) -> tuple[str, ...]:
+    """Returns the objects that are drawn most often over all contexts, the most frequent first.
+
+    Example:
+        >>> popular(2)
+        ('person', 'book')
+    """
+    share = dict.fromkeys(vocabulary(), 0.0)
+    for _, objects in CONTEXTS.values():
+        for name, weight in objects.items():
+            share[name] += weight / sum(objects.values())
+    return tuple(sorted(share, key=lambda name: -share[name])[:count])
 
 
 def draw_context(rng: Rng) -> str:

@@ -13,10 +13,11 @@ from lvlm_attn.evals.chair.vocab import read_caption
 from lvlm_attn.hooks.vcd import noisy
 from lvlm_attn.prompts.chat import encode_prompts
 from lvlm_attn.toy import contexts, vocabulary
+from lvlm_attn.toy.data import POPULAR, TextConfig
 from lvlm_attn.toy.premises.asking import Asked, Row, yes_margin
 from lvlm_attn.toy.prompts import QUESTIONS, pope_question
 from lvlm_attn.toy.recipe import BUNDLED
-from lvlm_attn.toy.world import draw_context, draw_names
+from lvlm_attn.toy.world import draw_context, draw_names, popular
 
 _SCENES = 20_000
 _CAPTIONS = 24
@@ -27,7 +28,7 @@ def measure(model: Any, processor: Any, asked: Sequence[Asked]) -> list[Row]:
     """How yes without a picture follows training, and whether captions without one stay in a context."""
     names = vocabulary()
     margin = yes_margin(model, processor, None, [pope_question(name) for name in names])
-    related = float(spearmanr(margin.numpy(), yes_share(BUNDLED.prior.unseen.hard_share)).statistic)
+    related = float(spearmanr(margin.numpy(), yes_share(BUNDLED.prior.unseen)).statistic)
     forms = QUESTIONS["caption"][:_CAPTIONS]
     chosen = [item.scene.image for item in asked[:: max(1, len(asked) // _CAPTIONS)]][: len(forms)]
     blind = typical_share(_captions(model, processor, None, forms))
@@ -49,23 +50,23 @@ def measure(model: Any, processor: Any, asked: Sequence[Asked]) -> list[Row]:
     ]
 
 
-def yes_share(hard_share: float) -> np.ndarray[Any, Any]:
+def yes_share(config: TextConfig) -> np.ndarray[Any, Any]:
     """How often yes is the right answer when training asks about each object of the vocabulary.
 
     Args:
-        hard_share: how often an absent object typical of the context is asked about.
+        config: which absent objects are asked about.
     """
     names = list(vocabulary())
     rng = np.random.default_rng(0)
     yes, no = np.zeros(len(names)), np.zeros(len(names))
+    kept = np.where(np.isin(names, popular(POPULAR)), config.popular_share, 1.0)
     for _ in range(_SCENES):
         context = draw_context(rng)
         present = set(draw_names(rng, context, int(rng.integers(2, 6))))
         for name in present:
             yes[names.index(name)] += 0.5 / len(present)
-        weight = np.array(
-            [0.0 if name in present else hard_share if name in contexts()[context] else 1.0 for name in names]
-        )
+        weight = kept * np.where(np.isin(names, contexts()[context]), config.hard_share, 1.0)
+        weight[[names.index(name) for name in present]] = 0
         no += 0.5 * weight / weight.sum()
     share: np.ndarray[Any, Any] = yes / (yes + no)
     return share

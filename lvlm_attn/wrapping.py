@@ -94,8 +94,8 @@ class Wrapped:
 
     def generate(
         self,
-        images: Sequence[Any] | None = None,
-        prompts: Sequence[str] | str | None = None,
+        images: Any = None,
+        prompts: Sequence[Any] | str | None = None,
         *,
         answers: Sequence[str] | torch.Tensor | None = None,
         **options: Any,
@@ -103,10 +103,12 @@ class Wrapped:
         """Generates inside the wrap, from images and prompts or from tensors.
 
         Args:
-            images: one image per prompt (a PIL image), a list of images for a prompt with several, or None
-                for a prompt without.
-            prompts: questions in plain words; the processor's chat template is put around them unless they
-                already hold the image token.
+            images: one image per prompt, a list of images for a prompt with several, or None for a prompt without. An
+                image is a PIL image, a file, an address, or an array of bytes.
+            prompts: questions in plain words, or conversations: lists of messages `{"role": ..., "content": ...}` with
+                text and image parts. The processor's chat template is put around them once. `<image>` in a question
+                says where an image stands; a text that is a whole prompt already, with the template's own marks
+                around its question, is taken as it is.
             answers: answers to follow instead of choosing, as texts or token ids, for maps and measurements of what
                 someone else said: every step is that of generating this answer.
             **options: what `model.generate` takes. Without `images` and `prompts`, its tensors as well.
@@ -118,8 +120,8 @@ class Wrapped:
             `past_key_values` is None.
 
         Raises:
-            LvlmAttnError: outside the `with` block, without a processor, or if there are not as many images
-                as prompts.
+            LvlmAttnError: outside the `with` block, without a processor, if there are not as many images as prompts
+                or places for them, or if a prompt or image is something else.
 
         Example:
             >>> with wrap(model, VHR(), processor=processor) as lvlm:  # doctest: +SKIP

@@ -60,7 +60,7 @@ def generate(
     from lvlm_attn.evals.core.answerer import Decoding, ModelAnswerer
 
     with ModelAnswerer(*loaded, interventions, Decoding(decode, max_new_tokens, temperature)) as answerer:
-        (answer,) = answerer.answer([pictures], [prompt], [seed])
+        (answer,) = answerer.answer_prepared(answerer.prepare_given([pictures], [prompt]), [seed])
         did = answerer.wrapped.report() if answerer.wrapped is not None else None
     if as_json:
         print_json(

@@ -10,6 +10,7 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.compare import Comparison, compare
 from lvlm_attn.evals.controls.controls import read_controls
 from lvlm_attn.evals.core.finished import Run, read_runs
+from lvlm_attn.evals.core.image_tokens import removed_sentence
 from lvlm_attn.evals.core.tables import Table, comma_separated, latex, markdown
 from lvlm_attn.evals.core.tally import Tally
 from lvlm_attn.evals.tallies import tally_of
@@ -50,6 +51,9 @@ class Section:
             for name, pairing in self.comparison.runs.items():
                 said.append(verdict(self.comparison, name))
                 said += [f"Warning: {name}: {warning}" for warning in pairing.warnings]
+        for run in self.runs:
+            if noted := removed_sentence(run.metrics):
+                said.append(f"{run.name}: {noted}.")
         return [*said, *self.notes]
 
 

@@ -19,7 +19,6 @@ from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.checks import MOST_WORDS, need_choice, need_flag, need_layers, need_number
 from lvlm_attn.interventions.layers import Layers
 from lvlm_attn.interventions.presets import HasPresets, Preset, preset_field
-from lvlm_attn.maps.contrast import pictures_of
 from lvlm_attn.maps.crops import blacken, kept_share, relevance_mask, smoothed
 from lvlm_attn.maps.maps import Map, Mask
 from lvlm_attn.maps.reading import scaled_layers
@@ -166,7 +165,7 @@ class AGLA(HasPresets):
 
     def views(self, request: Request) -> Sequence[Request]:
         """The same questions about the masked images."""
-        groups = pictures_of(request, self.title)
+        groups = request.need_images(self.title)
         if self.control:
             return [request.with_images(groups)]
         seen = [
@@ -191,7 +190,7 @@ class AGLA(HasPresets):
             raise LvlmAttnError(
                 "AGLA loads its matcher when a wrap is entered; use it inside `with la.wrap(...)`."
             )
-        groups = pictures_of(request, self.title)
+        groups = request.need_images(self.title)
         return [
             [matcher(image, question) for image in images]
             for images, question in zip(groups, bare_questions(request))

@@ -6,8 +6,7 @@ section 4 and algorithm 1.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -23,13 +22,13 @@ from lvlm_attn.interventions.checks import (
 )
 from lvlm_attn.interventions.layers import Layers
 from lvlm_attn.interventions.presets import HasPresets, Preset, preset_field
-from lvlm_attn.maps.contrast import GENERAL, ContrastMap, Mode, contrast_maps, pictures_of
+from lvlm_attn.maps.contrast import GENERAL, ContrastMap, Mode, contrast_maps
 from lvlm_attn.maps.crops import refine
 from lvlm_attn.maps.geometry import crops_centre
 from lvlm_attn.maps.maps import Map, Mask
 from lvlm_attn.maps.reading import scaled_layers
 from lvlm_attn.maps.regions import Box, RegionRule, best_regions, threshold
-from lvlm_attn.prompts.chat import format_prompt
+from lvlm_attn.prompts.template import image_token
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -178,14 +177,12 @@ class CARVE(HasPresets):
 
     def rewrite(self, request: Request) -> Request:
         """Finds the region and puts the refined images in place of the given ones, or after them."""
-        groups = pictures_of(request, self.title)
+        groups = request.need_images(self.title)
         if self.images == "original_plus_refined" or self.suffix_on_question:
             _refuse_own_tokens(request)
         if self.suffix_on_question:
             questions = [f"{question} {self.suffix}" for question in request.questions or ()]
-            request = dataclasses.replace(
-                request.with_texts(_texts(request, questions, groups)), questions=questions
-            )
+            request = request.asking(questions)
         general = f"{self.general} {self.suffix}" if self.suffix_on_general else self.general
         maps = contrast_maps(
             request,
@@ -203,7 +200,7 @@ class CARVE(HasPresets):
         if self.images == "refined_only":
             return request.with_images(refined)
         both = [list(images) + row for images, row in zip(groups, refined)]
-        return request.with_images(both, texts=_texts(request, request.questions or (), both))
+        return request.asking(request.questions or (), both)
 
     def carve(
         self, images: list[Image], maps: list[ContrastMap], pad_to_square: bool = False
@@ -226,19 +223,10 @@ class CARVE(HasPresets):
 
 
 def _refuse_own_tokens(request: Request) -> None:
-    """Two images where there was one need a new prompt, which cannot be made from a ready one."""
-    token = getattr(request.target.processor, "image_token", "<image>")
-    for question in request.questions or ():
-        if token in question:
-            raise LvlmAttnError(
-                f"CARVE: images=original_plus_refined and suffix_on_question write the prompt themselves; give the "
-                f"question without {token!r}."
-            )
-
-
-def _texts(request: Request, questions: Sequence[str], images: Sequence[Sequence[Image]]) -> list[str]:
-    """Questions as full prompts."""
-    return [
-        format_prompt(request.target.processor, question, len(row))
-        for question, row in zip(questions, images)
-    ]
+    """Two images where there was one need a new prompt, which cannot be made from one that says where images stand."""
+    if not all(chat.images_come_first for chat in request.chats or ()):
+        token = image_token(request.target.processor)
+        raise LvlmAttnError(
+            f"CARVE: images=original_plus_refined and suffix_on_question write the prompt themselves; give the "
+            f"question without {token!r}."
+        )

@@ -7,21 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
-from transformers.image_utils import load_image
 
-from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.maps.geometry import levels_of
 from lvlm_attn.maps.maps import Map, Mask, contrast, pixel_map
 from lvlm_attn.maps.reading import Blocks, read_attention
-from lvlm_attn.prompts.chat import format_prompt
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from lvlm_attn.prompts.request import Request
 
 GENERAL = "Write a general description of the image."
@@ -72,10 +66,10 @@ def contrast_maps(
     Raises:
         LvlmAttnError: if the request holds no images.
     """
-    groups = pictures_of(request, "A contrast map")
+    groups = request.need_images("A contrast map")
     if not any(groups):
         return [[] for _ in groups]
-    described = request.with_texts(general_texts(request, general))
+    described = request.asking([general] * request.batch)
     count = 1 if mode == "first" else steps
     asked, told = read_attention([request, described], layers, count)
     return [
@@ -85,36 +79,6 @@ def contrast_maps(
         ]
         for row, images in enumerate(groups)
     ]
-
-
-def pictures_of(request: Request, title: str) -> list[list[Image]]:
-    """The images of each row; paths and addresses are read.
-
-    Raises:
-        LvlmAttnError: naming the method `title`, if the images are not known or cannot be read.
-    """
-    return [[_picture(image, title) for image in row] for row in request.need_images(title)]
-
-
-def _picture(image: Any, title: str) -> Image:
-    if hasattr(image, "convert"):
-        return cast("Image", image)
-    try:
-        if isinstance(image, (str, Path)):
-            return cast("Image", load_image(str(image)))
-    except (OSError, ValueError) as error:
-        raise LvlmAttnError(
-            f"{title} cannot read the image {str(image)!r}; give a PIL image or the path of one."
-        ) from error
-    raise LvlmAttnError(
-        f"{title} got an image of type {type(image).__name__}; give a PIL image or the path of one."
-    )
-
-
-def general_texts(request: Request, general: str) -> list[str]:
-    """The instruction as a full prompt for every row."""
-    groups = cast("list[list[Any]]", request.images)
-    return [format_prompt(request.target.processor, general, len(images)) for images in groups]
 
 
 def joined(pair: tuple[Blocks, Blocks], mode: Mode, lam: float, lam_rel: float | None) -> tuple[Map, ...]:

@@ -1,34 +1,49 @@
-"""From images and questions to model inputs, and from tokens back to answers."""
+"""From prompts to model inputs, and from tokens back to answers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.prompts.messages import read_prompts
+from lvlm_attn.prompts.template import asked, render
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
-def encode_prompts(processor: Any, images: Sequence[Any] | None, prompts: Sequence[str] | str | None) -> Any:
-    """Turns questions and their images into a left-padded batch.
+def encode_prompts(processor: Any, images: Any, prompts: Any) -> Any:
+    """Turns prompts and their images into a left-padded batch.
 
     Args:
         processor: the model's processor.
-        images: per prompt an image, a list of images, or None; None for no images at all.
-        prompts: questions; a single one may be a plain string.
+        images: see `lvlm_attn.prompts.messages.read_prompts`.
+        prompts: see there.
 
     Returns:
         What the processor returns: tensors by name.
 
     Raises:
-        LvlmAttnError: if there are not as many entries of images as prompts.
+        LvlmAttnError: if there are not as many entries of images as prompts, or one is of another kind.
     """
-    texts = [prompts] if isinstance(prompts, str) else list(prompts or ())
-    groups = image_groups(images, texts)
-    full = [format_prompt(processor, text, len(group)) for text, group in zip(texts, groups)]
+    chats = read_prompts(processor, images, prompts)
+    texts = [chat.text(processor) for chat in chats]
+    return encode_texts(processor, [chat.images for chat in chats], texts)
+
+
+def encode_texts(processor: Any, images: Sequence[Sequence[Image]], texts: Sequence[str]) -> Any:
+    """Turns whole prompts, template and image tokens included, into a left-padded batch; nothing is put around them.
+
+    Args:
+        processor: the model's processor.
+        images: the images of each prompt.
+        texts: the prompts.
+    """
     tokenizer = getattr(processor, "tokenizer", processor)
+    full = _without_own_beginning(tokenizer, texts)
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
     try:
-        flat = [image for group in groups for image in group]
+        flat = [image for group in images for image in group]
         if not flat:
             return processor(text=full, return_tensors="pt", padding=True)
         # A flat list is how LLaVA-like processors take several images per prompt and mixed batches.
@@ -37,49 +52,24 @@ def encode_prompts(processor: Any, images: Sequence[Any] | None, prompts: Sequen
         tokenizer.padding_side = side
 
 
-def image_groups(images: Sequence[Any] | None, texts: Sequence[str]) -> list[list[Any]]:
-    """Brings images into one list per prompt.
-
-    Raises:
-        LvlmAttnError: if there are no prompts, or not as many entries of images as prompts.
-    """
-    if not texts:
-        raise LvlmAttnError("generate got images but no prompts; pass prompts=[...].")
-    if images is None:
-        return [[] for _ in texts]
-    entries = list(images) if isinstance(images, (list, tuple)) else [images]
-    if len(entries) != len(texts):
-        raise LvlmAttnError(
-            f"generate got {len(entries)} images and {len(texts)} prompts; pass one entry of images per prompt "
-            f"(a list of images, or None, for a prompt with several or none)."
-        )
-    return [
-        [] if entry is None else list(entry) if isinstance(entry, (list, tuple)) else [entry]
-        for entry in entries
-    ]
+def _without_own_beginning(tokenizer: Any, texts: Sequence[str]) -> list[str]:
+    """Texts without the beginning of sequence that their template wrote, where the tokenizer puts one in front."""
+    begin = getattr(tokenizer, "bos_token", None)
+    if not begin or not any(text.startswith(begin) for text in texts):
+        return list(texts)
+    puts_one = list(tokenizer("a")["input_ids"])[:1] == [tokenizer.bos_token_id]
+    return [text.removeprefix(begin) if puts_one else text for text in texts]
 
 
-def format_prompt(processor: Any, text: str, images: int = 1, *, system: str | None = None) -> str:
-    """Puts the processor's chat template around a question, unless it holds the image token already.
+def format_prompt(processor: Any, text: str, images: int = 1) -> str:
+    """Puts the processor's chat template around a question with images before it, whatever the question holds.
 
     Args:
         processor: the model's processor. Without a chat template, LLaVA-1.5's wording is used.
         text: the question.
         images: number of images, which stand before the question.
-        system: a system message, for templates that show one.
     """
-    token = getattr(processor, "image_token", "<image>")
-    if token in text:
-        return text
-    if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
-        turns = [{"role": "user", "content": content}]
-        if system is not None:
-            turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-        rendered = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        return str(rendered)
-    begin = "" if system is None else f"{system} "
-    return f"{begin}USER: {(token + chr(10)) * images}{text} ASSISTANT:"
+    return render(processor, [asked(text, images)])
 
 
 def decode_answers(processor: Any, sequences: Any, prompt_length: int) -> list[str]:

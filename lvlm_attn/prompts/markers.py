@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.prompts.template import render
 
 _QUESTIONS = ("Is there a dog?", "Where is it")
 _ANSWERS = ("Yes", "There is none.")
@@ -88,24 +89,17 @@ def find_marker(ids: Tensor, marker: tuple[int, ...], is_allowed: Tensor) -> Ten
     return found
 
 
-def _render(processor: Any, turns: list[str], wants_answer: bool) -> str:
+def _render(processor: Any, said: list[str], wants_answer: bool) -> str:
     """A conversation that begins with a question and takes turns."""
     roles = ("user", "assistant")
-    if not getattr(processor, "chat_template", None):
-        text = "".join(f"{('USER: ', ' ASSISTANT: ')[place % 2]}{turn}" for place, turn in enumerate(turns))
-        return text + " ASSISTANT:" * wants_answer
-    parts = [
-        {"role": roles[place % 2], "content": [{"type": "text", "text": turn}]}
-        for place, turn in enumerate(turns)
+    turns = [
+        {"role": roles[place % 2], "content": [{"type": "text", "text": text}]}
+        for place, text in enumerate(said)
     ]
-    try:
-        text = processor.apply_chat_template(parts, add_generation_prompt=wants_answer, tokenize=False)
-        if all(turn in text for turn in turns):
-            return str(text)
-    except Exception:  # templates for text alone want plain strings
-        pass
-    plain = [{"role": roles[place % 2], "content": turn} for place, turn in enumerate(turns)]
-    return str(processor.apply_chat_template(plain, add_generation_prompt=wants_answer, tokenize=False))
+    text = render(processor, turns, wants_answer=wants_answer)
+    if not all(one in text for one in said):
+        raise LvlmAttnError("The chat template leaves out some of what was said.")
+    return text
 
 
 def _ids(processor: Any, text: str) -> list[int]:

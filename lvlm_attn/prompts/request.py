@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.prompts.chat import encode_prompts, format_prompt, image_groups
+from lvlm_attn.prompts.chat import encode_texts
+from lvlm_attn.prompts.messages import Chat, read_prompts
 from lvlm_attn.prompts.pixels import IMAGE_KEYS, Picture, join_pictures, split_pictures
 from lvlm_attn.prompts.rows import insert_tokens, keep_tokens, tokens_of
 
@@ -32,7 +33,7 @@ class Request:
         inputs: what `model.generate` takes, padded on the left: `input_ids`, `attention_mask`, pixels, sizes.
         images: the images of each row, or None if only tensors were given.
         texts: the full prompt of each row, chat template and image tokens included, or None.
-        questions: what the user asked in each row, without the template, or None.
+        chats: what the user asked in each row, as turns, or None.
         details: what methods found out on the way (maps, masks, boxes), by the name of the method; shown as
             `lvlm.details`.
 
@@ -46,14 +47,14 @@ class Request:
     inputs: dict[str, Tensor]
     images: list[list[Image]] | None = None
     texts: list[str] | None = None
-    questions: list[str] | None = None
+    chats: list[Chat] | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def of_prompts(
-        target: Target, images: Sequence[Any] | None, prompts: Sequence[str] | str | None
+        target: Target, images: Sequence[Any] | None, prompts: Sequence[Any] | str | None
     ) -> Request:
-        """A request made of images and prompts; see `Wrapped.generate`.
+        """A request made of images and prompts; see `lvlm_attn.prompts.messages.read_prompts`.
 
         Raises:
             LvlmAttnError: without a processor, or if images and prompts do not go together.
@@ -62,10 +63,10 @@ class Request:
             raise LvlmAttnError(
                 "lvlm.generate(images=..., prompts=...) needs the processor; pass wrap(..., processor=processor)."
             )
-        questions = [prompts] if isinstance(prompts, str) else list(prompts or ())
-        groups = image_groups(images, questions)
-        texts = [format_prompt(target.processor, text, len(row)) for text, row in zip(questions, groups)]
-        return Request(target, encoded(target, groups, texts), groups, texts, questions)
+        chats = read_prompts(target.processor, images, prompts)
+        groups = [list(chat.images) for chat in chats]
+        texts = [chat.text(target.processor) for chat in chats]
+        return Request(target, encoded(target, groups, texts), groups, texts, chats)
 
     @staticmethod
     def of_tensors(target: Target, inputs: Mapping[str, Any]) -> Request:
@@ -73,6 +74,11 @@ class Request:
         if "input_ids" not in inputs:
             raise LvlmAttnError("lvlm.generate needs input_ids, or images= and prompts=.")
         return Request(target, dict(inputs))
+
+    @property
+    def questions(self) -> list[str] | None:
+        """What the user asked last in each row, without template and images, or None if only tensors were given."""
+        return None if self.chats is None else [chat.question for chat in self.chats]
 
     @property
     def batch(self) -> int:
@@ -147,6 +153,24 @@ class Request:
         """Other full prompts (template and image tokens included) about the same images."""
         return self.with_images(self.need_images("A method"), texts=texts)
 
+    def asking(self, questions: Sequence[str], images: Sequence[Sequence[Image]] | None = None) -> Request:
+        """The same conversations with other last questions.
+
+        Args:
+            questions: the words, one per row.
+            images: all images of each row, those that are new last; None for the same ones.
+
+        Raises:
+            LvlmAttnError: if only tensors were given.
+        """
+        if self.chats is None:
+            raise LvlmAttnError("This request holds tensors only; other questions cannot be asked.")
+        groups: Sequence[Sequence[Image] | None] = [None] * self.batch if images is None else images
+        chats = [chat.asking(*row) for chat, row in zip(self.chats, zip(questions, groups))]
+        texts = [chat.text(self.target.processor) for chat in chats]
+        made = self.with_images([chat.images for chat in chats], texts=texts)
+        return dataclasses.replace(made, chats=chats)
+
     def with_pixels(self, edit: Callable[[Tensor, int], Tensor]) -> Request:
         """The same prompts with other pixels.
 
@@ -205,19 +229,19 @@ class Request:
         return dataclasses.replace(self, inputs=self.inputs | insert_tokens(tokens, ids, places), texts=None)
 
     def _with_system(self, text: str) -> list[str] | None:
-        """Full prompts with a system message, or None if not all were made from questions by a template."""
-        if self.questions is None or self.texts is None or self.images is None:
+        """Full prompts with a system message, or None if not all were made from turns by a template."""
+        if self.chats is None or self.texts is None or self.images is None:
             return None
-        made = [
-            format_prompt(self.target.processor, question, len(row), system=text)
-            for question, row in zip(self.questions, self.images)
-        ]
-        before = [
-            format_prompt(self.target.processor, question, len(row))
-            for question, row in zip(self.questions, self.images)
-        ]
-        is_made = before == self.texts and all(text in full for full in made)
-        return made if is_made else None
+        found = [chat.under(text) for chat in self.chats]
+        chats = [chat for chat in found if chat is not None]
+        processor = self.target.processor
+        if len(chats) < len(found) or [chat.text(processor) for chat in self.chats] != self.texts:
+            return None
+        try:
+            made = [chat.text(processor) for chat in chats]
+        except LvlmAttnError:  # a template that takes no system message
+            return None
+        return made if all(text in full for full in made) else None
 
     def _beginning(self, row: int, bos: int | None) -> int:
         """Where the text of a row may be put in."""
@@ -235,9 +259,7 @@ class Request:
 def encoded(target: Target, groups: Sequence[Sequence[Image]], texts: Sequence[str]) -> dict[str, Tensor]:
     """Processor outputs on the model's device, pixels in its dtype."""
     model = cast("Any", target.model)
-    inputs = dict(
-        encode_prompts(target.processor, [list(row) for row in groups], list(texts)).to(model.device)
-    )
+    inputs = dict(encode_texts(target.processor, groups, texts).to(model.device))
     for key, value in inputs.items():
         if torch.is_tensor(value) and value.is_floating_point():
             inputs[key] = value.to(model.dtype)

@@ -247,8 +247,9 @@ def test_the_matcher_sees_the_question_alone():
         return left_half(image, prompt)
 
     with la.wrap(model_of("llava"), AGLA(matcher=matcher), processor=tiny_processor("llava")) as lvlm:
-        lvlm.generate(images=[PICTURES[0]], prompts=["<s> <image> is there a cat ?"], max_new_tokens=1)
-    assert seen == ["<s>   is there a cat ?"]
+        for prompt in ("<image> is there a cat ?", "<s> USER: <image> is there a cat ? ASSISTANT:"):
+            lvlm.generate(images=[PICTURES[0]], prompts=[prompt], max_new_tokens=1)
+    assert seen == ["is there a cat ?", "<s> USER:   is there a cat ? ASSISTANT:"]
 
 
 def test_with_other_methods_in_one_wrap():
@@ -316,14 +317,16 @@ def test_requests_of_tensors_are_refused():
             model.generate(**inputs, max_new_tokens=2)
 
 
-def test_images_may_be_paths(tmp_path):
+def test_images_may_be_paths_or_bytes(tmp_path):
     PICTURES[0].save(tmp_path / "photo.png")
     want, _, _ = run("llava", AGLA(matcher="self"), rows=(0,))
     got, _, details = run("llava", AGLA(matcher="self"), rows=(0,), images=[str(tmp_path / "photo.png")])
     assert torch.equal(got, want)
     assert details[0][0].image.size == PICTURES[0].size
-    with pytest.raises(la.LvlmAttnError, match="ndarray"):
-        run("llava", AGLA(matcher="self"), rows=(0,), images=[np.asarray(PICTURES[0])])
+    as_bytes, _, _ = run("llava", AGLA(matcher="self"), rows=(0,), images=[np.asarray(PICTURES[0])])
+    assert torch.equal(as_bytes, want)
+    with pytest.raises(la.LvlmAttnError, match="array of float64"):
+        run("llava", AGLA(matcher="self"), rows=(0,), images=[np.asarray(PICTURES[0]) / 255])
 
 
 def test_a_function_shows_in_the_report():

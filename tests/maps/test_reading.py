@@ -8,7 +8,7 @@ import torch
 
 import lvlm_attn as la
 from lvlm_attn.maps import reading
-from lvlm_attn.maps.contrast import GENERAL, general_texts
+from lvlm_attn.maps.contrast import GENERAL
 from lvlm_attn.maps.reading import read_attention
 from lvlm_attn.prompts.request import Request
 from lvlm_attn.wrapping import target_of
@@ -31,7 +31,7 @@ def requests(name, rows=(0, 1), target=None):
     target = target or shared_target(name)
     images, questions = [PICTURES[row] for row in rows], [QUESTIONS[row] for row in rows]
     request = Request.of_prompts(target, images, questions)
-    return [request, request.with_texts(general_texts(request, GENERAL))]
+    return [request, request.asking([GENERAL] * request.batch)]
 
 
 def truth(name, which, row, tokens=()):
@@ -116,7 +116,7 @@ def test_rows_without_images_have_none(name):
     target = shared_target(name)
     images = [None, [PICTURES[0], PICTURES[1]], PICTURES[1]]
     request = Request.of_prompts(target, images, QUESTIONS)
-    other = request.with_texts(general_texts(request, GENERAL))
+    other = request.asking([GENERAL] * request.batch)
     found = read_attention([request, other], LAYERS)
     assert [len(row) for row in found[0]] == [0, 2, 1]
     single = Request.of_prompts(target, images[1:2], QUESTIONS[1:2])

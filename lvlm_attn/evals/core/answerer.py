@@ -18,6 +18,7 @@ from lvlm_attn.evals.core.runner import Answer
 from lvlm_attn.evals.core.sampling import SeededSampler
 from lvlm_attn.prompts.chat import format_prompt
 from lvlm_attn.prompts.request import Request
+from lvlm_attn.prompts.template import asked
 from lvlm_attn.wrapping import Wrapped, target_of, wrap
 
 if TYPE_CHECKING:
@@ -163,13 +164,23 @@ class ModelAnswerer:
     def prepare(self, images: Sequence[Image | Sequence[Image]], prompts: Sequence[str]) -> Request:
         """Everything that needs the processor and not the model; may run in another thread.
 
+        Prompts are questions, whatever they hold: the chat template is put around them.
+
+        Raises:
+            LvlmAttnError: outside the ``with`` block, or a prompt holds the token that stands for an image.
+        """
+        texts = [prompt + self.decoding.suffix for prompt in prompts]
+        return self.prepare_given(images, [[asked(text)] for text in texts])
+
+    def prepare_given(self, images: Sequence[Image | Sequence[Image]], prompts: Sequence[Any]) -> Request:
+        """As `prepare`, of prompts in any form that `lvlm.generate` takes, without suffix.
+
         Raises:
             LvlmAttnError: outside the ``with`` block.
         """
         if self._target is None:
             raise LvlmAttnError("the answerer works inside its `with` block only.")
-        texts = [prompt + self.decoding.suffix for prompt in prompts]
-        return Request.of_prompts(self._target, list(images), texts)
+        return Request.of_prompts(self._target, list(images), prompts)
 
     @torch.inference_mode()
     def answer_prepared(

@@ -16,6 +16,7 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.core.benchmark import Benchmark
 from lvlm_attn.evals.core.environment import describe_model, environment, plugin_hashes
 from lvlm_attn.evals.core.finished import SEED_FOLDERS
+from lvlm_attn.evals.core.image_tokens import METRIC, remove_image_tokens, removed_sentence
 from lvlm_attn.evals.core.jsonio import write_json
 from lvlm_attn.evals.core.plan import batches
 from lvlm_attn.evals.core.ranks import Ranks
@@ -144,12 +145,14 @@ class _Asked:
             self.model, self.processor, self.interventions, self.decoding, benchmark.asks_yes_no
         )
         settings = self._settings(answerer.describe(), seed)
-        samples = benchmark.samples()
+        samples, removed = remove_image_tokens(benchmark.samples(), self.processor)
         share = self.decoding.decode == "greedy"
         place = out or default_folder(settings)
         with RunFolder(place, settings, {"scoring": benchmark.scoring()}, ranks) as folder:
             with answerer:
                 made = {**environment(self.model, self.processor, samples), "ranks": ranks.count}
+                if noted := removed_sentence({METRIC: removed}):
+                    self.told(f"{noted}.")
                 planned = batches(samples, self.batch_size, share)
                 note_environment(folder, made, answerer, planned, seed, self.told)
                 is_finished = folder.answered() >= {sample.sample_id for sample in samples}
@@ -158,7 +161,7 @@ class _Asked:
                 )
                 if not is_finished:
                     note_report(folder, answerer)
-            metrics = benchmark.score(lines)
+            metrics = {**benchmark.score(lines), **({METRIC: removed} if removed else {})}
             if ranks.is_first:
                 folder.write_metrics(metrics)
         ranks.wait()

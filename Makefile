@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: demo docs test lint types unit aot wheel format clean
+.PHONY: demo docs test lint types unit kills aot wheel format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lvlm-attn demo
@@ -23,6 +23,10 @@ types: $(VENV)/.dev
 # One thread per test process: torch's own threads only get in each other's way at these sizes.
 unit: $(VENV)/.dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
+
+# 30 evaluations of the toy, killed at random moments and run again; 10 of them with two processes.
+kills: $(VENV)/.dev
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -u -m tests.evals.kills --kills 30 --ranks 10
 
 # Every configuration of every kernel, compiled for GPUs that need not be there; `make -j aot` uses several cores.
 aot: aot-sm_90 aot-sm_80 aot-cdna

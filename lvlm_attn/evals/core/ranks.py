@@ -20,7 +20,18 @@ from lvlm_attn.errors import LvlmAttnError
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=7)
-_NEEDED = ("MASTER_ADDR", "MASTER_PORT", "RANK")
+_NEEDED = ("MASTER_ADDR", "MASTER_PORT")
+_NAMES = {
+    "RANK": ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
+    "WORLD_SIZE": ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
+    "LOCAL_RANK": (
+        "LOCAL_RANK",
+        "MPI_LOCALRANKID",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "MV2_COMM_WORLD_LOCAL_RANK",
+    ),
+}
+"""What `torchrun` sets, and what `mpirun` does, which `accelerate launch` uses on CPUs."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +55,18 @@ class Ranks:
         Raises:
             LvlmAttnError: the environment speaks of several ranks, but no process group can be had.
         """
-        number = {key: _number(key) for key in ("WORLD_SIZE", "RANK")}
-        count, rank = number["WORLD_SIZE"] or 1, number["RANK"] or 0
+        count, rank = _number("WORLD_SIZE") or 1, _number("RANK") or 0
         if count == 1 and rank == 0:
             return Ranks()
         missing = [key for key in _NEEDED if not os.environ.get(key)]
+        missing += ["RANK"] if _number("RANK") is None else []
         if missing or not 0 <= rank < count:
             reason = f"{', '.join(missing)} not set" if missing else "no such rank"
             raise LvlmAttnError(
                 f"this is rank {rank} of {count}, but there is no process group ({reason}); start with "
                 f"`torchrun --nproc-per-node {max(count, 2)} -m lvlm_attn ...`, or unset RANK and WORLD_SIZE."
             )
-        return Ranks(rank, count, _group())
+        return Ranks(rank, count, _group(rank, count))
 
     @property
     def is_first(self) -> bool:
@@ -129,15 +140,16 @@ def local_device(kind: str) -> str:
 
 
 def _number(key: str) -> int | None:
-    text = os.environ.get(key, "").strip()
-    if not text:
-        return None
-    if not text.lstrip("-").isdigit():
-        raise LvlmAttnError(f"the environment variable {key} is {text!r}; it must be a whole number.")
-    return int(text)
+    for name in _NAMES[key]:
+        text = os.environ.get(name, "").strip()
+        if text and not text.lstrip("-").isdigit():
+            raise LvlmAttnError(f"the environment variable {name} is {text!r}; it must be a whole number.")
+        if text:
+            return int(text)
+    return None
 
 
-def _group() -> Any:
+def _group(rank: int, count: int) -> Any:
     import torch.distributed as dist
 
     global _own
@@ -150,11 +162,11 @@ def _group() -> Any:
         return _own
     _die_with_parent()
     try:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        dist.init_process_group("gloo", timeout=_PATIENCE, rank=rank, world_size=count)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LvlmAttnError(
-            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join its process group ({reason}); "
+            f"rank {rank} of {count} could not join its process group ({reason}); "
             "start all ranks with one `torchrun` or `accelerate launch`."
         ) from error
     atexit.register(_leave)

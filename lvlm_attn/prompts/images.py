@@ -36,11 +36,12 @@ MOST_BYTES = 1 << 30
 _SECONDS = 20.0
 
 
-def open_image(source: str | Path | bytes) -> Image:
+def open_image(source: str | Path | bytes, name: str | None = None) -> Image:
     """Opens a picture.
 
     Args:
         source: a file, or what one holds.
+        name: how a message names it; None for the path.
 
     Returns:
         Its first frame, turned as its EXIF data say, in RGB. All modes keep their range (see
@@ -54,16 +55,18 @@ def open_image(source: str | Path | bytes) -> Image:
         >>> open_image("kitchen.jpg").mode  # doctest: +SKIP
         'RGB'
     """
-    name = "image" if isinstance(source, bytes) else f"image {_name(source)}"
+    name = name or ("image" if isinstance(source, bytes) else f"image {_name(source)}")
     with unpacked(source, name) as picture:
         found = upright_rgb(picture)
         return found.copy() if found is picture else found
 
 
-def image_area(path: Path) -> int:
-    """Pixels of a picture, read off its first bytes; 0 where it cannot be read."""
+def image_area(source: Any) -> int:
+    """Pixels of a PIL image, a file, or what has a `read()`; of the last two from the first bytes, 0 if unreadable."""
+    if not isinstance(source, Path) and hasattr(source, "size"):
+        return int(source.width * source.height)
     try:
-        with unpacked(path) as picture:
+        with unpacked(_read(source, "image") if hasattr(source, "read") else source) as picture:
             return int(picture.width * picture.height)
     except LvlmAttnError:
         return 0
@@ -73,8 +76,9 @@ def as_image(source: Any, place: str = "image") -> Image:
     """A picture from whatever form it comes in, upright and in RGB.
 
     Args:
-        source: a PIL image; a file; an address (`http://`, `https://`, `file://` or `data:`); or an array or tensor of
-            bytes, `(height, width)`, `(height, width, channels)` or `(channels, height, width)`.
+        source: a PIL image; a file, or something whose `read()` gives its bytes; an address (`http://`, `https://`,
+            `file://` or `data:`); or an array or tensor of bytes, `(height, width)`, `(height, width, channels)` or
+            `(channels, height, width)`.
         place: how a message names it.
 
     Raises:
@@ -87,12 +91,25 @@ def as_image(source: Any, place: str = "image") -> Image:
         return open_image(data)
     if isinstance(source, (str, os.PathLike)):
         return open_image(Path(source))
+    if callable(getattr(source, "read", None)):
+        name = f"the picture of {source.where}" if hasattr(source, "where") else place
+        return open_image(_read(source, name), name)
     if hasattr(source, "shape") and hasattr(source, "dtype"):
         return _of_array(source, place)
     raise LvlmAttnError(
         f"{place} is {shown(source)} of type {type(source).__name__}; give a PIL image, the path of a file, or an "
         f"array of bytes."
     )
+
+
+def _read(source: Any, name: str) -> bytes:
+    with _saying_what_failed(name):
+        found = source.read()
+        if not isinstance(found, bytes):
+            raise LvlmAttnError(
+                f"{name} gives {type(found).__name__} instead of bytes; open its file as bytes."
+            )
+        return found
 
 
 def _name(path: str | Path) -> str:

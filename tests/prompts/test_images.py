@@ -21,6 +21,7 @@ from PIL import Image, features
 
 import lvlm_attn
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.evals.core.stored import StoredPicture
 from lvlm_attn.prompts.images import FORMATS, as_image, image_area, open_image
 
 FRESH = [name for name in FORMATS if name != "HEIF" and (name != "AVIF" or features.check("avif"))]
@@ -271,11 +272,28 @@ def test_pictures_come_in_many_forms(tmp_path):
         np.moveaxis(NOISE, 2, 0),
         torch.tensor(NOISE).permute(2, 0, 1),
         Image.open(path),
+        io.BytesIO(path.read_bytes()),
     ]
     for form in forms:
         assert np.array_equal(np.asarray(as_image(form)), NOISE)
     same = Image.fromarray(NOISE)
     assert as_image(same) is same
+
+
+def test_pictures_in_tables_are_opened_like_files():
+    def stored(text):
+        return StoredPicture("questions q.tsv, row 3", lambda: base64.b64decode(text))
+
+    whole = base64.b64encode(packed("PNG"))
+    assert np.array_equal(np.asarray(as_image(stored(whole))), NOISE)
+    assert (image_area(stored(whole)), image_area(Image.fromarray(NOISE))) == (
+        NOISE.size // 3,
+        NOISE.size // 3,
+    )
+    for text in (whole[:40], b"A", b""):
+        said = refused(lambda text=text: as_image(stored(text)))
+        assert said.startswith("the picture of questions q.tsv, row 3 cannot be read")
+        assert image_area(stored(text)) == 0
 
 
 @pytest.mark.parametrize(

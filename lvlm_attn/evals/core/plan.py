@@ -8,7 +8,6 @@ same batches, and write the same lines.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from lvlm_attn.evals.core.benchmark import Sample
 from lvlm_attn.prompts.images import image_area
@@ -51,9 +50,7 @@ def batches(samples: Sequence[Sample], batch_size: int, share_identical: bool) -
 def _pixels(sample: Sample, known: dict[str, int]) -> int:
     """Size of a picture, which in many models decides its number of tokens; 0 where it cannot be read."""
     if sample.image_name not in known:
-        image = sample.image
-        area = image_area(image) if isinstance(image, Path) else image.width * image.height
-        known[sample.image_name] = area
+        known[sample.image_name] = image_area(sample.image)
     return known[sample.image_name]
 
 

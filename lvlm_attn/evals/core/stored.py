@@ -6,7 +6,6 @@ A picture is read and decoded when its turn comes, so that a data set of gigabyt
 from __future__ import annotations
 
 import base64
-import binascii
 import csv
 import json
 import sys
@@ -14,17 +13,11 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.evals.core.json_text import one_line
 from lvlm_attn.evals.core.records import read_records
 from lvlm_attn.evals.core.table_files import parquet_rows
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _BASE64_LEAST = 64
 """VLMEvalKit writes a picture once; a shorter cell is the index of the row that holds it."""
@@ -32,7 +25,7 @@ _BASE64_LEAST = 64
 
 @dataclass(frozen=True)
 class StoredPicture:
-    """A picture in a table; a sample takes it in place of a PIL image.
+    """A picture in a table; a sample takes it in place of a PIL image, and `as_image` opens it.
 
     Attributes:
         where: how messages name it.
@@ -41,41 +34,6 @@ class StoredPicture:
 
     where: str
     read: Callable[[], bytes]
-
-    def convert(self, mode: str) -> Image:
-        """Decodes the picture.
-
-        Raises:
-            LvlmAttnError: its bytes are no picture.
-        """
-        from PIL import Image as Pillow
-
-        try:
-            with Pillow.open(BytesIO(self.read())) as picture:
-                return picture.convert(mode)
-        except (OSError, SyntaxError, ValueError, binascii.Error, Pillow.DecompressionBombError) as error:
-            raise LvlmAttnError(
-                f"the picture of {self.where} cannot be read ({one_line(str(error))}); fetch the file again."
-            ) from error
-
-    @property
-    def width(self) -> int:
-        """Pixels across; 0 where the picture cannot be read."""
-        return self._size()[0]
-
-    @property
-    def height(self) -> int:
-        """Pixels down; 0 where the picture cannot be read."""
-        return self._size()[1]
-
-    def _size(self) -> tuple[int, int]:
-        from PIL import Image as Pillow
-
-        try:
-            with Pillow.open(BytesIO(self.read())) as picture:
-                return picture.size
-        except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError):
-            return 0, 0
 
 
 @dataclass(frozen=True)

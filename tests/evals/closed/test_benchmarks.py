@@ -7,7 +7,7 @@ import pytest
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.closed.benchmark import ClosedBenchmark
 from lvlm_attn.evals.closed.catalogue import CLOSED
-from lvlm_attn.evals.core.runner import load_image
+from lvlm_attn.prompts.images import as_image
 from tests.evals.closed import copies
 
 
@@ -117,7 +117,7 @@ def test_naturalbench_counts_questions_pictures_and_groups(tmp_path):
     samples = benchmark.samples()
     assert samples[0].prompt == "Is cup 0 full? Please answer Yes or No."
     assert samples[4].prompt == "Is cup 1 full? Please output the letter corresponding to the correct option."
-    assert [load_image(sample.image).getpixel((0, 0)) for sample in samples[:2]] == [(255, 0, 0), (0, 128, 0)]
+    assert [as_image(sample.image).getpixel((0, 0)) for sample in samples[:2]] == [(255, 0, 0), (0, 128, 0)]
     # in order q0i0 q0i1 q1i0 q1i1; right: yes no no yes, then A B B A
     done = score(benchmark, ["Yes", "No", "No", "No", "A", "B", "B.", "(A)"])
     assert done["accuracy"] == 7 / 8

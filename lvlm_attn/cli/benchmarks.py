@@ -16,6 +16,7 @@ from lvlm_attn.cli.common import (
     Device,
     DeviceMap,
     Dtype,
+    Generation,
     Intervene,
     Json,
     MaxNewTokens,
@@ -23,10 +24,13 @@ from lvlm_attn.cli.common import (
     Out,
     Plugin,
     Seed,
+    Seeds,
     Suffix,
     Temperature,
+    WithControls,
     tell,
 )
+from lvlm_attn.cli.data import Images
 from lvlm_attn.evals.closed.catalogue import CLOSED
 
 if TYPE_CHECKING:
@@ -67,7 +71,7 @@ def _evaluate(spec: Closed) -> Callable[..., None]:
     def command(
         model: Model,
         data: Data,
-        images: evaluate.Images = None,
+        images: Images = None,
         intervene: Intervene = None,
         parser: Parser = "strict",
         subset: Subset = None,
@@ -76,8 +80,10 @@ def _evaluate(spec: Closed) -> Callable[..., None]:
         decode: Decode = "greedy",
         temperature: Temperature = 1.0,
         seed: Seed = 0,
+        seeds: Seeds = 1,
         suffix: Suffix = "",
         max_new_tokens: MaxNewTokens = None,
+        controls: WithControls = False,
         out: Out = None,
         plugin: Plugin = None,
         device: Device = "auto",
@@ -89,9 +95,10 @@ def _evaluate(spec: Closed) -> Callable[..., None]:
 
         benchmark = load(spec, data, images, parser, subset, limit)
         benchmark.samples()  # pictures that are elsewhere are said before a model is loaded
-        generation = evaluate.Generation(
+        generation = Generation(
             decode=decode, temperature=temperature, suffix=suffix, max_new_tokens=max_new_tokens,
-            batch_size=batch_size, seed=seed, out=out, device=device, dtype=dtype, device_map=device_map,
+            batch_size=batch_size, seed=seed, seeds=seeds, controls=controls, out=out,
+            device=device, dtype=dtype, device_map=device_map,
         )  # fmt: skip
         title = f"{spec.title}, {model}, parser {parser}"
         evaluate.measure(benchmark, model, intervene, generation, partial(closed_table, spec), title, as_json)
@@ -130,7 +137,8 @@ def _score(spec: Closed) -> Callable[..., None]:
             return
         from lvlm_attn.evals.core.tables import show
 
-        show(closed_table(spec, done.results, f"{spec.title}, parser {parser} (%)"))
+        title = f"{spec.title}, parser {parser}, {score.made_with(answers)} (%)"
+        show(closed_table(spec, done.results, title))
 
     return command
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,7 +91,7 @@ def pope(
     if as_json:
         print_results(results, "pope")
         return
-    show(pope_table(results, f"POPE, parser {parser} (%)"))
+    show(pope_table(results, f"POPE, parser {parser}, {made_with(answers)} (%)"))
     for name, result in results.items():
         _comment(result, f"{name}: " if len(results) > 1 else "")
 
@@ -136,6 +136,20 @@ def print_results(results: Mapping[str, dict[str, Any]], benchmark: str) -> None
         print_json(*results.values())
     else:
         print_json({"benchmark": benchmark, "runs": results})
+
+
+def made_with(answers: Sequence[Path]) -> str:
+    """How answers were generated, as far as a `config.json` beside them tells."""
+    from lvlm_attn.evals.core.finished import generation_of
+    from lvlm_attn.evals.core.report import limits
+
+    found = {path: generation_of(path) for path in answers}
+    told = {
+        path: limits(item) if item else "decoding and token limit not known" for path, item in found.items()
+    }
+    if len(set(told.values())) == 1:
+        return next(iter(told.values()))
+    return "; ".join(f"{path.parent.name or path.name}: {text}" for path, text in told.items())
 
 
 @app.command("chair")
@@ -190,7 +204,7 @@ def chair(
     if as_json:
         print_results(results, "chair")
         return
-    show(chair_table(results, f"CHAIR, mode {mode} (%)"))
+    show(chair_table(results, f"CHAIR, mode {mode}, {made_with(answers)} (%)"))
     for name, result in results.items():
         run = f"{name}: " if len(results) > 1 else ""
         if result["reasoning"] and mode == "strict":

@@ -8,6 +8,7 @@ counts where both are given. Triton itself is imported only when it is used.
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from lvlm_attn.kernels.visibility import Visibility
 VARIABLE = "LVLM_ATTN_KERNELS"
 CHOICES = ("auto", "torch", "triton")
 MAX_HEAD_DIM = 256
+OLDEST_TRITON = (3, 4)
+"""As in the extra `gpu`; torch 2.8 brings it."""
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -120,6 +123,10 @@ def requested(argument: str = "auto") -> str:
 def unavailable(device: torch.device) -> str | None:
     """Says why the kernels cannot run on a device at all, or None if they can."""
     try:
+        import triton
+
+        if _version(triton.__version__) < OLDEST_TRITON:
+            return f"Triton {triton.__version__} is older than {'.'.join(map(str, OLDEST_TRITON))}"
         from lvlm_attn.kernels.triton.common import is_interpreted
     except ImportError:
         return "Triton is not installed"
@@ -130,6 +137,11 @@ def unavailable(device: torch.device) -> str | None:
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return "the GPU is older than sm_80"
     return None
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
 
 
 def unsupported_call(call: AttentionCall) -> str | None:

@@ -52,6 +52,12 @@ def test_scores_of_a_run_are_those_of_its_samples(capsys, untrained, tmp_path): 
     )  # fmt: skip
     scored = json.loads(out)
     assert all(made[key] == scored[key] for key in ("accuracy", "precision", "recall", "unknown", "n"))
+    score = ["eval", "score", "pope", "--questions", tmp_path / "q_random.json", "--answers"]
+    _, out, _ = call(capsys, *score, tmp_path / "run/samples.jsonl")
+    assert "sampled at temperature 1, at most 16 tokens" in " ".join(out.split())
+    (tmp_path / "copy.jsonl").write_text((tmp_path / "run/samples.jsonl").read_text())
+    _, out, _ = call(capsys, *score, tmp_path / "copy.jsonl")
+    assert "token limit not known" in " ".join(out.split())
 
 
 def test_a_corrupt_picture_fails_alone_and_is_told(capsys, untrained, tmp_path):  # noqa: F811

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lvlm_attn.evals.closed.spec import Closed
+from lvlm_attn.evals.core.report import counted, with_spread
 from lvlm_attn.evals.core.tables import Table, percent
 
 
@@ -20,7 +21,12 @@ def closed_table(spec: Closed, runs: Mapping[str, Mapping[str, Any]], title: str
     first = next(iter(runs.values()))
     names = spec.tally({"parts": list(first["per_category"])}).compared
     rows = [
-        (name, *(_cell(spec, metric, result) for metric in names), str(result["unknown"]), str(result["n"]))
+        (
+            name,
+            *(_cell(spec, metric, result) for metric in names),
+            counted(result["unknown"]),
+            str(result["n"]),
+        )
         for name, result in runs.items()
     ]
     return Table(
@@ -29,5 +35,9 @@ def closed_table(spec: Closed, runs: Mapping[str, Mapping[str, Any]], title: str
 
 
 def _cell(spec: Closed, metric: str, result: Mapping[str, Any]) -> str:
-    value = result[metric]
-    return f"{value:.1f}" if metric in spec.units else percent(value, 2)
+    write = _points if metric in spec.units else percent
+    return with_spread(write, result, result.get("spread", {}), metric, 1 if metric in spec.units else 2)
+
+
+def _points(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}"

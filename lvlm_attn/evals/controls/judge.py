@@ -10,7 +10,7 @@ from lvlm_attn.evals.controls.equal_length import cut_to_equal_length
 from lvlm_attn.evals.controls.found import LEVEL, Change, Control, Controls
 from lvlm_attn.evals.controls.matched import auroc, matched_answers
 from lvlm_attn.evals.core.finished import Run
-from lvlm_attn.evals.core.parsers import get_parser
+from lvlm_attn.evals.core.parsers import PARSERS, get_parser
 from lvlm_attn.evals.pairing import Compared, Pairing
 
 PREFER_YES = " Whenever possible, please select Yes."
@@ -48,7 +48,7 @@ class Judge:
             rows.append(self._against("prefer-yes", f"the bare model asked “{PREFER_YES.strip()}”"))
             matched, details = self._matched()
             rows.append(matched)
-        else:
+        elif "label" not in self.method.lines[0]:
             rows.append(self._equal_length())
         rows.append(self._plausible(beta))
         return Controls(
@@ -96,7 +96,8 @@ class Judge:
     def _matched(self) -> tuple[Control, dict[str, float | None]]:
         about = "the bare model with its yes/no threshold moved"
         bare = self.others["bare"]
-        read = get_parser(str(self.method.scoring.get("parser", "strict")))
+        parser = str(self.method.scoring.get("parser", "strict"))
+        read = get_parser(parser if parser in PARSERS else "strict")
         verdicts = [
             read(str(line["raw_text"]), "yes" if line.get("label") == "yes" else "no") == "yes"
             for lines in self.method.seeds

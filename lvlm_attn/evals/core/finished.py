@@ -134,6 +134,16 @@ def _joined(path: Path, name: str, parts: Sequence[Run]) -> Run:
     )
 
 
+def generation_of(answers: Path) -> Mapping[str, Any]:
+    """Decoding and limits of a `samples.jsonl` of a run folder; empty for answers of other tools."""
+    config = answers.parent / "config.json"
+    if answers.name != "samples.jsonl" or not config.is_file():
+        return {}
+    settings = read_object(config, "run settings").get("settings")
+    found = settings.get("generation") if isinstance(settings, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
     """Reads several runs; those of one basename are told apart by their parent folders.
 

@@ -40,8 +40,8 @@ def pope_table(runs: Mapping[str, Mapping[str, Any]], title: str = "POPE (%)") -
         for category, row in parts.items():
             shares = ("accuracy", "precision", "recall", "f1", "yes_ratio", "false_yes_rate")
             wide = _spread_of(result, category)
-            cells = (_with_spread(percent, row, wide, key, 2) for key in shares)
-            rows.append((name, category, *cells, _count(row["unknown"]), str(row["n"])))
+            cells = (with_spread(percent, row, wide, key, 2) for key in shares)
+            rows.append((name, category, *cells, counted(row["unknown"]), str(row["n"])))
     return Table(title, columns, tuple(rows), text_columns=2)
 
 
@@ -77,13 +77,13 @@ def chair_table(runs: Mapping[str, Mapping[str, Any]], title: str = "CHAIR (%)")
 def _chair_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     wide = row.get("spread", {})
     shares = (
-        _with_spread(percent, row, wide, key) for key in ("chair_s", "chair_i", "recall", "precision", "f1")
+        with_spread(percent, row, wide, key) for key in ("chair_s", "chair_i", "recall", "precision", "f1")
     )
     lengths = (
-        _with_spread(_plain, row, wide, "len", 1),
-        _with_spread(_plain, row, wide, "mentions_per_caption", 2),
+        with_spread(_plain, row, wide, "len", 1),
+        with_spread(_plain, row, wide, "mentions_per_caption", 2),
     )
-    return (*shares, *lengths, _with_spread(percent, row, wide, "truncated"), str(row["n"]))
+    return (*shares, *lengths, with_spread(percent, row, wide, "truncated"), str(row["n"]))
 
 
 def _spread_of(result: Mapping[str, Any], category: str) -> Mapping[str, Any]:
@@ -93,13 +93,14 @@ def _spread_of(result: Mapping[str, Any], category: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _with_spread(
+def with_spread(
     write: Callable[[Any, int], str],
     row: Mapping[str, Any],
     spread: Mapping[str, Any],
     key: str,
     digits: int = 1,
 ) -> str:
+    """A cell with its standard deviation over seeds, where there are several."""
     text = write(row.get(key), digits)
     return f"{text} ± {write(spread[key], digits)}" if key in spread else text
 
@@ -108,7 +109,7 @@ def _plain(value: float, digits: int) -> str:
     return f"{value:.{digits}f}"
 
 
-def _count(value: float) -> str:
+def counted(value: float) -> str:
     """A count, which is a broken number where it is a mean over seeds."""
     return f"{value:g}" if isinstance(value, int) else f"{value:.1f}"
 

@@ -48,10 +48,16 @@ class Study:
             chair_table(chair, f"CHAIR (%): {where}, {limits(self.chair[first].generation)}"),
         ]
         if self.pope_tests is not None:
-            title = f"POPE accuracy against the {first}, in points, each question once"
+            title = (
+                f"POPE accuracy against the {first}, in points, each question once, "
+                f"{limits(self.pope[first].generation)}"
+            )
             tables.append(once_table(self.pope_tests, title))
         if self.chair_tests is not None:
-            title = f"Captions without hallucination against the {first}, in points"
+            title = (
+                f"Captions without hallucination against the {first}, in points, "
+                f"{limits(self.chair[first].generation)}"
+            )
             tables.append(once_table(self.chair_tests, title))
         return tables
 

@@ -77,13 +77,14 @@ def verdict(comparison: Compared, name: str) -> str:
         )
     metric = comparison.tally.outcome
     change = pairing.metrics[metric]
+    asked = "captions" if metric == "chair_s" else "distinct questions"
     test = (
-        f"{pairing.better} of {pairing.questions} distinct questions better, {pairing.worse} worse, exact McNemar"
+        f"{pairing.better} of {pairing.questions} {asked} better, {pairing.worse} worse, exact McNemar"
         if len(pairing.run.seeds) == len(comparison.reference.seeds) == 1
         else "by exchange of pictures,"
     )
     told = (
-        f"{_NAMES.get(metric, metric).capitalize()} changes by {100 * change.difference:+.1f} points "
+        f"{name}: {_NAMES.get(metric, metric)} changes by {100 * change.difference:+.1f} points "
         f"(95 % interval {100 * change.low:+.1f} to {100 * change.high:+.1f}; {test} p {p_value(change.p)}"
         + (f", {p_value(change.p_holm)} after Holm" if len(comparison.runs) > 1 else "")
         + ")"

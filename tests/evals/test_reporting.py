@@ -42,7 +42,7 @@ def test_markdown_holds_scores_differences_and_words(folders):
     text = report(folders).text("md")
     assert text.count("| metric |") == 2
     assert "at most 16 tokens" in text
-    assert "- Accuracy changes by -15.0 points" in text
+    assert "- vhr: accuracy changes by -15.0 points" in text
     assert "| vhr | vhr |" in text
 
 

@@ -65,6 +65,7 @@ class Controls:
         lower_is_better: whether it should fall.
         gain: the method against the bare model.
         is_gain: whether that is better by more than chance.
+        conditions: decoding, token limit and number of samples.
         rows: the controls.
         details: further numbers, such as AUROC, by name.
     """
@@ -75,6 +76,7 @@ class Controls:
     lower_is_better: bool
     gain: Change
     is_gain: bool
+    conditions: str
     rows: tuple[Control, ...]
     details: Mapping[str, float | None]
 
@@ -122,7 +124,7 @@ class Controls:
                 p_value(row.change.p),
             )
             rows.append((row.name, *cells, answer))
-        title = f"{self.title}: {self.metric} of {self.method} against its controls, in points"
+        title = f"{self.title}: {self.metric} of {self.method} against its controls, in points ({self.conditions})"
         columns = ("control", "difference", "95 % interval", "p", "gain survives")
         return Table(title, columns, tuple(rows))
 
@@ -141,7 +143,7 @@ class Controls:
             Control(**{**row, "change": None if row["change"] is None else Change(**row["change"])})
             for row in value["rows"]
         )
-        names = ("title", "method", "metric", "lower_is_better", "is_gain", "details")
+        names = ("title", "method", "metric", "lower_is_better", "is_gain", "conditions", "details")
         return Controls(gain=Change(**value["gain"]), rows=rows, **{name: value[name] for name in names})
 
 

@@ -11,7 +11,9 @@ from lvlm_attn.evals.controls.found import LEVEL, Change, Control, Controls
 from lvlm_attn.evals.controls.matched import auroc, matched_answers
 from lvlm_attn.evals.core.finished import Run
 from lvlm_attn.evals.core.parsers import PARSERS, get_parser
+from lvlm_attn.evals.core.report import limits
 from lvlm_attn.evals.pairing import Compared, Pairing
+from lvlm_attn.evals.wording import size_of
 
 PREFER_YES = " Whenever possible, please select Yes."
 """Put after the question, as in arXiv 2504.10020."""
@@ -42,6 +44,7 @@ class Judge:
         compared = self._compared(self.others["bare"], self.method)
         gain = self._change(compared)
         metric = compared.tally.outcome
+        conditions = f"{limits(self.method.generation)}; {size_of(self._pairing(compared))}"
         rows = [self._identity()]
         details: dict[str, float | None] = {}
         if asks_yes_no:
@@ -53,7 +56,7 @@ class Judge:
         rows.append(self._plausible(beta))
         return Controls(
             compared.tally.title, name, metric, metric in compared.tally.lower_is_better,
-            gain, self._is_better(gain, compared), tuple(rows), details,
+            gain, self._is_better(gain, compared), conditions, tuple(rows), details,
         )  # fmt: skip
 
     def _compared(self, first: Run, second: Run) -> Compared:

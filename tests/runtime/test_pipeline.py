@@ -19,7 +19,9 @@ def test_a_pipeline_inside_a_wrap():
     chat = [{"role": "user", "content": [{**PARTS[0], "image": image}, PARTS[1]]}]
 
     def piped():
-        return pipe(text=chat, max_new_tokens=16, do_sample=False, return_full_text=False)[0]["generated_text"]
+        return pipe(text=chat, max_new_tokens=16, do_sample=False, return_full_text=False)[0][
+            "generated_text"
+        ]
 
     def generated():
         text = processor.apply_chat_template([{"role": "user", "content": PARTS}], add_generation_prompt=True)

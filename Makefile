@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: demo docs test lint types unit kills aot wheel format clean
+.PHONY: demo docs test lint types unit kills aot test-lowest wheel format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lvlm-attn demo
@@ -58,6 +58,12 @@ $(VENV)/.docs: $(VENV)/.dev
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
 	touch $@
 
+# The lowest transformers of the range, laid over the same environment; before a release, since it takes as long as `unit`.
+test-lowest: $(VENV)/.dev
+	rm -rf .venv-lowest
+	$(BIN)/python -m pip install -q --no-deps --target .venv-lowest transformers==5.17.0
+	PYTHONPATH=.venv-lowest OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
+
 # Source archive and wheel; the wheel is installed into a clean environment and used from outside the checkout.
 wheel: $(VENV)/.dev
 	rm -rf dist .venv-wheel
@@ -69,4 +75,4 @@ wheel: $(VENV)/.dev
 	rm -rf .venv-wheel
 
 clean:
-	rm -rf $(VENV) .venv-wheel site .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-lowest .venv-wheel site .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

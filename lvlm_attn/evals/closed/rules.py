@@ -1,8 +1,6 @@
-"""How an answer to a closed question is read: the rules of the benchmarks beside those of POPE.
+"""How an answer to a closed question is read: yes and no as everywhere, and letters.
 
-Sources, each its authors' scoring code: ``amber`` AMBER's ``inference.py``, ``mme`` MME's ``calculation.py`` (as in
-lmms-eval's ``mme`` task), ``naturalbench`` NaturalBench's ``naturalbench_vqa.py``, ``dash-b`` DASH-B's
-``eval_utils.py``. ``strict`` is ours.
+Source of ``naturalbench`` for letters: NaturalBench's ``naturalbench_vqa.py``. ``strict`` is ours.
 """
 
 from __future__ import annotations
@@ -12,9 +10,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from lvlm_attn.errors import LvlmAttnError, closest
-from lvlm_attn.evals.core.parsers import PARSERS, Label, Verdict, without_reasoning
+from lvlm_attn.evals.core.parsers import PARSERS, Verdict, without_reasoning
 
-_FIRST_WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 _FIRST_LETTER = re.compile(r"\b([AB])\b", re.IGNORECASE)
 # "A", "(a)", "B.", "A: open", "**B**"; "a dog" is an article.
 _LETTER_ALONE = re.compile(r"[\s*_\"'`]*(?:\(([ab])\)|([ab])\)|([AB])(?=[\s.:,;*_\"'`]|$)|([ab])[.:]?\s*$)")
@@ -22,40 +19,6 @@ _LETTER_TOLD = re.compile(
     r"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*[*_\"'`]*\(?([AB])\)?(?!\w)", re.IGNORECASE
 )
 _BRACKETED = re.compile(r"\(([ab])\)", re.IGNORECASE)
-
-
-def amber(text: str, label: Label) -> Verdict:
-    """The whole answer must be ``Yes`` or ``No``, letter by letter."""
-    return "yes" if text == "Yes" else "no" if text == "No" else "unknown"
-
-
-def mme(text: str, label: Label) -> Verdict:
-    """Yes or no within the first four characters, blanks and full stops taken away; ``y`` and ``n`` alone count."""
-    text = text.lower().strip().replace(".", "")
-    if len(text) == 1:
-        return "yes" if text == "y" else "no" if text == "n" else "unknown"
-    return "yes" if "yes" in text[:4] else "no" if "no" in text[:4] else "unknown"
-
-
-def naturalbench(text: str, label: Label) -> Verdict:
-    """The first word that is yes or no."""
-    found = _FIRST_WORD.search(text)
-    return "unknown" if found is None else "yes" if found.group(1).lower() == "yes" else "no"
-
-
-def dash_b(text: str, label: Label) -> Verdict:
-    """Yes if "yes" is found anywhere, also inside a word; else no if "no" is."""
-    text = text.lower()
-    return "yes" if "yes" in text else "no" if "no" in text else "unknown"
-
-
-RULES: dict[str, Callable[[str, Label], Verdict]] = {
-    **PARSERS,
-    "amber": amber,
-    "mme": mme,
-    "naturalbench": naturalbench,
-    "dash-b": dash_b,
-}
 
 
 def strict_letter(text: str, options: Sequence[str]) -> Verdict:
@@ -106,9 +69,9 @@ def require_rule(name: str, letters: bool = False) -> None:
     Raises:
         LvlmAttnError: no such rule; the message suggests the closest.
     """
-    known = tuple(LETTER_RULES) if letters else tuple(RULES)
+    known = tuple(LETTER_RULES) if letters else tuple(PARSERS)
     if name not in known:
-        what = " for questions answered by a letter" if letters and name in RULES else ""
+        what = " for questions answered by a letter" if letters and name in PARSERS else ""
         raise LvlmAttnError(
             f"no answer parser {name!r}{what}.{closest(name, known)} Known parsers: {', '.join(known)}."
         )
@@ -118,5 +81,5 @@ def verdict(text: str, label: str, options: Sequence[str], rule: str) -> Verdict
     """Reads an answer; ``yes`` stands for A, ``no`` for B where there are letters."""
     if label in ("A", "B"):
         return LETTER_RULES[rule](text, options)
-    read = partial(RULES[rule], text)
+    read = partial(PARSERS[rule], text)
     return read("yes") if label == "yes" else read("no")

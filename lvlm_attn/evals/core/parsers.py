@@ -1,12 +1,14 @@
-"""How a free-text answer becomes yes, no or unknown: six rules in use, as a table of pure functions.
+"""How a free-text answer becomes yes, no or unknown: the rules in use, as a table of pure functions.
 
 On answers that are exactly "Yes" or "No" all rules agree; on anything else they do not, so a result names its
 rule.
 
 Sources: ``official`` is POPE's ``evaluate.py`` (RUCAIBox/POPE; LLaVA uses the same), ``opera`` is OPERA's and
 PAI's ``pope_eval.py``, ``vcd`` is DAMO VCD's ``eval_pope.py``, ``lmms`` is lmms-eval's ``pope`` task,
-``vlmeval`` is VLMEvalKit's ``YOrN_Extraction`` after its ``process_punctuation``. ``strict`` is ours, and the only
-one that looks past reasoning and echoed instructions, since the others do not.
+``vlmeval`` is VLMEvalKit's ``YOrN_Extraction`` after its ``process_punctuation``; of other benchmarks, ``amber`` is
+AMBER's ``inference.py``, ``mme`` MME's ``calculation.py`` (as in lmms-eval's ``mme`` task), ``naturalbench``
+NaturalBench's ``naturalbench_vqa.py``, ``dash-b`` DASH-B's ``eval_utils.py``. ``strict`` is ours, and the only one that
+looks past reasoning and echoed instructions, since the others do not.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ _IDIOM = re.compile(
 )
 _VLMEVAL_MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA = re.compile(r"\d,\d")
+_FIRST_WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 _FULL_STOP = re.compile(r"\.(?!\d)")
 
 
@@ -180,6 +183,31 @@ def vlmeval(text: str, label: Label) -> Verdict:
     return "yes" if "yes" in words else "no"
 
 
+def amber(text: str, label: Label) -> Verdict:
+    """The whole answer must be ``Yes`` or ``No``, letter by letter."""
+    return "yes" if text == "Yes" else "no" if text == "No" else "unknown"
+
+
+def mme(text: str, label: Label) -> Verdict:
+    """Yes or no within the first four characters, blanks and full stops taken away; ``y`` and ``n`` alone count."""
+    text = text.lower().strip().replace(".", "")
+    if len(text) == 1:
+        return "yes" if text == "y" else "no" if text == "n" else "unknown"
+    return "yes" if "yes" in text[:4] else "no" if "no" in text[:4] else "unknown"
+
+
+def naturalbench(text: str, label: Label) -> Verdict:
+    """The first word that is yes or no."""
+    found = _FIRST_WORD.search(text)
+    return "unknown" if found is None else "yes" if found.group(1).lower() == "yes" else "no"
+
+
+def dash_b(text: str, label: Label) -> Verdict:
+    """Yes if "yes" is found anywhere, also inside a word; else no if "no" is."""
+    text = text.lower()
+    return "yes" if "yes" in text else "no" if "no" in text else "unknown"
+
+
 PARSERS: dict[str, Callable[[str, Label], Verdict]] = {
     "strict": strict,
     "official": official,
@@ -187,6 +215,10 @@ PARSERS: dict[str, Callable[[str, Label], Verdict]] = {
     "vcd": vcd,
     "lmms": lmms,
     "vlmeval": vlmeval,
+    "amber": amber,
+    "mme": mme,
+    "naturalbench": naturalbench,
+    "dash-b": dash_b,
 }
 
 

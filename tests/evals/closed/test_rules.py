@@ -3,7 +3,8 @@
 import pytest
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.evals.closed.rules import RULES, first_letter, require_rule, strict_letter, verdict
+from lvlm_attn.evals.closed.rules import first_letter, require_rule, strict_letter, verdict
+from lvlm_attn.evals.core.parsers import PARSERS
 
 # text, then what amber, mme, naturalbench and dash-b make of it by the definition in their sources
 ANSWERS = [
@@ -26,7 +27,7 @@ ANSWERS = [
 def test_rules_of_the_benchmarks(text, amber, mme, naturalbench, dash_b):
     told = {"amber": amber, "mme": mme, "naturalbench": naturalbench, "dash-b": dash_b}
     for name, expected in told.items():
-        assert RULES[name](text, "yes") == RULES[name](text, "no") == expected, name
+        assert PARSERS[name](text, "yes") == PARSERS[name](text, "no") == expected, name
 
 
 LETTERS = [

@@ -142,6 +142,7 @@ def test_strict_says_unknown_where_nothing_is_decided(text, verdict):
 def test_only_strict_looks_past_reasoning():
     assert {name: PARSERS[name]("<think> no </think> Yes", "yes") for name in PARSERS} == {
         "strict": Y, "official": N, "opera": N, "vcd": Y, "lmms": U, "vlmeval": U,
+        "amber": U, "mme": U, "naturalbench": N, "dash-b": Y,
     }  # fmt: skip
 
 

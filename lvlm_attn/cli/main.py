@@ -22,6 +22,7 @@ from lvlm_attn.cli import (
     generate,
     info,
     pope,
+    reproduce,
     score,
     sweep,
 )
@@ -47,6 +48,7 @@ evaluate.app.command("compare")(compare.compare)
 evaluate.app.command("report")(compare.report)
 app.add_typer(pope.app, name="pope")
 app.add_typer(chair.app, name="chair")
+app.command("reproduce")(reproduce.reproduce)
 app.command("methods")(info.methods)
 app.command("models")(info.models)
 app.command("sinks")(info.sinks)

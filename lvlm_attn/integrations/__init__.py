@@ -1,0 +1,1 @@
+"""Other people's harnesses: this project's methods inside lmms-eval and VLMEvalKit."""

@@ -102,4 +102,6 @@ def save(model: Any, processor: Any, folder: Path, planted: Planted | None = Non
     for part in (config, config["text_config"], config["vision_config"]):
         for key in [name for name in part if name.startswith("_")]:
             del part[key]
+    for part in (config["text_config"], config["vision_config"]):
+        part.pop("dtype", None)
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -67,11 +67,11 @@ def train(
             f"Stage {last!r} is already in the model that training starts from; choose one of "
             f"{', '.join(LATER_STAGES)}, or leave the start out."
         )
+    processor = build_processor(recipe.sizes)
     if start is not None:
-        model, processor = load(folder=start)
+        model, _ = load(folder=start)
         work.mkdir(parents=True, exist_ok=True)
     else:
-        processor = build_processor(recipe.sizes)
         model = build_model(recipe.sizes, token_ids(processor.tokenizer), seed)
         _train_first(model, processor.tokenizer, recipe, work, seed, last, workers)
     if last in FIRST_STAGES:

@@ -5,7 +5,9 @@ python -m lvlm_attn.toy.premises [--scenes 60] [--model FOLDER] [--out FILE]
 
 from __future__ import annotations
 
+import json
 import textwrap
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +43,7 @@ def measure(count: int = 60, folder: Path | None = None) -> list[Row]:
 def main(
     count: Annotated[int, typer.Option("--scenes", min=4, help="How many dev scenes.")] = 60,
     model: Annotated[Path | None, typer.Option(help="Folder of another toy.")] = None,
-    out: Annotated[Path | None, typer.Option(help="File for the table, in Markdown.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the table: .json, or Markdown.")] = None,
 ) -> None:
     """Measures on dev scenes whether what the methods act on is there in the toy; takes a minute or two."""
     try:
@@ -59,10 +61,14 @@ def main(
                 subsequent_indent="     ",
             )
         )
+    if out is None:
+        return
+    if out.suffix == ".json":
+        out.write_text(json.dumps({"scenes": count, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+        return
     cells = tuple((row.premise, row.measured, row.wanted, "yes" if row.holds else "no") for row in rows)
-    table = Table(f"Premises on {count} dev scenes", ("premise", "measured", "wanted", "holds"), cells)
-    if out is not None:
-        out.write_text(markdown(table))
+    columns = ("premise", "measured", "wanted", "holds")
+    out.write_text(markdown(Table(f"Premises on {count} dev scenes", columns, cells, text_columns=4)))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
@@ -16,6 +16,7 @@ from lvlm_attn.decoding.options import split_options
 from lvlm_attn.decoding.roomy_cache import with_roomy_cache
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.families import family_of, parts_of
+from lvlm_attn.families.devices import execution_device
 from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.layers import format_layers
@@ -24,10 +25,10 @@ from lvlm_attn.interventions.summary import default_summary
 from lvlm_attn.kernels.dispatch import requested
 from lvlm_attn.prompts.chat import decode_answers
 from lvlm_attn.prompts.request import Request
-from lvlm_attn.runtime.probe import probe
-from lvlm_attn.runtime.registry import own_backend, registered_name
+from lvlm_attn.runtime.changes import Changes, attention_configs
+from lvlm_attn.runtime.registry import NAMES
 from lvlm_attn.runtime.session import Session
-from lvlm_attn.runtime.transformers_private import attention_of, set_attention_of
+from lvlm_attn.runtime.transformers_private import attention_of
 
 
 class Wrapped:
@@ -49,7 +50,6 @@ class Wrapped:
         self._no_image = no_image
         self._kernels = kernels
         self._session: Session | None = None
-        self._configs: list[tuple[Any, str]] = []
         self._entered = False
         self._last: Report | None = None
         self._details: dict[str, Any] = {}
@@ -71,26 +71,28 @@ class Wrapped:
             kernels=self._kernels,
         )
         if session.needs_attention:
-            session.kernels.check(next(model.parameters()).device)
+            session.kernels.check(execution_device(model))
         self._entered = True
         self._session = session
         try:
-            if session.needs_attention:
-                self._take_attention(target)
-                probe(target)
             session.install()
+            return self
         except BaseException:
-            self._restore()
+            self.__exit__(None, None, None)
             raise
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._restore()
+    @property
+    def __exit__(self) -> Callable[..., bool | None]:
+        """Gives the model back as it was.
+
+        An interrupt anywhere in it is raised after the model has been restored: what the first of the two calls leaves
+        undone, the second does. They are made by contextlib, since a function of ours could be interrupted before its
+        first line. (`with` asks for this property before it enters.)
+        """
+        stack = ExitStack()
+        stack.callback(self._restore)
+        stack.callback(self._restore)
+        return stack.__exit__
 
     def generate(
         self,
@@ -207,10 +209,10 @@ class Wrapped:
         return self._last
 
     def _reported(self, session: Session) -> Report:
-        backend = self._configs[0][1] if self._configs else _implementation(session.target)
+        backend = attention_of(attention_configs(session.target)[0])
         return Report(
             model=f"{session.target.family.title}, {session.target.layers} layers of {session.target.heads} heads",
-            backend=own_backend(backend) or backend,
+            backend=NAMES.backend(backend) or backend,
             kernels=session.kernels.describe(),
             skipped=tuple(
                 format_layers(session.sites.skipped.get(place, ())).strip("[]")
@@ -242,35 +244,19 @@ class Wrapped:
         """The interventions as fitted to the model, those that change nothing left out."""
         return self._session.interventions if self._session else self._interventions
 
-    def _take_attention(self, target: Target) -> None:
-        for config in _attention_configs(target):
-            current = attention_of(config)
-            backend = own_backend(current) or current
-            name = registered_name(backend)
-            self._configs.append((config, current))
-            set_attention_of(config, name)
-
     def _restore(self) -> None:
-        session, self._session = self._session, None
+        session = self._session
         if session is None:
             return
-        try:
-            self._last = self._reported(session)
-            self._result = session.result()
-        except Exception:  # a report must never keep the model from being restored
-            self._last = None
-        finally:
-            session.remove()
-            others = [other for other in _sessions(session.target) if other.needs_attention]
-            for config, before in self._configs:
-                # With another wrap still active (left in the wrong order), its attention has to stay.
-                if others and own_backend(before) is None:
-                    continue
-                if not others:
-                    before = own_backend(before) or before
-                set_attention_of(config, before)
-            self._configs.clear()
-            self.model = None
+        if self._last is None:
+            try:
+                self._last = self._reported(session)
+                self._result = session.result()
+            except Exception:  # a report must never keep the model from being restored
+                self._last = None
+        session.remove()
+        self.model = None
+        self._session = None
 
 
 def wrap(
@@ -336,17 +322,7 @@ def target_of(model: nn.Module, processor: Any | None = None) -> Target:
 
 def acting_on(target: Target) -> tuple[Intervention, ...]:
     """The interventions of all wraps that are active on a model."""
-    return tuple(item for session in _sessions(target) for item in session.interventions)
-
-
-def _attention_configs(target: Target) -> list[Any]:
-    """The configurations that choose the attention of the language model, each once."""
-    found: dict[int, Any] = {}
-    for module in (target.parts.language_model, *target.parts.attentions):
-        config = getattr(module, "config", None)
-        if config is not None:
-            found.setdefault(id(config), config)
-    return list(found.values())
+    return tuple(item for session in sessions_on(target) for item in session.interventions)
 
 
 def written_form(item: Intervention) -> str:
@@ -357,20 +333,15 @@ def written_form(item: Intervention) -> str:
         return f"{item.name or item.title} (given in code)"
 
 
-def _implementation(target: Target) -> str:
-    return attention_of(_attention_configs(target)[0])
-
-
-def _sessions(target: Target) -> list[Session]:
-    """The wraps that are active on a model, read off its hooks."""
-    hooks = target.parts.base._forward_pre_hooks.values()
-    owners = (getattr(hook, "__self__", None) for hook in hooks)
-    return [owner for owner in owners if isinstance(owner, Session)]
+def sessions_on(target: Target) -> tuple[Session, ...]:
+    """The wraps that are active on a model, outermost first."""
+    changes = Changes.of(target)
+    return () if changes is None else tuple(changes.sessions)
 
 
 def _refuse_repeats(model: nn.Module, interventions: Sequence[Intervention], target: Target) -> None:
     present: list[type[Intervention]] = [
-        type(item) for other in _sessions(target) for item in other.interventions
+        type(item) for other in sessions_on(target) for item in other.interventions
     ]
     for item in interventions:
         kind = type(item)

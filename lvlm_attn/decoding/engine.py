@@ -26,6 +26,7 @@ from lvlm_attn.interventions.context import State
 from lvlm_attn.interventions.summary import add
 from lvlm_attn.prompts.pixels import join_pictures
 from lvlm_attn.prompts.rows import stack_rows, tokens_of
+from lvlm_attn.runtime.modes import Mode
 
 if TYPE_CHECKING:
     from lvlm_attn.interventions.base import Intervention
@@ -60,24 +61,40 @@ def generate(session: Session, request: Request, options: Mapping[str, Any]) -> 
         LvlmAttnError: if a view has another number of rows than its request.
         UnsupportedError: if an option or two interventions do not go together.
     """
-    model = cast("Any", session.target.model)
-    items = session.interventions
     session.details = request.details
-    with session.during("silent"):
-        for item in items:
-            if item.overrides("rewrite"):
-                request = item.rewrite(request)
-        found = (_branch(item, state, request) for item, state in session.editors)
-        branches = [branch for branch in found if branch is not None]
-        loop = _loop(items, request, branches)
-    with session.serving(request, sum(len(branch.views) for branch in branches)):
-        if branches:
-            return _generate_joined(model, request, branches, options), request
-        if loop is not None:
-            options = own_stop_strings(dict(options), model.generation_config)
-            given = with_roomy_cache(model, dict(**request.inputs, **options))
-            return model.generate(**given, custom_generate=loop), request
-        return model.generate(**with_roomy_cache(model, dict(**request.inputs, **options))), request
+    asked = session.modes.run(Mode(is_silent=True), lambda: _asked(session, request))
+    views = sum(len(branch.views) for branch in asked.branches)
+    serving = Mode(request=asked.request, views=views)
+    return session.modes.run(serving, lambda: _generated(session, asked, options)), asked.request
+
+
+class _Asked(NamedTuple):
+    """A request as interventions rewrote it, and how they want it decoded."""
+
+    request: Request
+    branches: list[Branch]
+    loop: Callable[..., Any] | None
+
+
+def _asked(session: Session, request: Request) -> _Asked:
+    items = session.interventions
+    for item in items:
+        if item.overrides("rewrite"):
+            request = item.rewrite(request)
+    found = (_branch(item, state, request) for item, state in session.editors)
+    branches = [branch for branch in found if branch is not None]
+    return _Asked(request, branches, _loop(items, request, branches))
+
+
+def _generated(session: Session, asked: _Asked, options: Mapping[str, Any]) -> Any:
+    model, request = cast("Any", session.target.model), asked.request
+    if asked.branches:
+        return _generate_joined(model, request, asked.branches, options)
+    if asked.loop is None:
+        return model.generate(**with_roomy_cache(model, dict(**request.inputs, **options)))
+    options = own_stop_strings(dict(options), model.generation_config)
+    given = with_roomy_cache(model, dict(**request.inputs, **options))
+    return model.generate(**given, custom_generate=asked.loop)
 
 
 def _branch(item: Intervention, state: State, request: Request) -> Branch | None:

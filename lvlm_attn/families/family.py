@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
+from lvlm_attn.families.unwrap import unwrapped
 from lvlm_attn.layout.grids import ImageGrid
 from lvlm_attn.layout.prompt import PromptLayout
 
@@ -125,17 +126,21 @@ class Family:
 class Parts:
     """The modules of one model that interventions attach to.
 
+    All are the modules themselves, without adapters and compilation around them.
+
     Attributes:
-        base: the base model.
+        model: the model.
+        base: the base model; the model itself where that was given.
         language_model: the text decoder.
         layers: its layers.
         attentions: the softmax attention of each layer; None at layers that have another kind.
         output_projections: the projection after its heads; None at layers without softmax attention.
         vision: the image encoder.
         text_config: configuration of the text decoder.
-        newline: the row-ending embedding, in families that have one.
+        newline_path: where the row-ending embedding is in the base model, in families that have one.
     """
 
+    model: nn.Module
     base: nn.Module
     language_model: nn.Module
     layers: list[nn.Module]
@@ -143,7 +148,13 @@ class Parts:
     output_projections: list[nn.Module | None]
     vision: nn.Module
     text_config: Any
-    newline: Tensor | None = None
+    newline_path: str = ""
+
+    @property
+    def newline(self) -> Tensor | None:
+        """`(hidden,)` the row-ending embedding as it is now: offloaded weights come and go."""
+        found = _get(self.base, self.newline_path) if self.newline_path else None
+        return found if isinstance(found, Tensor) else None
 
     @property
     def softmax_layers(self) -> tuple[int, ...]:
@@ -159,19 +170,22 @@ def find_parts(model: nn.Module, family: Family) -> Parts:
     Raises:
         LvlmAttnError: if a path of the family does not exist in the model, naming it.
     """
-    model = _unwrap(model)
+    model = unwrapped(model)
     inner = getattr(model, family.base, None)
-    base = inner if isinstance(inner, nn.Module) and _has(inner, family.language_model) else model
+    inner = unwrapped(inner) if isinstance(inner, nn.Module) else None
+    base = inner if inner is not None and _has(inner, family.language_model) else model
     language_model = _module(base, family.language_model, family)
-    layers = list(cast("nn.ModuleList", _module(language_model, family.layers, family)))
+    layers = [
+        unwrapped(layer) for layer in cast("nn.ModuleList", _module(language_model, family.layers, family))
+    ]
     attentions = [
         _module(layer, family.attention, family) if _has(layer, family.attention) else None
         for layer in layers
     ]
     if not any(attention is not None for attention in attentions):
         _module(layers[0], family.attention, family)  # raises, naming the path
-    newline = _get(base, family.newline) if family.newline else None
     return Parts(
+        model=model,
         base=base,
         language_model=language_model,
         layers=layers,
@@ -182,7 +196,7 @@ def find_parts(model: nn.Module, family: Family) -> Parts:
         ],
         vision=_module(base, family.vision, family),
         text_config=cast("Any", base).config.get_text_config(decoder=True),
-        newline=newline if isinstance(newline, Tensor) else None,
+        newline_path=family.newline,
     )
 
 
@@ -362,19 +376,11 @@ def _refuse_cut_images(family: Family, image_inputs: ImageInputs, token: int) ->
         )
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
-    compiled = getattr(model, "_orig_mod", None)
-    if isinstance(compiled, nn.Module):
-        return _unwrap(compiled)
-    adapted = getattr(model, "get_base_model", None)
-    return _unwrap(cast("nn.Module", adapted())) if callable(adapted) else model
-
-
 def _get(module: nn.Module, path: str) -> object:
     found: object = module
     for name in path.split("."):
         found = getattr(found, name, None)
-    return found
+    return unwrapped(found) if isinstance(found, nn.Module) else found
 
 
 def _has(module: nn.Module, path: str) -> bool:

@@ -239,13 +239,13 @@ def _can_share(target: Target) -> bool:
 def _is_bare(target: Target) -> bool:
     """Whether nothing acts inside the model, so that a prompt may be read in pieces."""
     from lvlm_attn.interventions.sites import ATTENTION_SITES, LAYER_SITES
-    from lvlm_attn.wrapping import _sessions
+    from lvlm_attn.wrapping import sessions_on
 
     sites = (*ATTENTION_SITES, *LAYER_SITES, "edit_embeds", "begin")
     return not any(
         item.overrides(site)
-        for session in _sessions(target)
-        if session._mode != "silent"
+        for session in sessions_on(target)
+        if not session.modes.current.is_silent
         for item in session.interventions
         for site in sites
     )

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from lvlm_attn.families.devices import execution_device
 from lvlm_attn.interventions.presets import Published
 from lvlm_attn.runtime.active import without_interventions
 
 if TYPE_CHECKING:
     from lvlm_attn.families.target import Target
-
 
 KNOWN = (
     Published(
@@ -158,16 +158,20 @@ def _first_token_scores(target: Target) -> Tensor:
         found.append((hidden.abs() / hidden.pow(2).mean().add(1e-6).sqrt()).cpu())
 
     model = cast("Any", target.parts.language_model)
-    embed = model.get_input_embeddings()
+    embed, device = model.get_input_embeddings(), execution_device(model)
+
+    def prompts() -> None:
+        for ids in _prompt_ids(target):
+            model(inputs_embeds=embed(ids.to(device)[None]), use_cache=False)
+
     handles = []
     try:
         handles += [
             target.parts.layers[layer].register_forward_pre_hook(read, with_kwargs=True, prepend=True)
             for layer in middle
         ]
-        with without_interventions(), torch.no_grad():
-            for ids in _prompt_ids(target):
-                model(inputs_embeds=embed(ids.to(model.device)[None]), use_cache=False)
+        with torch.no_grad():
+            without_interventions(prompts)
     finally:
         for handle in handles:
             handle.remove()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+from weakref import WeakSet
 
 from torch import Tensor, nn
 
 from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.context import Call, State
+from lvlm_attn.runtime.stack import is_running
 
 
 class Editor(NamedTuple):
@@ -23,6 +24,16 @@ class Editor(NamedTuple):
 
 Editors = Mapping[nn.Module, Sequence[Editor]]
 """For every attention module of a model, the interventions with a site in it; empty where there is none."""
+
+
+class Installed(Protocol):
+    """A wrap that is on a model."""
+
+    editors_at: Editors
+
+
+INSTALLED: WeakSet[Installed] = WeakSet()
+"""The wraps of this process."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +81,8 @@ def acting() -> tuple[Acting, ...]:
 def text_pass() -> TextPass | None:
     """The pass without interventions that is running, or None."""
     active = ACTIVE.get()
-    return active[-1] if active and isinstance(active[-1], TextPass) else None
+    found = active[-1] if active else None
+    return found if isinstance(found, TextPass) and _is_alive(found) else None
 
 
 def own_call(editors: Editors) -> Call | None:
@@ -79,18 +91,36 @@ def own_call(editors: Editors) -> Call | None:
 
 
 def others(editors: Editors) -> tuple[Acting | Silent | TextPass, ...]:
-    """What is running, without the wrap with these editors."""
-    return tuple(item for item in ACTIVE.get() if getattr(item, "editors", None) is not editors)
+    """What is running, without the wrap with these editors, and without passes that an interrupt left behind."""
+    return tuple(
+        item
+        for item in ACTIVE.get()
+        if (_is_alive(item) if isinstance(item, TextPass) else item.editors is not editors)
+    )
 
 
-@contextmanager
 def without_interventions(
-    capture: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
-) -> Iterator[TextPass]:
-    """A pass of our own: no intervention acts while the block runs."""
+    function: Callable[[], object], capture: Callable[[int, Tensor, Tensor, Tensor], None] | None = None
+) -> TextPass:
+    """Calls a function that makes a pass of our own, in which no intervention acts.
+
+    Args:
+        function: makes the pass.
+        capture: see `TextPass`.
+
+    Returns:
+        What was seen.
+    """
     running = TextPass(capture=capture)
-    token = ACTIVE.set((*ACTIVE.get(), running))
+    before = ACTIVE.get()
     try:
-        yield running
+        ACTIVE.set((*before, running))
+        function()
     finally:
-        ACTIVE.reset(token)
+        ACTIVE.set(before)
+    return running
+
+
+def _is_alive(running: TextPass) -> bool:
+    """Whether a pass is still going on; an interrupt may have left it without ending it."""
+    return is_running(without_interventions, running=running)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lvlm_attn.families.unwrap import unwrapped
 from lvlm_attn.runtime.transformers_private import generate_variables
 
 
@@ -52,4 +53,4 @@ def running_generate(base: nn.Module) -> GenerateCall | None:
 def _drives(owner: Any, base: nn.Module) -> bool:
     if not isinstance(owner, nn.Module):
         return False
-    return owner is base or any(module is base for module in owner.children())
+    return owner is base or any(unwrapped(module) is base for module in owner.children())

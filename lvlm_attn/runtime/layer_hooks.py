@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.context import Call, Layer
 from lvlm_attn.interventions.summary import add
 from lvlm_attn.runtime.active import Editor
 from lvlm_attn.runtime.arguments import entering_hidden
+from lvlm_attn.runtime.hooks import Hooks
 
 CallOf = Callable[[], Call | None]
 """Gives the running call of the wrap, or None where it does not act."""
 
 
 def install_layer_hooks(
-    target: Target, site: str, index: int, editors: Sequence[Editor], call_of: CallOf
-) -> Iterator[RemovableHandle]:
+    hooks: Hooks, target: Target, site: str, index: int, editors: Sequence[Editor], call_of: CallOf
+) -> None:
     """Puts the hooks of a site on a layer, in the order in which a forward reaches them."""
     layer = target.parts.layers[index]
     if site == "observe":
-        yield layer.register_forward_pre_hook(_observer(index, editors, call_of), with_kwargs=True)
+        hooks.before(layer, _observer(index, editors, call_of), with_kwargs=True)
     elif site == "scale_heads":
         projection = cast("nn.Module", target.parts.output_projections[index])
-        yield projection.register_forward_pre_hook(_scaler(index, editors, call_of, target.heads))
+        hooks.before(projection, _scaler(index, editors, call_of, target.heads))
     elif site == "modules":
         keeper, adder = _adder(index, editors, call_of)
-        yield layer.register_forward_pre_hook(keeper, with_kwargs=True)
-        yield cast("nn.Module", target.parts.attentions[index]).register_forward_hook(adder)
+        hooks.before(layer, keeper, with_kwargs=True)
+        hooks.after(cast("nn.Module", target.parts.attentions[index]), adder)
     elif site == "frozen":
-        yield layer.register_forward_hook(_freezer(index, editors, call_of), with_kwargs=True)
+        hooks.after(layer, _freezer(index, editors, call_of), with_kwargs=True)
 
 
 def _observer(index: int, editors: Sequence[Editor], call_of: CallOf) -> Any:
@@ -80,7 +80,7 @@ def _adder(index: int, editors: Sequence[Editor], call_of: CallOf) -> tuple[Any,
         attended = first
         for item, state in editors:
             function = item.modules(Layer(index, call, state))
-            added = None if function is None else function(before + attended)
+            added = None if function is None else function(before.to(attended.device) + attended)
             if added is not None:
                 add(state.counts, "rows_added_to", added.shape[0] * added.shape[1], index)
                 attended = attended + added.to(attended.dtype)
@@ -102,7 +102,7 @@ def _freezer(index: int, editors: Sequence[Editor], call_of: CallOf) -> Any:
             if is_frozen is not None:
                 add(state.counts, "rows_frozen", is_frozen.sum(), index)
                 is_frozen = is_frozen.to(hidden.device)[..., None]
-                hidden = torch.where(is_frozen, entering_hidden(args, kwargs), hidden)
+                hidden = torch.where(is_frozen, entering_hidden(args, kwargs).to(hidden.device), hidden)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     return freeze

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 
 from lvlm_attn.errors import UnsupportedError
+from lvlm_attn.families.devices import execution_device
 from lvlm_attn.families.target import Target
 from lvlm_attn.runtime.active import without_interventions
 
@@ -18,11 +19,14 @@ def probe(target: Target) -> None:
         UnsupportedError: naming the layers that do not.
     """
     model = cast("Any", target.parts.language_model)
-    with without_interventions() as running, torch.no_grad():
-        embed = model.get_input_embeddings()
-        ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-        model(inputs_embeds=embed(ids), use_cache=False)
-    missing = sorted(set(target.parts.softmax_layers) - running.seen)
+
+    def one_token() -> None:
+        ids = torch.zeros(1, 1, dtype=torch.long, device=execution_device(model))
+        model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=False)
+
+    with torch.no_grad():
+        seen = without_interventions(one_token).seen
+    missing = sorted(set(target.parts.softmax_layers) - seen)
     if missing:
         raise UnsupportedError(
             f"The attention of layers {missing} of {type(model).__name__} does not go through transformers' "

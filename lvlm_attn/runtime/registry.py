@@ -8,7 +8,6 @@ forward. `lvlm_attn` alone stands for `sdpa`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -17,34 +16,16 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.interventions.context import Call, Layer
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.visible_path import attend_few
-from lvlm_attn.runtime.active import ACTIVE, Acting, TextPass, text_pass
+from lvlm_attn.runtime.active import ACTIVE, INSTALLED, Acting, TextPass, text_pass
+from lvlm_attn.runtime.attention_names import AttentionNames
 from lvlm_attn.runtime.collected import CollectedEdits, Edit
 from lvlm_attn.runtime.edits import apply_edits
 from lvlm_attn.runtime.fused import attend_fused
 from lvlm_attn.runtime.mask_check import check_mask
 from lvlm_attn.runtime.transformers_private import backend_function, has_mask, is_registered, register
+from lvlm_attn.runtime.uncompiled import refuse_tracing
 
-NAME = "lvlm_attn"
 _KNOWN = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
-
-
-def registered_name(backend: str) -> str:
-    """The name under which a backend runs with interventions; registers it if it is new.
-
-    Raises:
-        UnsupportedError: if transformers has no mask function for the backend.
-    """
-    name = f"{NAME}|{backend}"
-    if not is_registered(name):
-        register(name, partial(attend, backend=backend), backend)
-    return name
-
-
-def own_backend(implementation: str) -> str | None:
-    """The backend behind one of our names, or None if the name is not ours."""
-    if implementation == NAME:
-        return "sdpa"
-    return implementation.removeprefix(f"{NAME}|") if implementation.startswith(f"{NAME}|") else None
 
 
 def attend(
@@ -71,25 +52,25 @@ def attend(
     Returns:
         Output `(batch, queries, heads, head_dim)`, and the weights if the backend gives them, edited too.
     """
+    refuse_tracing()
     function = backend_function(backend, module)
 
     def run() -> tuple[Tensor, Tensor | None]:
         return function(module, query, key, value, attention_mask, **kwargs)
 
-    index = cast(int, module.layer_idx)
     bare = text_pass()
     if bare is not None:
         output, weights = run()
+        index = cast(int, module.layer_idx)
         bare.seen.add(index)
         if bare.capture is not None:
             bare.capture(index, query, key, value)
         return output, weights
     running = [item for item in ACTIVE.get() if not isinstance(item, TextPass) and module in item.editors]
     if not running:
-        raise LvlmAttnError(
-            "The language model was called by itself inside a wrap; call the model that was wrapped, which "
-            "knows where the images are."
-        )
+        _refuse_alone(module)
+        return run()
+    index = cast(int, module.layer_idx)
     calls = [item for item in running if isinstance(item, Acting)]
     acting = [
         Edit(Layer(index, item.call, editor.state), editor.item)
@@ -104,6 +85,18 @@ def attend(
     attention = _attention_call(calls[-1].call, query, key, value, attention_mask, kwargs)
     check_mask(calls[-1].call, attention, backend)
     return _attend_edited(run, calls[-1].call, edits, attention, backend)
+
+
+def _refuse_alone(module: nn.Module) -> None:
+    """Refuses a call in which no wrap knows of the prompt, unless the module is of a model that is not wrapped.
+
+    Models that were made from one configuration share it, and with it the name of the attention.
+    """
+    if ACTIVE.get() or any(module in wrap.editors_at for wrap in INSTALLED):
+        raise LvlmAttnError(
+            "The language model was called by itself inside a wrap; call the model that was wrapped, which "
+            "knows where the images are."
+        )
 
 
 def _attention_call(
@@ -136,11 +129,14 @@ def _attend_edited(
     return apply_edits(output, weights, call, edits, attention)
 
 
+NAMES = AttentionNames("lvlm_attn", attend, "Attention")
+"""The names under which configurations ask for `attend`."""
+
 for _backend in _KNOWN:
     if has_mask(_backend):
-        registered_name(_backend)
-register(NAME, partial(attend, backend="sdpa"), "sdpa")
-for _name in (NAME, f"{NAME}|sdpa", f"{NAME}|eager"):
+        NAMES.over(_backend)
+register(NAMES.prefix, NAMES.alone(), "sdpa")
+for _name in (NAMES.prefix, NAMES.over("sdpa"), NAMES.over("eager")):
     if not is_registered(_name):
         raise ImportError(
             f"transformers did not keep {_name!r} in both its attention and its mask registry; a model would "

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.families import named_arguments
@@ -19,15 +18,20 @@ from lvlm_attn.interventions.ended import Ended
 from lvlm_attn.interventions.sites import LAYER_SITES
 from lvlm_attn.interventions.summary import add
 from lvlm_attn.kernels.dispatch import Dispatch
-from lvlm_attn.runtime.active import ACTIVE, Acting, Editor, Silent, others, own_call, text_pass
+from lvlm_attn.runtime.active import ACTIVE, INSTALLED, Acting, Editor, Silent, others, own_call, text_pass
 from lvlm_attn.runtime.arguments import has_dense_mask
+from lvlm_attn.runtime.changes import Changes
 from lvlm_attn.runtime.generate_frame import running_generate
 from lvlm_attn.runtime.generate_watch import GenerateWatch
+from lvlm_attn.runtime.hooks import Hooks
 from lvlm_attn.runtime.layer_hooks import install_layer_hooks
+from lvlm_attn.runtime.modes import Modes
+from lvlm_attn.runtime.probe import probe
 from lvlm_attn.runtime.prompt_state import PromptState
 from lvlm_attn.runtime.sites import Sites
 from lvlm_attn.runtime.text_pass import text_heads
 from lvlm_attn.runtime.thread_claim import ThreadClaim
+from lvlm_attn.runtime.uncompiled import refuse_compiled_caller, refuse_tracing
 from lvlm_attn.runtime.vision_reader import VisionReader
 
 
@@ -39,8 +43,8 @@ class Session:
         editors: the interventions in order, each with what it holds in this wrap.
         kernels: which path computes edited attention.
         details: what interventions found out about the request that `lvlm.generate` serves, by name of the method.
-        request: that request, as interventions rewrote it; None in plain calls.
-        views: how many views are decoded beside it.
+        modes: what `lvlm.generate` is doing with the model.
+        editors_at: for every attention module of the model, the interventions with a site in it.
     """
 
     def __init__(
@@ -56,16 +60,16 @@ class Session:
         self.editors = tuple(Editor(item, State()) for item in interventions)
         self.kernels = Dispatch.of(kernels)
         self.details: dict[str, Any] = {}
-        self.request: Any = None
-        self.views = 0
+        self.modes = Modes()
         self._edit_limit = edit_limit
         self._prompt = PromptState(target, interventions, no_image)
         self._claim = ThreadClaim(target)
-        self._handles: list[RemovableHandle | GenerateWatch] = []
+        self._hooks = Hooks()
+        self._changes: Changes | None = None
+        self._watch: GenerateWatch | None = None
         self._given: Mapping[str, Any] | None = None
         self._labels: Tensor | None = None
         self._last_call: Call | None = None
-        self._mode: Literal["plain", "serving", "silent"] = "plain"
         wanted = [rows for item in self.interventions for rows in item.vision(target)]
         if wanted and not target.family.encoder:
             readers = " and ".join(item.title for item in self.interventions if item.vision(target))
@@ -75,7 +79,7 @@ class Session:
             )
         self._vision = VisionReader(target.parts.base, target.parts.vision, wanted) if wanted else None
         self.sites = Sites.of(self.editors, target)
-        self._at_attention = {
+        self.editors_at: Mapping[nn.Module, Sequence[Editor]] = {
             module: tuple(self.sites.by_layer["attention"].get(index, ()))
             for index, module in enumerate(target.parts.attentions)
             if module is not None
@@ -89,61 +93,48 @@ class Session:
     @property
     def needs_attention(self) -> bool:
         """Whether the attention registry has to call us."""
-        return any(self._at_attention.values())
+        return any(self.editors_at.values())
 
     def install(self) -> None:
-        """Puts the hooks on the model."""
-        parts = self.target.parts
+        """Puts on the model what the interventions need.
+
+        Raises:
+            UnsupportedError: if the attention of a layer is out of reach. `remove` takes back what was done by then.
+        """
+        parts, hooks = self.target.parts, self._hooks
         if not self.editors:
             return
-        keep = self._handles.append
-        keep(self.target.model.register_forward_pre_hook(self._on_model, with_kwargs=True))
-        keep(parts.base.register_forward_pre_hook(self._on_base, with_kwargs=True))
-        keep(parts.language_model.register_forward_pre_hook(self._on_enter, with_kwargs=True))
-        keep(parts.language_model.register_forward_hook(self._on_leave, with_kwargs=True, always_call=True))
+        INSTALLED.add(self)
+        self._changes = Changes.join(self)
+        if self.needs_attention:
+            probe(self.target)
+        hooks.before(parts.model, self._on_model, with_kwargs=True)
+        hooks.before(parts.base, self._on_base, with_kwargs=True)
+        hooks.before(parts.language_model, self._on_enter, with_kwargs=True)
+        hooks.after(parts.language_model, self._on_leave, with_kwargs=True, always_call=True)
         for site in LAYER_SITES:
             for index, editors in self.sites.by_layer[site].items():
-                for handle in install_layer_hooks(self.target, site, index, editors, self._own_call):
-                    keep(handle)
+                install_layer_hooks(hooks, self.target, site, index, editors, self._own_call)
         if self._vision is not None:
-            self._handles += self._vision.install()
+            self._vision.install()
         if any(item.overrides("edit_logits") for item in self.interventions):
-            keep(self.target.model.register_forward_hook(self._on_logits))
+            hooks.after(parts.model, self._on_logits)
         if any(item.overrides("generated") for item in self.interventions):
-            self._handles.append(GenerateWatch(self.target.model, self._on_generated))
+            self._watch = GenerateWatch(parts.model, self._on_generated)
+            self._watch.install()
 
     def remove(self) -> None:
-        """Takes the hooks off and forgets the prompt; safe to call twice."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Takes everything off, in reverse order, and forgets the prompt; safe to call again."""
+        if self._watch is not None:
+            self._watch.remove()
         if self._vision is not None:
             self._vision.remove()
-        ACTIVE.set(others(self._at_attention))
+        self._hooks.remove()
+        if self.editors:
+            Changes.leave(self)
+        ACTIVE.set(others(self.editors_at))
         self._forget()
-
-    @contextmanager
-    def serving(self, request: Any, views: int) -> Iterator[None]:
-        """For `lvlm.generate`: lets a request through, and tells interventions of it."""
-        before = self.request, self.views
-        self.request, self.views = request, views
-        try:
-            with self.during("serving"):
-                yield
-        finally:
-            self.request, self.views = before
-
-    @contextmanager
-    def during(self, mode: Literal["serving", "silent"]) -> Iterator[None]:
-        """For `lvlm.generate`: `"serving"` lets requests through, `"silent"` stops all sites for a while.
-
-        Methods look at the image and ask the bare model in silence; wraps that they make themselves do act.
-        """
-        before, self._mode = self._mode, mode
-        try:
-            yield
-        finally:
-            self._mode = before
+        INSTALLED.discard(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
         raise LvlmAttnError("A wrapped model cannot be copied; leave the `with` block first.")
@@ -154,27 +145,33 @@ class Session:
     # The hooks, in the order in which a forward reaches them.
 
     def _on_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        refuse_compiled_caller()
         self._claim.take()
         self._labels = named_arguments(module, args, kwargs).get("labels")
 
     def _on_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._mode == "silent":
+        refuse_compiled_caller()
+        if self._changes is not None:
+            self._changes.settle()
+        mode = self.modes.current
+        if mode.is_silent:
             return
-        if self._mode == "plain" and text_pass() is None:
+        if mode.request is None and text_pass() is None:
             self._refuse_without_request()
         self._claim.take()
         self._given = named_arguments(module, args, kwargs)
 
     def _on_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        refuse_tracing()
         if text_pass() is not None:
             return None
-        if self._mode == "silent":
-            ACTIVE.set((*others(self._at_attention), Silent(self._at_attention)))
+        if self.modes.current.is_silent:
+            ACTIVE.set((*others(self.editors_at), Silent(self.editors_at)))
             return None
         self._claim.take()
         call = self._begin_call(kwargs)
         # A call of ours that an interrupt left behind is dropped here.
-        ACTIVE.set((*others(self._at_attention), Acting(call, self._at_attention)))
+        ACTIVE.set((*others(self.editors_at), Acting(call, self.editors_at)))
         if call.start == 0:
             for item, state in self.editors:
                 item.begin(Layer(None, call, state))
@@ -190,19 +187,21 @@ class Session:
         return (args, call.inputs) if changed else None
 
     def _on_leave(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        refuse_tracing()
         if text_pass() is not None:
             return
-        if self._mode == "silent":
-            ACTIVE.set(others(self._at_attention))
+        if self.modes.current.is_silent:
+            ACTIVE.set(others(self.editors_at))
             return
         self._last_call = self._own_call()
         if self._last_call is not None:
             self._last_call.memo.clear()
-        ACTIVE.set(others(self._at_attention))
+        ACTIVE.set(others(self.editors_at))
         cache = getattr(output, "past_key_values", None)
         self._prompt.keep_cache(kwargs.get("past_key_values") if cache is None else cache)
 
     def _on_logits(self, module: nn.Module, args: Any, output: Any) -> Any:
+        refuse_tracing()
         call, self._last_call = self._last_call, None
         if call is None or getattr(output, "logits", None) is None:
             return None
@@ -213,9 +212,10 @@ class Session:
         return output
 
     def _on_generated(self, output: Any, options: Mapping[str, Any]) -> None:
-        if self._mode == "silent":
+        mode = self.modes.current
+        if mode.is_silent:
             return
-        ended = Ended(self.target, output, options, self.request, self._undisturbed)
+        ended = Ended(self.target, output, options, mode.request, self._undisturbed)
         for item, state in self.editors:
             if item.overrides("generated"):
                 item.generated(ended, state)
@@ -242,7 +242,8 @@ class Session:
         return next(found, None)
 
     def _own_call(self) -> Call | None:
-        return own_call(self._at_attention)
+        refuse_tracing()
+        return own_call(self.editors_at)
 
     def _begin_call(self, kwargs: dict[str, Any]) -> Call:
         given, self._given = self._given, None
@@ -262,6 +263,7 @@ class Session:
         if cache is None or int(cache.get_seq_length()) == 0:
             self._forget()
         is_prompt = self._prompt.advance(given, kwargs, ids)
+        mode = self.modes.current
         layout, length, queries = self._prompt.layout, self._prompt.length, kwargs["inputs_embeds"].shape[1]
         assert layout is not None
         return Call(
@@ -281,8 +283,8 @@ class Session:
             has_own_mask=has_dense_mask(given) and running_generate(self.target.parts.base) is None,
             vision=self._vision.find(given) if self._vision is not None and is_prompt else None,
             details=self.details,
-            request=self.request,
-            views=self.views,
+            request=mode.request,
+            views=mode.views,
             interventions=self.interventions,
         )
 

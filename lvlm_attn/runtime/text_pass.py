@@ -79,6 +79,15 @@ def text_heads(
 
         return read
 
+    def text() -> None:
+        cast("Any", target.parts.language_model)(
+            inputs_embeds=packed,
+            attention_mask=_mask(target, packed, mask, positions),
+            position_ids=positions,
+            use_cache=False,
+            **more,
+        )
+
     handles = []
     try:
         handles += [
@@ -86,14 +95,8 @@ def text_heads(
             for layer in layers
             if (projection := target.parts.output_projections[layer]) is not None
         ]
-        with without_interventions(), torch.no_grad():
-            cast("Any", target.parts.language_model)(
-                inputs_embeds=packed,
-                attention_mask=_mask(target, packed, mask, positions),
-                position_ids=positions,
-                use_cache=False,
-                **more,
-            )
+        with torch.no_grad():
+            without_interventions(text)
     finally:
         for handle in handles:
             handle.remove()

@@ -122,6 +122,21 @@ def generate_variables() -> Iterator[Mapping[str, Any]]:
         frame = frame.f_back
 
 
+def uncompiled_generate(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+    """What keeps `generate` from compiling a model by itself, which it does with a static cache on a GPU.
+
+    When it fails: see what `GenerationMixin._sample` calls where `_valid_auto_compile_criteria` holds.
+
+    Args:
+        model: the model that generates.
+
+    Returns:
+        Modules, the names of attributes, and what they are to be; none where `generate` never compiles.
+    """
+    if hasattr(model, "get_compiled_call"):
+        yield model, "get_compiled_call", lambda compile_config=None: model.__call__
+
+
 def revision_of(config: Any) -> str | None:
     """The commit on the hub that a model was loaded from; None where transformers keeps none, as 5.23 does.
 

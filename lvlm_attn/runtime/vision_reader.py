@@ -10,35 +10,28 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from lvlm_attn.errors import UnsupportedError
 from lvlm_attn.families import named_arguments
 from lvlm_attn.families.encoder_patches import Encoded, VisionRead, VisionRows, entries_of, repeated_groups
+from lvlm_attn.runtime.attention_names import AttentionNames
+from lvlm_attn.runtime.hooks import Hooks
 from lvlm_attn.runtime.image_sizes import GivenSizes
-from lvlm_attn.runtime.transformers_private import (
-    attention_of,
-    backend_function,
-    is_registered,
-    register,
-    set_attention_of,
-)
+from lvlm_attn.runtime.transformers_private import backend_function
+from lvlm_attn.runtime.uncompiled import refuse_tracing
 
-PREFIX = "lvlm_attn_vision|"
 CHUNK = 512
 """Query rows of the encoder whose weights are held at a time."""
 
 UNREAD = 8
 """Outputs of the encoder that are held until the next prompt is processed."""
 
-READING: ContextVar[tuple[VisionReader, ...]] = ContextVar("lvlm_attn_vision", default=())
-"""Who reads the encoding that runs now."""
+READING: dict[int, weakref.ref[VisionReader]] = {}
+"""Who reads an encoding that runs now, by identity; other threads read those of other models."""
 
 
 class VisionReader:
@@ -60,24 +53,26 @@ class VisionReader:
         for rows in dict.fromkeys(wanted):
             module = attentions[layer_with_all_patches(encoder, rows.layer, len(attentions))]
             self._wanted.setdefault(id(module), []).append(rows)
-        self._modules = attentions
         self._sizes = GivenSizes(base)
+        self._configs = list(
+            {id(item.config): item.config for item in cast("list[Any]", attentions)}.values()
+        )
+        self._hooks = Hooks()
         self._running: VisionRead | None = None
-        self._before: list[tuple[Any, str]] = []
         self._known: list[_Known] = []
         # An encoding outlives its output where features are regrouped before a prompt takes them.
         self._unread: deque[Any] = deque(maxlen=UNREAD)
 
-    def install(self) -> list[RemovableHandle]:
-        """Puts the hooks on the encoder; `remove` takes back what they do not."""
+    def install(self) -> None:
+        """Puts the hooks on the encoder."""
         self._sizes.install()
-        return [
-            self.encoder.register_forward_pre_hook(self._enter, with_kwargs=True),
-            self.encoder.register_forward_hook(self._leave, always_call=True),
-        ]
+        self._hooks.before(self.encoder, self._enter, with_kwargs=True)
+        self._hooks.after(self.encoder, self._leave, always_call=True)
 
     def remove(self) -> None:
-        """Gives the model its own `get_image_features` back; safe to call twice."""
+        """Takes everything off, also in the middle of an encoding that was interrupted; safe to call again."""
+        self._hooks.remove()
+        self._stop()
         self._sizes.remove()
 
     def find(self, given: Mapping[str, Any]) -> tuple[Encoded, ...] | None:
@@ -137,26 +132,33 @@ class VisionReader:
                 read.weights.setdefault(rows, []).append(received)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        refuse_tracing()
         sizes = dict(self._sizes.given)
         grids = named_arguments(module, args, kwargs).get("grid_thw")
         self._running = VisionRead(sizes if grids is None else sizes | {"grid_thw": grids})
-        READING.set((*READING.get(), self))
-        for config in {id(item.config): item.config for item in cast("list[Any]", self._modules)}.values():
-            current = attention_of(config)
-            self._before.append((config, current))
-            set_attention_of(config, _registered(current))
+        READING[id(self)] = weakref.ref(self)
+        NAMES.take(self._configs)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        while self._before:
-            config, before = self._before.pop()
-            set_attention_of(config, before)
-        READING.set(tuple(item for item in READING.get() if item is not self))
-        read, self._running = self._running, None
+        refuse_tracing()
+        read = self._running
+        self._stop()
         if read is None or output is None or not read.weights:
             return
         self._known = [known for known in self._known if known.output() is not None]
         self._unread.append(output)
         self._known.append(_Known(weakref.ref(output), entries_of(read, cast("Any", self.base).config)))
+
+    def _stop(self) -> None:
+        """Ends the reading of an encoding; its attention is given back when the last reader ends."""
+        if not any(other.encoder is self.encoder for other in _reading() if other is not self):
+            NAMES.give_back(self._configs)
+        READING.pop(id(self), None)
+        self._running = None
+
+
+def _reading() -> list[VisionReader]:
+    return [reader for ref in tuple(READING.values()) if (reader := ref()) is not None]
 
 
 class _Known(NamedTuple):
@@ -251,16 +253,11 @@ def _attend(
     **kwargs: Any,
 ) -> Any:
     mask = kwargs.pop("attention_mask", mask)
-    for reader in READING.get():
+    refuse_tracing()
+    for reader in _reading():
         reader.add(module, query, key, kwargs)
     return backend_function(backend, module)(module, query, key, value, mask, **kwargs)
 
 
-def _registered(backend: str) -> str:
-    """The name under which a backend runs while it is read."""
-    if backend.startswith(PREFIX):
-        return backend
-    name = PREFIX + backend
-    if not is_registered(name):
-        register(name, partial(_attend, backend=backend), backend, "The image encoder's attention")
-    return name
+NAMES = AttentionNames("lvlm_attn_vision", _attend, "The image encoder's attention")
+"""The names under which an encoder's configuration asks for `_attend`."""

@@ -124,8 +124,9 @@ def _one_by_one(
 
 
 def _silent(target: Target, capture: Any, **inputs: Any) -> None:
-    with without_interventions(capture), torch.no_grad():
-        cast("Any", target.parts.language_model)(use_cache=False, **inputs)
+    model = cast("Any", target.parts.language_model)
+    with torch.no_grad():
+        without_interventions(lambda: model(use_cache=False, **inputs), capture)
 
 
 def _feed(layer: nn.Module, hidden: Tensor) -> Any:

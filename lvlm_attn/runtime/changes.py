@@ -1,0 +1,121 @@
+"""What all wraps on one model change together: the first one takes it, the last one gives it back."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.hooks import RemovableHandle
+
+from lvlm_attn.families.target import Target
+from lvlm_attn.runtime.attributes import Attributes
+from lvlm_attn.runtime.hooks import take_off
+from lvlm_attn.runtime.registry import NAMES
+from lvlm_attn.runtime.transformers_private import uncompiled_generate
+from lvlm_attn.runtime.uncompiled import compiled_parts
+
+if TYPE_CHECKING:
+    from lvlm_attn.runtime.session import Session
+
+_KEPT_AS = "_lvlm_attn_changes"
+"""The attribute of the base model that holds its changes while it is wrapped."""
+
+
+class Changes:
+    """The changes of one model, and the wraps that need them.
+
+    They are the names of the language model's attention, and what is compiled. Every step of giving back may be taken
+    again, so a call that was interrupted is completed by the next.
+
+    Args:
+        target: the model.
+    """
+
+    def __init__(self, target: Target):
+        self.sessions: list[Session] = []
+        self._target = target
+        self._configs = attention_configs(target)
+        self._attributes = Attributes()
+        # Hooks are numbered in the order in which they are put on, in the whole process.
+        self._first_hook = RemovableHandle.next_id
+
+    @staticmethod
+    def of(target: Target) -> Changes | None:
+        """The changes of a model; None if it is not wrapped."""
+        return vars(target.parts.base).get(_KEPT_AS)
+
+    @staticmethod
+    def join(session: Session) -> Changes:
+        """Makes the changes for a wrap, or lets it share those that are there.
+
+        Raises:
+            UnsupportedError: if transformers has no mask function for the model's attention backend.
+        """
+        target = session.target
+        changes: Changes = vars(target.parts.base).setdefault(_KEPT_AS, Changes(target))
+        changes.sessions.append(session)
+        changes._run_uncompiled(target)
+        changes.settle()
+        return changes
+
+    def settle(self) -> None:
+        """Takes what the user has set anew meanwhile; called before every forward.
+
+        Raises:
+            UnsupportedError: if transformers has no mask function for the backend that was set.
+        """
+        NAMES.take(self._configs)
+
+    @staticmethod
+    def leave(session: Session) -> None:
+        """Gives everything back unless another wrap needs it; safe to call again."""
+        changes = Changes.of(session.target)
+        if changes is None:
+            return
+        others = [other for other in changes.sessions if other is not session]
+        if not others:
+            changes._give_back()
+        changes.sessions[:] = others
+        if not others:
+            vars(session.target.parts.base).pop(_KEPT_AS, None)
+
+    def _give_back(self) -> None:
+        self._take_off_leftovers()
+        NAMES.give_back(self._configs)
+        self._attributes.restore()
+
+    def _run_uncompiled(self, target: Target) -> None:
+        found = list(compiled_parts(target.model))
+        for module, name, plain in found:
+            self._attributes.put(module, name, plain)
+        if found:
+            warnings.warn(
+                "The model is compiled, and compiled code does not see what a wrap installs; inside the block it runs "
+                "uncompiled, which is exact and slower.",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        for module, name, plain in uncompiled_generate(target.parts.model):
+            self._attributes.put(module, name, plain)
+
+    def _take_off_leftovers(self) -> None:
+        """Takes off hooks of this package that an interrupt left behind while the model was wrapped."""
+        for module in self._target.parts.model.modules():
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for number, hook in list(hooks.items()):
+                    if number >= self._first_hook and _is_ours(hook):
+                        take_off(module, hook)
+
+
+def attention_configs(target: Target) -> list[Any]:
+    """The configurations that choose the attention of the language model, each once."""
+    found: dict[int, Any] = {}
+    for module in (target.parts.language_model, *target.parts.attentions):
+        config = getattr(module, "config", None)
+        if config is not None:
+            found.setdefault(id(config), config)
+    return list(found.values())
+
+
+def _is_ours(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).partition(".")[0] == __name__.partition(".")[0]

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: demo docs test lint types unit kills aot test-lowest wheel format clean
+.PHONY: demo docs notebooks test lint types unit kills aot test-lowest wheel format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lvlm-attn demo
@@ -37,6 +37,10 @@ aot-%: $(VENV)/.dev
 # The documentation site, in site/.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
+# Every notebook run anew on the toy, with its outputs.
+notebooks: $(VENV)/.dev
+	$(BIN)/python -m notebooks.build
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -69,8 +69,10 @@ class Report:
         """The report as tables, for notebooks."""
         kernels = f", kernels {self.kernels}" if self.kernels else ""
         parts = [f"<p>{escape(self.model)}, backend {escape(self.backend + kernels)}</p>"]
-        for name, rows in zip(self.interventions, self.rows):
+        for name, rows, skipped in self._entries:
             parts.append(f"<p><b>{escape(name)}</b></p>")
+            if skipped:
+                parts.append(f"<p>layers {escape(skipped)} have no softmax attention and are skipped</p>")
             parts.append(_html_table(rows) if rows else "<p>nothing yet</p>")
         if not self.interventions:
             parts.append("<p>no intervention changes anything</p>")

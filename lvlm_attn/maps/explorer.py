@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from typing import TYPE_CHECKING, Any
 
@@ -72,9 +73,8 @@ class _Explorer:
         controls += [self.image] if len(images) > 1 else []
         for control in controls:
             control.observe(lambda change: self.draw(), names="value")
-        self.widget = widgets.VBox(
-            [widgets.HBox(controls, layout={"flex_flow": "row wrap"}), self.said, self.picture]
-        )
+        rows = [widgets.HBox(controls, layout={"flex_flow": "row wrap"}), self.said, self.picture]
+        self.widget = _with_picture(widgets.VBox)(rows, self.picture)
         self.draw()
 
     def _views(self) -> list[str]:
@@ -110,3 +110,18 @@ class _Explorer:
             return found
         found = found if self.layer.value is None else found.layer(self.layer.value)
         return found if self.head.value is None else found.head(self.head.value)
+
+
+def _with_picture(box: Any) -> Any:
+    """A kind of box that is shown as the picture in it where widgets do not run, as in a saved notebook."""
+
+    class Box(box):  # type: ignore[misc]
+        def __init__(self, rows: list[Any], picture: Any):
+            super().__init__(rows)
+            self._picture = picture
+
+        def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+            found = dict(super()._repr_mimebundle_(**options) or {})
+            return found | {"image/png": base64.b64encode(self._picture.value).decode("ascii")}
+
+    return Box

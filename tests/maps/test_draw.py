@@ -105,6 +105,13 @@ def test_comparing_shows_the_difference():
         bare.compare(other.layer(1))
 
 
+def test_methods_with_many_parameters_are_compared_by_name():
+    bare = hand_made()
+    names = ["var:tau=3.5355339059327378,sink_dims=[9,84],layers=2..4", "vhr:layers=[1,3..5]"]
+    other = replace(hand_made(seed=1), meta={**bare.meta, "interventions": names})
+    assert "var+vhr: “dog”" in words_of(bare["dog"].compare(other["dog"]))
+
+
 def test_divergence():
     from lvlm_attn.measures.diagnostics import Divergence
 

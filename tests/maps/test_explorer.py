@@ -1,5 +1,6 @@
 """The explorer: its controls change the picture; without widgets the page stands in for it."""
 
+import base64
 import sys
 
 import pytest
@@ -31,6 +32,15 @@ def test_every_control_changes_the_picture(widgets):
         seen.add(bytes(picture.value))
     assert len(seen) == 5
     assert widget.children[1].value == ""
+
+
+def test_a_saved_notebook_holds_the_picture_beside_the_widget(widgets):
+    widget = hand_made().explore()
+    bundle = widget._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert base64.b64decode(bundle["image/png"]) == bytes(widget.children[2].value)
+    controls(widget)["token"].value = 2
+    assert widget._repr_mimebundle_()["image/png"] != bundle["image/png"]
 
 
 def test_two_runs(widgets):

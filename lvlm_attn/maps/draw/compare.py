@@ -84,8 +84,11 @@ def _check_alike(bare: AttentionMaps, intervened: AttentionMaps, is_one_shape: b
 
 
 def _named(maps: AttentionMaps) -> str:
+    """The interventions in full where that is short, else by name."""
     names = [str(item) for item in maps.meta.get("interventions", ())]
-    return plain("+".join(names), 40) if names else "other"
+    whole = "+".join(names)
+    short = "+".join(name.partition(":")[0] for name in names)
+    return plain(whole if len(whole) <= 24 else short, 24) if names else "other"
 
 
 def _sum(mass: float, maps: AttentionMaps, signed: bool = False) -> str:

@@ -43,6 +43,7 @@ from lvlm_attn.families.family import (
     named_arguments,
     prompt_layout,
 )
+from lvlm_attn.families.llava import repeat_over_tokens
 
 __all__ = [
     "Family",
@@ -56,6 +57,7 @@ __all__ = [
     "parts_of",
     "prompt_layout",
     "register_family",
+    "repeat_over_tokens",
 ]
 
 _FAMILIES: dict[str, Family] = {

@@ -274,6 +274,6 @@ def finish(done: Evaluation, table: Any, as_json: bool, controls: Controls | Non
     if failed:
         tell(
             f"error: {len(failed)} of {len(done.lines)} samples failed and were left out of the scores; first: "
-            f"{failed[0]['error']} Mend them and run the same command again to add them."
+            f"{failed[0]['error']} Fix them and run the same command again to add them."
         )
         raise typer.Exit(1)

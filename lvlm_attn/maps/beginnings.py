@@ -19,7 +19,7 @@ def _rows(request: Request) -> list[Tensor]:
 
 
 def common_beginning(requests: Sequence[Request]) -> list[int] | None:
-    """How many tokens the rows of all requests have in common; None if images lie behind them."""
+    """How many tokens the rows of all requests have in common; None if images lie after them."""
     listed = [_rows(request) for request in requests]
     token = requests[0].layout  # checks the images once, before anything runs
     cuts = []
@@ -55,7 +55,7 @@ def beginning(request: Request, cuts: Sequence[int]) -> dict[str, Tensor]:
 
 
 def endings(request: Request, cuts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The tokens behind the first `cuts` of each row, padded on the right, and which are valid."""
+    """The tokens after the first `cuts` of each row, padded on the right, and which are valid."""
     rows = [ids[cut:] for ids, cut in zip(_rows(request), cuts)]
     length = max(len(row) for row in rows)
     fill = _fill(request, "input_ids")

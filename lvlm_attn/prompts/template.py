@@ -127,7 +127,7 @@ class Marks:
         return Marks(opens.group() if opens else "", after.strip(), image if token in image else token, token)
 
     def is_ready(self, text: str) -> bool:
-        """Whether a text is a prompt already: it has both marks, the one that begins an answer behind the other."""
+        """Whether a text is a prompt already: it has both marks, the one that begins an answer after the other."""
         start = text.find(self.opens)
         return bool(self.answers) and start >= 0 and text.find(self.answers, start + len(self.opens)) >= 0
 

@@ -26,7 +26,7 @@ class PoolSpec:
     """Which training scenes a pool holds.
 
     Attributes:
-        start: Index of the first scene in the train split (curriculum pools lie behind the public 30,000).
+        start: Index of the first scene in the train split (curriculum pools lie after the public 30,000).
         count: How many scenes.
         counts: Smallest and largest number of objects in each.
         classes: Use only the first so many categories; None for all, drawn by context.

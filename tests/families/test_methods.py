@@ -133,7 +133,7 @@ def test_logits_equal_the_definition(name: str, method: str) -> None:
 
 @pytest.mark.parametrize("name", NEW)
 def test_pooled_images_leave_text_as_it_was_while_patches_are_within_reach(name: str) -> None:
-    """`CrossLMM()` reads every patch beside the pooled tokens, so that text reads exactly what it reads without it."""
+    """`CrossLMM()` attends to every patch beside the pooled tokens, so text attends exactly as it does without it."""
     model = sink_model(name)
     reason = {"bidirectional_prompt": "CrossLMM: in PaliGemma text before an image"}.get(
         models()[name].mask_of(model.config)

@@ -30,7 +30,7 @@ def test_image_tokens_leave_as_they_entered(name):
         before, after = states[layer][0], states[layer + 1][0]
         assert torch.equal(before[image], after[image]) == (layer in (1, 3))
         assert not torch.isclose(before[~image], after[~image]).all(1).any()
-    # Text of the first frozen layer reads what it always read.
+    # Text of the first frozen layer attends to what it always did.
     assert torch.equal(states[2][0, ~image], bare[2][0, ~image])
 
 

@@ -1,4 +1,4 @@
-"""Hollow: image tokens that read text and the image tokens of a window."""
+"""Hollow: image tokens that attend to text and to the image tokens of a window."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""MMA: image tokens read the question behind them, as the invariants of AKI's mask say."""
+"""MMA: image tokens attend to the question after them, as the invariants of AKI's mask say."""
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ def test_strength_and_layers_equal_the_dense_mask(name):
 
 @few
 def test_paper_general_equals_the_dense_mask(name):
-    """Text before an image reads it too."""
+    """Text before an image attends to it too."""
     check(name, la.MMA("paper_general"), at_all(general))
 
 
@@ -171,7 +171,7 @@ def test_no_image_or_no_question_is_causal_bit_for_bit(name, mode):
             if name == "qwen2_5_vl" or mode == "reference":
                 return  # Qwen's images end with a text token; reference wants a marker
             if mode == "paper_general":
-                assert not torch.equal(model(**last).logits, bare)  # the text before the image reads it
+                assert not torch.equal(model(**last).logits, bare)  # the text before the image attends to it
             else:
                 assert torch.equal(model(**last).logits, bare)
 

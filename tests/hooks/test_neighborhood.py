@@ -1,4 +1,4 @@
-"""Neighborhood: patches that read the patches around them."""
+"""Neighborhood: patches that attend to the patches around them."""
 
 import pytest
 import torch

@@ -65,7 +65,7 @@ def test_short_prompts_keep_bits(name):
 
 
 def reads(count):
-    """Which of `count` tokens reads which, for blocks of one token and no first block to fall back on."""
+    """Which of `count` tokens attends to which, for blocks of one token and no first block to fall back on."""
     number = torch.arange(1, count + 1)[None]
     index = torch.arange(count)
     readable = is_within_reach(number, 1)(index[None, :, None], index[None, None])[0]

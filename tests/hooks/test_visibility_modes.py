@@ -174,7 +174,7 @@ def test_sliding_windows(method, attn):
 
 @pytest.mark.parametrize("name", FEW)
 def test_mma_and_visual_self_together(name):
-    """Earlier keys have to be allowed by both, keys ahead by one: images read themselves and the question."""
+    """Earlier keys have to be allowed by both, keys ahead by one: images attend to themselves and the question."""
 
     def rule(sample, i, j):
         return to_prompt_end(sample, i, j) if j > i else alone(sample, i, j)
@@ -208,7 +208,7 @@ def test_wraps_inside_one_another_act_together():
 @pytest.mark.parametrize("order", ["mma first", "var first"])
 @pytest.mark.parametrize("name", FEW)
 def test_var_and_mma_in_one_wrap(name, order):
-    """VAR redistributes the weights of a model whose image tokens read the question, whatever the order."""
+    """VAR redistributes the weights of a model whose image tokens attend to the question, whatever the order."""
     model, double = sink_model(name), twin(name)
     inputs, rows = tiny_inputs(name, model, BATCH), tiny_rows(name, model, BATCH)
     items = [la.MMA(), la.VAR(tau=TAU, sink_dims=(DIM,))]

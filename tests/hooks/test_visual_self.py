@@ -1,4 +1,4 @@
-"""VisualSelf: image tokens that read themselves, and perhaps the text before them."""
+"""VisualSelf: image tokens that attend to themselves, and perhaps to the text before them."""
 
 from unittest.mock import patch
 
@@ -171,7 +171,7 @@ def test_text_of_the_first_layer_is_stock(name, mode):
     bare = states_of(model, row)
     everywhere = states_of(model, row, la.VisualSelf(mode))
     late = states_of(model, row, la.VisualSelf(mode, layers=2))
-    # Where most rows read only themselves the others are not the backend's, whose last bits differ.
+    # Where most rows attend only to themselves the others are not the backend's, whose last bits differ.
     torch.testing.assert_close(everywhere[1][0, text], bare[1][0, text], rtol=0, atol=1e-5)
     assert not torch.allclose(everywhere[1], bare[1], atol=1e-3)
     for index in range(LAYERS + 1):

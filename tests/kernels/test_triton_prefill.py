@@ -253,10 +253,10 @@ def test_rows_of_pads_are_zero_and_the_others_as_alone():
 
 
 def test_blocks_nobody_may_read_are_skipped():
-    """Values that are NaN where no query reads: any block that is looked at would spread them."""
+    """Values that are NaN where no query attends: any block that is loaded would spread them."""
     length, side = 96, 16
     group = torch.full((1, length), 1)
-    group[:, 32:64] = 2  # text reads no patch, patches read each other alone
+    group[:, 32:64] = 2  # text attends to no patch, patches to each other alone
     reads = Visibility(
         group, ((ALL, ALL, ALL), (ALL, ALL, 0), (ALL, 0, ALL)), ((0, 0, 0), (0, 0, 0), (0, 0, ALL))
     )

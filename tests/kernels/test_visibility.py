@@ -187,7 +187,7 @@ def test_touched_rows_equal_the_definition(case, kind, with_memo, chunk):
                 items,
             ).transpose(1, 2)
             assert torch.isfinite(got).all()
-            # A query that may read nothing is padding; what it reads in the end does not matter.
+            # A query without any key is padding; what it attends to in the end does not matter.
             blind = ~may.any(-1)[:, None, :, None]
             torch.testing.assert_close(
                 got.masked_fill(blind, 0), want.masked_fill(blind, 0), rtol=0, atol=1e-12
@@ -236,7 +236,7 @@ def test_the_cases_drawn_here_restrict_unlock_and_leave_alone():
 
 
 def test_the_own_value_equals_the_masked_row():
-    """Rows that read themselves alone are copied; a second visibility that might unlock keys makes them attend."""
+    """Rows that attend to themselves alone are copied; a second visibility that might unlock keys makes them attend."""
     geometry = Geometry(0, 7, 7)
     query, key, value = tensors(geometry, 2, 3)
     group = torch.tensor([[0, 1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 1, 1, 0]])

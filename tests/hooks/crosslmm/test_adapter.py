@@ -75,7 +75,7 @@ def test_only_the_adapter_learns_when_the_model_is_frozen():
             **inputs, labels=inputs["input_ids"].masked_fill(inputs["input_ids"] == 3, -100)
         ).loss.backward()
     for name, value in adapter.named_parameters():
-        # Behind the last layer nobody reads pooled tokens any more.
+        # After the last layer nobody attends to pooled tokens any more.
         is_idle = name.startswith("dcal.3.v2v")
         assert (value.grad is not None and bool(value.grad.abs().sum() > 0)) != is_idle, name
     step = 1e-2

@@ -1,0 +1,170 @@
+"""What a method does to one picture, as text: sinks, attention before and after VAR, heads that VHR chooses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lvlm_attn.hooks.var import VAR
+    from lvlm_attn.hooks.vhr import VHR
+    from lvlm_attn.toy.scene import Scene
+
+_SHADES = " .:-=+*#%@"
+_SINK = "S"
+_LOOK_AT = 12  # so many scenes of the split are looked through for one that shows something
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Attention of the last prompt token in the head where VAR moves most.
+
+    Attributes:
+        scene: The picture.
+        name: The object that is asked about.
+        layer: Which layer.
+        head: Which head.
+        before: (keys,) weights of the bare model.
+        after: (keys,) weights under VAR.
+        is_patch: (keys,).
+        is_sink: (keys,).
+    """
+
+    scene: Scene
+    name: str
+    layer: int
+    head: int
+    before: Tensor
+    after: Tensor
+    is_patch: Tensor
+    is_sink: Tensor
+
+    @property
+    def amount(self) -> float:
+        """How much left the sinks."""
+        return float(self.before[self.is_sink].sum() - self.after[self.is_sink].sum())
+
+
+def most_moved(model: Any, processor: Any, var: VAR, split: str, count: int) -> Moved | None:
+    """Looks through scenes for the head in which VAR moves most; None if it moves nothing."""
+    from lvlm_attn.toy import scenes
+
+    found = [
+        moved
+        for scene in scenes(split, min(count, _LOOK_AT))
+        for moved in _moves(model, processor, var, scene, min(item.name for item in scene.objects))
+    ]
+    best = max(found, key=lambda item: item.amount, default=None)
+    return best if best is not None and best.amount > 0 else None
+
+
+def _moves(model: Any, processor: Any, var: VAR, scene: Scene, name: str) -> list[Moved]:
+    from lvlm_attn.hooks.record import record
+    from lvlm_attn.toy.prompts import pope_question
+    from lvlm_attn.wrapping import target_of, wrap
+
+    fitted = var.fit(target_of(model, processor))
+    acting = cast("tuple[int, ...]", fitted.layers)
+    maps = []
+    for items in ((), (var,)):
+        with wrap(model, *items, record(rows="last", sinks=True), processor=processor) as lvlm:
+            lvlm.generate(images=[scene.image], prompts=[pope_question(name)], max_new_tokens=1)
+            maps.append(lvlm.maps)
+    before, after = maps
+    found = []
+    for layer, weights in before.weights.items():
+        if layer not in acting:
+            continue
+        keys = weights.shape[-1]
+        is_patch = before.layout.is_patch[0, :keys]
+        is_sink = before.sink_scores[layer][0, :keys] >= fitted.tau
+        if not bool((is_patch & is_sink).any()):
+            continue
+        for head in range(weights.shape[1]):
+            rows = weights[0, head, 0], after.weights[layer][0, head, 0]
+            found.append(Moved(scene, name, int(layer), head, *rows, is_patch, is_sink))
+    return found
+
+
+def drawn(moved: Moved) -> list[str]:
+    """The picture's objects, and the attention on its patches before and after VAR, side by side."""
+    count = int(moved.is_patch.sum())
+    side = math.isqrt(count)
+    sinks = moved.is_sink[moved.is_patch]
+    most = float(torch.cat([row[moved.is_patch][~sinks] for row in (moved.before, moved.after)]).max())
+    letters = _letters(moved.scene, side)
+    panels = [
+        [letters.get(at, ".") for at in range(count)],
+        *(_shaded(row[moved.is_patch], sinks, most) for row in (moved.before, moved.after)),
+    ]
+    width = 2 * side - 1
+    heads = ("objects", "before VAR", "after VAR")
+    lines = ["   ".join(head.ljust(width) for head in heads).rstrip()]
+    for row in range(side):
+        cells = (" ".join(panel[row * side : (row + 1) * side]) for panel in panels)
+        lines.append(" | ".join(cells).rstrip())
+    return lines
+
+
+def shares(moved: Moved) -> list[str]:
+    """Where the attention lies before and after VAR, in words."""
+    parts = {
+        "the first token": moved.is_sink & ~moved.is_patch,
+        f"the sink patches ({_SINK})": moved.is_sink & moved.is_patch,
+        "all other patches": moved.is_patch & ~moved.is_sink,
+        "other words": ~moved.is_patch & ~moved.is_sink,
+    }
+    return [
+        f"{name}: {float(moved.before[mask].sum()):.0%} -> {float(moved.after[mask].sum()):.0%}"
+        for name, mask in parts.items()
+    ]
+
+
+def legend(scene: Scene) -> str:
+    """Which letter stands for which object."""
+    return ", ".join(f"{letter} {name}" for name, letter in _names(scene).items())
+
+
+def chosen_heads(
+    model: Any, processor: Any, vhr: VHR, scene: Scene, name: str
+) -> list[tuple[int, list[int]]]:
+    """Per layer that VHR acts in, the heads it chooses for a question about one scene."""
+    from lvlm_attn.toy.prompts import pope_question
+    from lvlm_attn.wrapping import wrap
+
+    with wrap(model, vhr, processor=processor) as lvlm:
+        lvlm.generate(images=[scene.image], prompts=[pope_question(name)], max_new_tokens=1)
+        rows = lvlm.report().rows[0]
+    return [(int(row["layer"]), [int(head) for head in row["most_often"]]) for row in rows]
+
+
+def _names(scene: Scene) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for item in scene.objects:
+        free = [letter for letter in item.name.upper() + "ABCDEFGHIJKLM" if letter.isalpha()]
+        if item.name not in given:
+            given[item.name] = next(
+                letter for letter in free if letter not in given.values() and letter != _SINK
+            )
+    return given
+
+
+def _letters(scene: Scene, side: int) -> dict[int, str]:
+    """The letter of the object at each patch."""
+    found: dict[int, str] = {}
+    names, size = _names(scene), scene.image.width / side
+    for item in scene.objects:
+        x0, y0, x1, y1 = item.box
+        for row in range(int(y0 // size), math.ceil(y1 / size)):
+            for column in range(int(x0 // size), math.ceil(x1 / size)):
+                found[row * side + column] = names[item.name]
+    return found
+
+
+def _shaded(weights: Tensor, sinks: Tensor, most: float) -> list[str]:
+    steps = (weights / max(most, 1e-9) * len(_SHADES)).long().clamp(0, len(_SHADES) - 1)
+    return [_SINK if sink else _SHADES[step] for step, sink in zip(steps.tolist(), sinks.tolist())]

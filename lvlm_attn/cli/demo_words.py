@@ -1,0 +1,77 @@
+"""What the demo says around its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lvlm_attn.cli.demo_picture import chosen_heads, drawn, legend, most_moved, shares
+
+if TYPE_CHECKING:
+    from lvlm_attn.evals.study import Study
+    from lvlm_attn.hooks.var import VAR
+    from lvlm_attn.hooks.vhr import VHR
+
+_LEVEL = 0.05
+
+
+def introduction(model: str) -> str:
+    """What the model is."""
+    if model != "toy":
+        return f"{Path(model).name}, asked about the toy's scenes."
+    return (
+        "The toy is a LLaVA of 2 million parameters, trained on emoji scenes so that it hallucinates for known causes: "
+        "objects that often occur together, a habit of saying yes to common ones, and captions that add a usual "
+        "companion. Its attention sinks are built in, so that VAR has something to act on."
+    )
+
+
+def mechanism(model: Any, processor: Any, var: VAR, vhr: VHR, split: str, count: int) -> Iterator[str]:
+    """Lines that show on one picture what VAR and VHR do."""
+    moved = most_moved(model, processor, var, split, count)
+    if moved is None:
+        yield "\nVAR moves no attention in this model: it finds no sink among the patches."
+        return
+    yield (
+        f'\n"Is there a {moved.name} in the image?" ({moved.scene.id}): attention of the last prompt\n'
+        f"token, layer {moved.layer} head {moved.head}. Darker is more; S marks sink patches, whose massive\n"
+        "activation draws attention though nothing is there. VAR moves it to the others.\n"
+    )
+    yield from drawn(moved)
+    yield f"objects: {legend(moved.scene)}"
+    told = shares(moved)
+    yield "; ".join(told[:2])
+    yield "; ".join(told[2:])
+    heads = chosen_heads(model, processor, vhr, moved.scene, moved.name)
+    listed = ", ".join(f"{' and '.join(map(str, found))} of layer {layer}" for layer, found in heads)
+    yield f"VHR scales by {vhr.alpha:g} the heads that change most without the picture:\n{listed}."
+
+
+def verdicts(done: Study, full: bool) -> Iterator[str]:
+    """One sentence per method: what it changed and whether it helped; with all methods, only those that helped."""
+    for name in list(done.pope)[1:]:
+        if done.pope_tests is None or done.chair_tests is None:
+            return
+        answers, captions = done.pope_tests.runs[name], done.chair_tests.runs[name]
+        changed = (
+            f"{name} changed {answers.samples - answers.same_texts} of {answers.samples} answers and "
+            f"{captions.samples - captions.same_texts} of {captions.samples} captions"
+        )
+        found = [
+            _judged(answers.metrics["accuracy"], "accuracy on yes/no questions", lower=False),
+            _judged(captions.metrics["chair_i"], "hallucinated objects in captions", lower=True),
+        ]
+        kept = [text for text in found if text]
+        if kept:
+            yield f"{changed}: {' and '.join(kept)}."
+        elif not full:
+            yield f"{changed}: no difference beyond chance on these scenes."
+
+
+def _judged(change: Any, what: str, lower: bool) -> str:
+    """Better or worse beyond chance, corrected over the methods compared; empty if neither."""
+    if change.p_holm >= _LEVEL:
+        return ""
+    is_better = (change.difference < 0) == lower
+    return f"{what} {'better' if is_better else 'worse'} by {abs(100 * change.difference):.1f} points"

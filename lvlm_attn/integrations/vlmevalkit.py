@@ -131,6 +131,6 @@ def _item(part: Any, where: str) -> dict[str, Any]:
         return {"type": "text", "text": str(value)}
     if kind != "image":
         raise LvlmAttnError(f"{where} holds {shown(kind)}; only images and text can be asked about.")
-    from lvlm_attn.evals.core.runner import load_image
+    from lvlm_attn.prompts.images import as_image
 
-    return {"type": "image", "image": load_image(Path(value) if isinstance(value, str) else value)}
+    return {"type": "image", "image": as_image(Path(value) if isinstance(value, str) else value)}

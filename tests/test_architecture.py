@@ -1,5 +1,6 @@
 """What can be checked of docs/architecture.md: its length, its folders and their order, the names it uses."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -45,6 +46,45 @@ def test_modules_that_are_named_exist():
         assert (PACKAGE / "kernels" / f"{name}.py").is_file() or (PACKAGE / "kernels" / name).is_dir(), name
     for path in re.findall(r"`((?:runtime|lvlm_attn)/[\w/]+\.py)`", inside):
         assert (ROOT / path).is_file() or (PACKAGE / path).is_file(), path
+
+
+PROMISED_BY_NOBODY = {
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs"),
+    *("_forward_hooks_always_called", "_compiled_call_impl", "_torchdynamo_orig_callable"),
+    "_hf_hook",
+    *("_getframe", "_current_frames"),
+}
+"""Private names of torch, accelerate and Python; those of transformers have a module of their own."""
+
+
+def test_transformers_private_is_the_one_module_that_reaches_private_names_of_transformers():
+    trees = {path: ast.parse(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
+    own = {name for tree in trees.values() for node in ast.walk(tree) for name in _defined(node)}
+    found = {
+        f"{path.name}: {name}"
+        for path, tree in trees.items()
+        if path.name != "transformers_private.py"
+        for node in ast.walk(tree)
+        for name in _reached(node)
+        if re.match(r"_[^_]", name) and name not in own | PROMISED_BY_NOBODY
+    }
+    assert found == set()
+
+
+def _defined(node):
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+        return [node.attr] if getattr(node.value, "id", "") in ("self", "cls") else []
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _reached(node):
+    if isinstance(node, ast.Attribute):
+        return [node.attr]
+    is_call = isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr", "setattr")
+    return [item.value for item in node.args[1:2] if isinstance(item, ast.Constant)] if is_call else []
 
 
 def test_every_site_and_method_of_the_data_flow_exists():

@@ -27,6 +27,7 @@ from lvlm_attn.interventions.summary import add
 from lvlm_attn.prompts.pixels import join_pictures
 from lvlm_attn.prompts.rows import stack_rows, tokens_of
 from lvlm_attn.runtime.modes import Mode
+from lvlm_attn.runtime.transformers_private import pad_token
 
 if TYPE_CHECKING:
     from lvlm_attn.interventions.base import Intervention
@@ -217,7 +218,7 @@ def _inner_config(config: Any, count: int) -> Any:
     inner.max_new_tokens, inner.max_length = count, None
     inner.min_length, inner.min_new_tokens = 0, None
     inner.stop_strings, inner.token_healing = None, False
-    pad = getattr(config, "_pad_token_tensor", None)
+    pad = pad_token(config)
     if inner.pad_token_id is None and pad is not None:
         inner.pad_token_id = int(pad)
     return inner

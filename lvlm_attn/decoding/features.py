@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lvlm_attn.families.family import features_of
 from lvlm_attn.prompts.pixels import Picture, join_pictures
+from lvlm_attn.runtime.transformers_private import takes_encoded_images
 
 if TYPE_CHECKING:
     from lvlm_attn.families.target import Target
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 
 def can_share(target: Target) -> bool:
     """Whether the model takes encoded images in place of pixels."""
-    supports = getattr(target.model, "_supports_mm_encoder_outputs", None)
-    return bool(callable(supports) and supports()) and hasattr(target.parts.base, "get_image_features")
+    return takes_encoded_images(target.model) and hasattr(target.parts.base, "get_image_features")
 
 
 def encode(target: Target, inputs: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:

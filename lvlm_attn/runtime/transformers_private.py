@@ -148,6 +148,16 @@ def revision_of(config: Any) -> str | None:
 # What decoding loops need of `generate`.
 
 
+def takes_encoded_images(model: Any) -> bool:
+    """Whether a model's forward takes `mm_encoder_outputs` in place of pixels; none does before transformers 5.23.
+
+    When it fails: see what `GenerationMixin.generate` asks before it encodes images ahead of the prefill. Without it
+    pixels are encoded again for every view.
+    """
+    supports = getattr(model, "_supports_mm_encoder_outputs", None)
+    return bool(callable(supports) and supports())
+
+
 def pad_token(config: Any) -> Tensor | None:
     """The padding token that `generate` fills finished rows with, a scalar tensor.
 

@@ -4,6 +4,8 @@ import inspect
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from lvlm_attn.runtime import transformers_private as private
 from tests.decoding.steps import model_of
@@ -38,6 +40,21 @@ def test_padding_and_end_tokens():
     assert private.end_tokens(config).tolist() == [11, 12]
     config, _ = split(prepared(model)[1])
     assert private.end_tokens(config) is None
+
+
+def test_encoded_images_in_place_of_pixels():
+    model = model_of("llava")
+    takes = private.takes_encoded_images(model)
+    assert takes == (Version(transformers.__version__) >= Version("5.23"))
+    if not takes:
+        return
+    inputs = tiny_inputs("llava", model, BATCH)
+    pixels = inputs.pop("pixel_values")
+    with torch.no_grad():
+        encoded = model.model.get_image_features(pixels, return_dict=True)
+        got = model(**inputs, mm_encoder_outputs={"image": encoded}).logits
+        assert torch.equal(got, model(**inputs, pixel_values=pixels).logits)
+    assert not private.takes_encoded_images(model.model.language_model)
 
 
 def test_the_attention_of_a_configuration():

@@ -31,16 +31,16 @@ def picture_source(folder: Path | None) -> Callable[[Run, Mapping[str, Any]], Im
     def picture(run: Run, line: Mapping[str, Any]) -> Image | None:
         name = str(line.get("image", ""))
         scene = _SCENE.fullmatch(name)
-        if scene is not None and run.settings.get("benchmark", {}).get("data") == "toy":
-            from lvlm_attn.toy import scenes
-
-            return scenes(scene.group(1), 1, int(scene.group(2)))[0].image
         place = folder or run.environment.get("pictures")
-        if not place:
-            return None
         from lvlm_attn.prompts.images import open_image
 
         try:
+            if scene is not None and (run.settings.get("benchmark") or {}).get("data") == "toy":
+                from lvlm_attn.toy import scenes
+
+                return scenes(scene.group(1), 1, int(scene.group(2)))[0].image
+            if not place or not isinstance(place, str | Path):
+                return None
             return open_image(Path(place) / name)
         except LvlmAttnError:
             return None

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.core.finished import Run
+from lvlm_attn.evals.core.json_text import one_line
 from lvlm_attn.evals.core.report import chair_table, limits, pope_table, seeds_told
 from lvlm_attn.evals.core.tables import Table, filled, p_value, percent, plain, terminal_width
 from lvlm_attn.evals.core.tally import Tally
@@ -147,12 +149,9 @@ def result_table(runs: Sequence[Run], tally: Tally) -> Table:
         title = (
             f"{tally.title} (%; " + "; ".join(f"{run.name}: {limits(run.generation)}" for run in runs) + ")"
         )
-    known: Mapping[str, Any] = {run.name: run.metrics for run in runs}
-    most = max(known.values(), key=lambda item: int(item.get("seeds", 1)))
-    if all({"per_category", "mean", "accuracy"} <= set(item) for item in known.values()):
-        return pope_table(known, title + seeds_told(most))
-    if all({"chair_s", "chair_i", "truncated"} <= set(item) for item in known.values()):
-        return chair_table(known, title + seeds_told(most))
+    written = _as_written({run.name: run.metrics for run in runs}, title)
+    if written is not None:
+        return written
     rows = []
     for run in runs:
         per_seed = [score(run, lines, tally) for lines in run.seeds]
@@ -161,6 +160,26 @@ def result_table(runs: Sequence[Run], tally: Tally) -> Table:
     columns = ("run", *(_label(name, tally) for name in tally.compared), "seeds", "n")
     spread = ", mean ± standard deviation over seeds" if any(len(run.seeds) > 1 for run in runs) else ""
     return Table(title + spread, columns, tuple(rows))
+
+
+def _as_written(known: Mapping[str, Mapping[str, Any]], title: str) -> Table | None:
+    """The table of what `metrics.json` holds, where the benchmark has a table of its own."""
+    made = {
+        ("per_category", "mean", "accuracy"): pope_table,
+        ("chair_s", "chair_i", "truncated"): chair_table,
+    }
+    for keys, table in made.items():
+        if not all(set(keys) <= set(item) for item in known.values()):
+            continue
+        try:
+            most = max(known.values(), key=lambda item: int(item.get("seeds", 1)))
+            return table(known, title + seeds_told(most))
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise LvlmAttnError(
+                f"metrics.json of {' or '.join(known)} is damaged ({type(error).__name__}: "
+                f"{one_line(str(error))}); run the evaluation again."
+            ) from error
+    return None
 
 
 def score(run: Run, lines: Sequence[Mapping[str, Any]], tally: Tally) -> Mapping[str, float]:

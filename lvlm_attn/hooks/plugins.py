@@ -41,7 +41,7 @@ def load_plugin(path: str | Path) -> tuple[str, ...]:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[name]
             if isinstance(error, LvlmAttnError):
                 raise
@@ -50,6 +50,7 @@ def load_plugin(path: str | Path) -> tuple[str, ...]:
             ) from error
     kinds = [item for item in vars(sys.modules[name]).values() if _is_own(item, name)]
     if not kinds:
+        del sys.modules[name]  # so that the file is read anew once it has one
         raise LvlmAttnError(
             f"plugin {path} defines no method; derive a class from la.Intervention and give it a `name`."
         )
@@ -67,7 +68,7 @@ def _is_own(item: Any, module: str) -> bool:
     )
 
 
-def _place(error: Exception, path: Path) -> str:
+def _place(error: BaseException, path: Path) -> str:
     """The error and, where it is known, the line of the file."""
     line = getattr(error, "lineno", None)
     trace = error.__traceback__

@@ -20,6 +20,7 @@ from lvlm_attn._version import __version__
 from lvlm_attn.errors import LvlmAttnError, shown
 from lvlm_attn.layout.grids import Block, ImageGrid
 from lvlm_attn.layout.prompt import PromptLayout
+from lvlm_attn.maps.file_check import check_parts
 from lvlm_attn.maps.geometry import Frame, Level
 from lvlm_attn.maps.onto_image import MapImage
 from lvlm_attn.prompts.images import open_image
@@ -78,7 +79,7 @@ def load(path: Path, kind: type[AttentionMaps]) -> AttentionMaps:
     try:
         with safe_open(path, framework="pt") as file:
             maps = _read(file, header, kind)
-        _check(maps)
+        check_parts(maps)
     except Exception as error:  # what is of another kind than expected fails in any way
         raise _damaged(path, error) from error
     return maps
@@ -136,22 +137,6 @@ def _read(file: Any, header: dict[str, Any], kind: type[AttentionMaps]) -> Atten
         meta=dict(header["meta"]),
         **cast("dict[str, Any]", by_layer),
     )
-
-
-def _check(maps: AttentionMaps) -> None:
-    """Refuses a file whose parts do not fit together."""
-    batch, rows = maps.rows.shape
-    heads = len(maps.heads) or 1
-    wanted = (batch, heads, rows, maps.layout.length)
-    for layer, value in maps.weights.items():
-        if tuple(value.shape) != wanted:
-            raise ValueError(f"weights of layer {layer} have shape {tuple(value.shape)}, not {wanted}")
-    if maps.targets.shape != maps.rows.shape or maps.ids.shape[0] != batch or maps.layout.batch != batch:
-        raise ValueError("its rows, tokens and layout are of different sizes")
-    if maps.pieces is not None and [len(row) for row in maps.pieces] != [maps.ids.shape[1]] * batch:
-        raise ValueError("its texts are not as many as its tokens")
-    if len(maps.layout.grids) != batch or len(maps.images) not in (0, batch):
-        raise ValueError("its images are not as many as its samples")
 
 
 def _encoded(picture: Image.Image) -> Tensor:

@@ -6,17 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.errors import LvlmAttnError, shown
 from lvlm_attn.evals.closed.cells import Cells, total, unpack, width
 from lvlm_attn.evals.closed.folder import DataFolder
 from lvlm_attn.evals.closed.question import ClosedQuestion
-from lvlm_attn.evals.closed.rules import verdict
+from lvlm_attn.evals.closed.rules import require_rule, verdict
 from lvlm_attn.evals.core.tally import Counts, Line, Tally
 
 Parts = Mapping[str, Cells]
 _PLACES = {
     ("yes", "yes"): 0, ("yes", "no"): 1, ("no", "no"): 2, ("no", "yes"): 3, ("unknown", "yes"): 4, ("unknown", "no"): 5,
 }  # fmt: skip
+
+
+_LABELS = {"yes": "yes", "no": "no", "A": "yes", "B": "no"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,13 @@ class Closed:
 
         def count(line: Line, scoring: Mapping[str, Any]) -> Counts:
             found = [0.0] * (size * len(parts))
-            found[places[line["category"]] + _place(line, scoring["parser"])] = 1.0
+            part = line.get("category")
+            if part not in places:
+                raise LvlmAttnError(
+                    f"sample {line.get('sample_id')} is of the part {shown(part)}, which the scoring of this "
+                    f"{self.title} run does not name; make the run again."
+                )
+            found[places[part] + _place(line, scoring.get("parser") or "strict")] = 1.0
             return tuple(found)
 
         def together(lines: Sequence[Line], counts: Sequence[Counts]) -> list[Counts]:
@@ -125,7 +134,7 @@ class Closed:
         members: dict[tuple[str, str], list[int]] = {}
         for i, line in enumerate(lines):
             for k, kind in enumerate(self.kinds):
-                name, size = line.get("groups", {}).get(kind, (None, 0))
+                name, size = (line.get("groups") or {}).get(kind, (None, 0))
                 if name is None:
                     continue
                 group = members.setdefault((kind, name), [])
@@ -138,9 +147,14 @@ class Closed:
 
 
 def _place(line: Line, rule: str) -> int:
-    label = str(line["label"])
-    said = verdict(str(line.get("raw_text") or ""), label, line.get("options", ()), rule)
-    return _PLACES[said, {"A": "yes", "B": "no"}.get(label, label)]
+    label = line.get("label")
+    if label not in _LABELS:
+        raise LvlmAttnError(
+            f"sample {line.get('sample_id')} has no label yes, no, A or B; make the run again with labelled questions."
+        )
+    require_rule(rule, label in ("A", "B"))
+    said = verdict(str(line.get("raw_text") or ""), label, line.get("options") or (), rule)
+    return _PLACES[said, _LABELS[label]]
 
 
 def whole(parts: Parts) -> Cells:

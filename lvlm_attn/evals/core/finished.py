@@ -9,6 +9,7 @@ from typing import Any
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.core.records import latest_by_id, read_object, read_records
+from lvlm_attn.evals.core.run_shape import SCORING, SETTINGS, require_line, require_shape
 
 SEED_FOLDERS = "seed-"
 
@@ -46,7 +47,7 @@ class Run:
     @property
     def benchmark(self) -> str:
         """The benchmark's name."""
-        return str(self.settings.get("benchmark", {}).get("name", "unknown benchmark"))
+        return str((self.settings.get("benchmark") or {}).get("name", "unknown benchmark"))
 
     @property
     def generation(self) -> Mapping[str, Any]:
@@ -57,7 +58,7 @@ class Run:
     @property
     def methods(self) -> str:
         """The interventions as they are written on the command line."""
-        return "+".join(map(str, self.settings.get("interventions", []))) or "bare model"
+        return "+".join(map(str, self.settings.get("interventions") or [])) or "bare model"
 
 
 def read_run(path: str | Path, name: str | None = None) -> Run:
@@ -92,17 +93,23 @@ def _read_one(path: Path, name: str) -> Run:
     config = read_object(path / "config.json", "run settings")
     if not (path / "samples.jsonl").is_file():
         raise LvlmAttnError(f"run {path} holds no samples.jsonl; run its evaluation to the end first.")
-    lines = [item.value for item in latest_by_id(read_records(path / "samples.jsonl", "result file").records)]
+    samples = path / "samples.jsonl"
+    lines = [item.value for item in latest_by_id(read_records(samples, "result file").records)]
+    for line in lines:
+        require_line(line, samples)
+    where = f"run settings {path / 'config.json'}"
+    scoring = require_shape(config.get("scoring", {}), SCORING, where, "scoring")
     answered = tuple(line for line in lines if not line.get("error"))
     if not answered:
         raise LvlmAttnError(f"run {path} has no answers; run its evaluation to the end first.")
     return Run(
         name=name,
         path=path,
-        settings=config.get("settings", {}),
-        scoring=config.get("scoring", {}),
+        settings=require_shape(config.get("settings", {}), SETTINGS, where, "settings"),
+        scoring={key: value for key, value in scoring.items() if value is not None},
         metrics=_object(path / "metrics.json"),
-        environment=_object(path / "env.json") or config.get("environment", {}),
+        environment=_object(path / "env.json")
+        or require_shape(config.get("environment", {}), {}, where, "environment"),
         seeds=(answered,),
         failed=len(lines) - len(answered),
     )

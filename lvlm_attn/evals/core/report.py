@@ -124,7 +124,7 @@ def limits(generation: Mapping[str, Any]) -> str:
     decode = str(generation.get("decode", "unknown decoding"))
     if decode == "sample":
         decode = f"sampled at temperature {generation.get('temperature') or 1.0:g}"
-    beams = generation.get("num_beams", 1)
+    beams = generation.get("num_beams") or 1
     if beams > 1:
         decode = f"{beams} beams"
     limit = generation.get("max_new_tokens")

@@ -2,13 +2,11 @@
 
 import gzip
 import json
-import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.chair.benchmark import read_ids
 from lvlm_attn.evals.chair.coco import kind_of, read_coco
 from lvlm_attn.evals.chair.data import load_caption_file, load_ground_truth
@@ -17,6 +15,7 @@ from lvlm_attn.evals.core.run_folder import RunFolder
 from lvlm_attn.evals.pope.build import read_objects
 from lvlm_attn.evals.pope.data import Question, load_questions
 from lvlm_attn.evals.pope.runs import match_runs
+from tests.fuzzing import drawn, value_or_sentence
 
 QUESTIONS = [
     Question(f"random:{i}", i, f"{i}.jpg", f"Is there a thing{i} in the image?", "yes", "random")
@@ -72,18 +71,12 @@ ENDINGS = st.sampled_from(
 HEADS = st.sampled_from(
     [b"", b"{", b"[", b'{"a": 1}', b"PAR1", b"PK\x03\x04", b"\x1f\x8b\x08", b"\xff\xfe", b"\xef\xbb\xbf"]
 )
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = drawn(150)
 
 
 def ends_in_a_value_or_a_sentence(path):
-    for name, read in READERS.items():
-        began, said = time.process_time(), ""
-        try:
-            read(path)
-        except LvlmAttnError as error:
-            said = str(error)
-        assert len(said) < 800, name
-        assert time.process_time() - began < 1, name
+    for read in READERS.values():
+        value_or_sentence(read, path)
 
 
 @QUICK
@@ -141,9 +134,4 @@ def test_hostile_files(tmp_path, text, name):
 def test_any_run_folder(tmp_path, settings_value, line):
     (tmp_path / "config.json").write_text(json.dumps({"settings": settings_value}))
     (tmp_path / "samples.jsonl").write_text(json.dumps(line) + "\n")
-    said = ""
-    try:
-        RunFolder(tmp_path, {"a": 1})
-    except LvlmAttnError as error:
-        said = str(error)
-    assert len(said) < 800
+    value_or_sentence(RunFolder, tmp_path, {"a": 1})

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lvlm_attn as la
+from tests.fuzzing import drawn, value_or_sentence
 
 UNIT = st.floats(0, 1).map(lambda x: round(x, 4))
 LISTS = st.one_of(st.none(), st.lists(st.integers(0, 40), min_size=1, max_size=8, unique=True).map(sorted))
@@ -47,6 +48,7 @@ def test_two_methods(a, b):
     assert la.parse(f"{a}+{b}") == (a, b)
 
 
+@drawn(200)
 @given(st.text(alphabet="varh:=,.+-[]0129e _", max_size=30))
 def test_any_text_is_read_or_refused(text):
     with suppress(la.LvlmAttnError):
@@ -183,20 +185,11 @@ PIECES = [
 PIECES += ["1e999", "0.5", "-1", "none", "true", "²", "\ud800", "\n", "18..31", "2:-1"]
 
 
-def read(text):
-    """The methods, or the sentence that refuses them."""
-    try:
-        return la.parse(text)
-    except la.LvlmAttnError as error:
-        return str(error)
-
-
+@drawn(200)
 @given(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_size=20).map("".join))
 def test_text_of_any_kind_gives_a_value_or_one_sentence(text):
-    found = read(text)
-    if isinstance(found, str):
-        assert "\n" not in found
-    else:
+    found = value_or_sentence(la.parse, text)
+    if not isinstance(found, la.LvlmAttnError):
         assert la.parse("+".join(map(str, found))) == found
 
 

@@ -54,3 +54,16 @@ def test_the_custom_interventions_do_what_they_say() -> None:
     finally:
         handle.remove()
         model.set_attn_implementation(attention)
+
+
+def test_the_comparison_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, processor = la.load("toy")
+    # The same on fewer scenes.
+    code = BLOCKS[2].replace("toy_pope()", 'toy_pope("dev", 5)')
+    exec(code, {"la": la, "model": model, "processor": processor})
+    printed = capsys.readouterr().out
+    assert "vhr against bare" in printed
+    assert (tmp_path / "runs/bare/metrics.json").is_file()

@@ -43,7 +43,8 @@ for (const form of document.querySelectorAll("form.filters")) {
     }
     form.querySelector("output").textContent = `${shown} of ${cards.length} shown`;
   };
-  form.addEventListener("input", update);
+  form.addEventListener("input", update); // while text is typed
+  form.addEventListener("change", update); // some browsers tell of a choice by this alone
   update();
 }
 """

@@ -31,6 +31,24 @@ from lvlm_attn.runtime.session import Session
 from lvlm_attn.runtime.transformers_private import attention_of
 
 
+class _Exit:
+    """`Wrapped.__exit__`: gives the model back as it was.
+
+    An interrupt anywhere in it is raised after the model has been restored: what the first of the two calls leaves
+    undone, the second does. They are made by contextlib, since a function of ours could be interrupted before its
+    first line. (`with` asks for this attribute before it enters; an `ExitStack` asks the class, and calls what it
+    gets with the wrap.)
+    """
+
+    def __get__(self, wrapped: Wrapped | None, owner: type[Wrapped]) -> Callable[..., bool | None]:
+        if wrapped is None:
+            return lambda entered, *error: self.__get__(entered, owner)(*error)
+        stack = ExitStack()
+        stack.callback(wrapped._restore)
+        stack.callback(wrapped._restore)
+        return stack.__exit__
+
+
 class Wrapped:
     """A model with interventions, made by `wrap`; they act inside the `with` block and nowhere else."""
 
@@ -81,18 +99,7 @@ class Wrapped:
             self.__exit__(None, None, None)
             raise
 
-    @property
-    def __exit__(self) -> Callable[..., bool | None]:
-        """Gives the model back as it was.
-
-        An interrupt anywhere in it is raised after the model has been restored: what the first of the two calls leaves
-        undone, the second does. They are made by contextlib, since a function of ours could be interrupted before its
-        first line. (`with` asks for this property before it enters.)
-        """
-        stack = ExitStack()
-        stack.callback(self._restore)
-        stack.callback(self._restore)
-        return stack.__exit__
+    __exit__ = _Exit()
 
     def generate(
         self,

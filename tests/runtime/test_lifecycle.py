@@ -4,6 +4,7 @@ import copy
 import gc
 import json
 import weakref
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -94,6 +95,15 @@ def leave_normally(model, inputs):
         generate(model, inputs, 3)
 
 
+def leave_by_an_exit_stack(model, inputs):
+    with ExitStack() as stack:
+        lvlm = stack.enter_context(la.wrap(model, var(), vhr()))
+        model(**inputs)
+        assert len(lvlm.report().rows) == 2
+    with pytest.raises(RuntimeError, match="on purpose"), ExitStack() as stack:
+        stack.enter_context(la.wrap(model, var(), vhr(), Broken())).model(**inputs)
+
+
 def leave_by_error_in_a_hook(model, inputs):
     with pytest.raises(RuntimeError, match="on purpose"), la.wrap(model, var(), vhr(), Broken()):
         model(**inputs)
@@ -138,6 +148,7 @@ def test_the_model_is_as_it_was(name):
     before, weights = state(model), {key: value.clone() for key, value in model.state_dict().items()}
     for leave in (
         leave_normally,
+        leave_by_an_exit_stack,
         leave_by_error_in_a_hook,
         leave_by_error_in_generate,
         leave_by_interrupt,

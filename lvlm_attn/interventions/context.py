@@ -50,6 +50,7 @@ class Call:
         views: how many views are decoded beside the rows of the request; theirs come after all of those.
         interventions: all interventions of the wrap, in order.
         memo: what layers share.
+        entering: `(batch, queries, hidden)`, what entered the layer that is running, where a `modules` site needs it.
     """
 
     target: Target
@@ -72,6 +73,7 @@ class Call:
     views: int = 0
     interventions: tuple[Any, ...] = ()
     memo: Memo = field(default_factory=Memo)
+    entering: Tensor | None = None
 
     @property
     def length(self) -> int:

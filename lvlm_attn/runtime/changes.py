@@ -9,9 +9,10 @@ from torch.utils.hooks import RemovableHandle
 
 from lvlm_attn.families.target import Target
 from lvlm_attn.runtime.attributes import Attributes
+from lvlm_attn.runtime.checkpointing import checkpointed_layers
 from lvlm_attn.runtime.hooks import take_off
 from lvlm_attn.runtime.registry import NAMES
-from lvlm_attn.runtime.transformers_private import uncompiled_generate
+from lvlm_attn.runtime.transformers_private import CHECKPOINT, uncompiled_generate
 from lvlm_attn.runtime.uncompiled import compiled_parts
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ _KEPT_AS = "_lvlm_attn_changes"
 class Changes:
     """The changes of one model, and the wraps that need them.
 
-    They are the names of the language model's attention, and what is compiled. Every step of giving back may be taken
-    again, so a call that was interrupted is completed by the next.
+    They are the names of the decoder's attention, what is compiled, and how layers are checkpointed. Every step of
+    giving back may be taken again, so a call that was interrupted is completed by the next.
 
     Args:
         target: the model.
@@ -65,6 +66,9 @@ class Changes:
             UnsupportedError: if transformers has no mask function for the backend that was set.
         """
         NAMES.take(self._configs)
+        if self._target.parts.language_model.training:
+            for layer, checkpoint in checkpointed_layers(self._target.parts.layers, self.sessions):
+                self._attributes.put(layer, CHECKPOINT, checkpoint)
 
     @staticmethod
     def leave(session: Session) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.context import Call, Layer
@@ -67,15 +67,16 @@ def _scaler(index: int, editors: Sequence[Editor], call_of: CallOf, count: int) 
 
 
 def _adder(index: int, editors: Sequence[Editor], call_of: CallOf) -> tuple[Any, Any]:
-    entered: list[Tensor] = []
-
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        entered[:] = [entering_hidden(args, kwargs)]
+        call = call_of()
+        if call is not None:
+            call.entering = entering_hidden(args, kwargs)
 
     def add_modules(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        call, before = call_of(), entered.pop()
-        if call is None:
+        call = call_of()
+        if call is None or call.entering is None:
             return None
+        before = call.entering
         first = output[0] if isinstance(output, tuple) else output
         attended = first
         for item, state in editors:

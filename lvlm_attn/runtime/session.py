@@ -196,6 +196,7 @@ class Session:
         self._last_call = self._own_call()
         if self._last_call is not None:
             self._last_call.memo.clear()
+            self._last_call.entering = None
         ACTIVE.set(others(self.editors_at))
         cache = getattr(output, "past_key_values", None)
         self._prompt.keep_cache(kwargs.get("past_key_values") if cache is None else cache)

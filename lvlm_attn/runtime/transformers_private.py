@@ -122,6 +122,18 @@ def generate_variables() -> Iterator[Mapping[str, Any]]:
         frame = frame.f_back
 
 
+CHECKPOINT = "_gradient_checkpointing_func"
+"""The attribute of a layer that holds its checkpointing function; see `checkpoints_layer`."""
+
+
+def checkpoints_layer(layer: nn.Module) -> bool:
+    """Whether a layer is computed again in the backward pass.
+
+    When it fails: see what `GradientCheckpointingLayer` looks at, and which function it calls.
+    """
+    return bool(getattr(layer, "gradient_checkpointing", False)) and layer.training
+
+
 def uncompiled_generate(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
     """What keeps `generate` from compiling a model by itself, which it does with a static cache on a GPU.
 

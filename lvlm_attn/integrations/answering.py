@@ -40,13 +40,13 @@ class Ask:
 
     Attributes:
         name: seeds sampling; the same for the same sample in every run.
-        images: its images.
-        prompt: the question, or a whole prompt with image tokens.
+        prompt: a question, or chat messages, in any form that `lvlm.generate` takes.
+        images: its images; None where messages hold them.
     """
 
     name: str
-    images: Sequence[Image]
-    prompt: str
+    prompt: Any
+    images: Sequence[Image] | None = None
 
 
 def interventions_of(text: object) -> tuple[Intervention, ...]:
@@ -72,13 +72,12 @@ def answer(
 ) -> Iterator[Answer]:
     """Answers prompts in batches; whatever goes wrong is raised, never an empty answer."""
     with ModelAnswerer(model, processor, interventions, decoding) as answerer:
-        for start in range(0, len(asks), batch_size):
-            part = asks[start : start + batch_size]
-            yield from answerer.answer(
-                [list(ask.images) for ask in part],
-                [ask.prompt for ask in part],
-                [sample_seed(seed, ask.name) for ask in part],
-            )
+        size = min(batch_size, answerer.rows_at_once or batch_size)
+        for start in range(0, len(asks), size):
+            part = asks[start : start + size]
+            images = [None if ask.images is None else list(ask.images) for ask in part]
+            request = answerer.prepare_given(images, [ask.prompt for ask in part])  # type: ignore[arg-type]
+            yield from answerer.answer_prepared(request, [sample_seed(seed, ask.name) for ask in part])
 
 
 def decoding_of(options: Mapping[str, Any], where: str) -> Decoding:

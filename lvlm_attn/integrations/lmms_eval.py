@@ -19,7 +19,6 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
 from lvlm_attn.errors import LvlmAttnError, closest
-from lvlm_attn.integrations.conversation import Turn, images_and_prompt, with_placeholders
 
 _ARGUMENTS = ("pretrained", "intervene", "dtype", "revision", "attn_implementation", "device_map", "seed")
 
@@ -113,7 +112,7 @@ class _Model(lmms):  # type: ignore[misc]
         groups = same_options([self._options(request) for request in requests])
         with tqdm(total=len(requests), desc="lvlm_attn", unit="sample", disable=self.rank > 0) as bar:
             for places in groups.values():
-                options, task = self._options(requests[places[0]]), self._task(requests[places[0]])
+                options, task = self._options(requests[places[0]]), requests[places[0]].args[-2]
                 decoding, stops = decoding_of(options, f"task {task}"), stops_of(options)
                 asks = self._asks([requests[place] for place in places])
                 answers = answer(
@@ -132,30 +131,20 @@ class _Model(lmms):  # type: ignore[misc]
         return [item for item in found if item is not None]
 
     def _asks(self, requests: Sequence[Instance]) -> list[Any]:
-        from lvlm_attn.integrations.answering import Ask
-
         asks, times = [], dict[str, int]()
         for request in requests:
             *_, doc_id, task, split = request.args
             name = f"{task}/{split}/{doc_id}"
             times[name] = times.get(name, 0) + 1
-            images, prompt = images_and_prompt(
-                self.processor,
-                self._turns(request, self.task_dict[task][split][doc_id], name),
-                f"sample {name}",
-            )
-            asks.append(Ask(f"{name}/{times[name]}", images, prompt))
+            asks.append(self._ask(f"{name}/{times[name]}", request, self.task_dict[task][split][doc_id]))
         return asks
-
-    def _task(self, request: Instance) -> str:
-        return str(request.args[-2])
 
     def _options(self, request: Instance) -> dict[str, Any]:
         """The settings among the arguments of a request."""
         raise NotImplementedError
 
-    def _turns(self, request: Instance, doc: Any, where: str) -> list[Turn]:
-        """The conversation of a request."""
+    def _ask(self, name: str, request: Instance, doc: Any) -> Any:
+        """What a request asks about a document."""
         raise NotImplementedError
 
 
@@ -167,11 +156,13 @@ class ChatModel(_Model):
     def _options(self, request: Instance) -> dict[str, Any]:
         return dict(request.args[2])
 
-    def _turns(self, request: Instance, doc: Any, where: str) -> list[Turn]:
+    def _ask(self, name: str, request: Instance, doc: Any) -> Any:
         from lmms_eval.protocol import ChatMessages
 
+        from lvlm_attn.integrations.answering import Ask
+
         messages: Callable[[Any], Any] = request.args[1]
-        return list(ChatMessages(messages=messages(doc)).to_hf_messages())
+        return Ask(name, ChatMessages(messages=messages(doc)).to_hf_messages())
 
 
 class SimpleModel(_Model):
@@ -182,9 +173,11 @@ class SimpleModel(_Model):
     def _options(self, request: Instance) -> dict[str, Any]:
         return dict(request.args[1])
 
-    def _turns(self, request: Instance, doc: Any, where: str) -> list[Turn]:
+    def _ask(self, name: str, request: Instance, doc: Any) -> Any:
+        from lvlm_attn.integrations.answering import Ask
+
         visuals = request.args[2](doc) if request.args[2] is not None else None
-        return with_placeholders(str(request.args[0]), list(visuals or ()), f"sample {where}")
+        return Ask(name, str(request.args[0]), list(visuals or ()))
 
 
 def _refuse_unknown(more: dict[str, Any]) -> None:

@@ -10,14 +10,13 @@ before `run.py` of that tool reads the table. A model is a callable that it make
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lvlm_attn.errors import LvlmAttnError, shown
 from lvlm_attn.integrations.answering import Ask, answer, decoding_of, interventions_of
-from lvlm_attn.integrations.conversation import images_and_prompt
 
 NAMES: dict[str, dict[str, str]] = {
     "lvlm_attn_toy": {"pretrained": "toy"},
@@ -80,9 +79,8 @@ class VLMEvalModel:
             LvlmAttnError: a video or an unreadable picture; nothing is answered with silence.
         """
         where = f"a message of {dataset or 'VLMEvalKit'}"
-        turns = [{"role": "user", "content": [_item(part, where) for part in _parts(message)]}]
-        images, prompt = images_and_prompt(self.processor, turns, where)
-        ask = Ask("one", images, prompt)
+        parts = [message] if isinstance(message, str | Mapping) else list(message)
+        ask = Ask("one", [{"role": "user", "content": [_part(part, where) for part in parts]}])
         (said,) = answer(self._model, self.processor, self.interventions, [ask], self._decoding, 1)
         return said.raw_text
 
@@ -117,20 +115,12 @@ def register(
     return list(wanted)
 
 
-def _parts(message: Any) -> Sequence[Any]:
-    return [message] if isinstance(message, str | Mapping) else list(message)
-
-
-def _item(part: Any, where: str) -> dict[str, Any]:
+def _part(part: Any, where: str) -> dict[str, Any]:
     """One piece of a message as a piece of a conversation."""
     if isinstance(part, str):
         is_picture = Path(part).suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".bmp")
         part = {"type": "image" if is_picture and Path(part).is_file() else "text", "value": part}
     kind, value = part.get("type"), part.get("value")
-    if kind == "text":
-        return {"type": "text", "text": str(value)}
-    if kind != "image":
+    if kind not in ("text", "image"):
         raise LvlmAttnError(f"{where} holds {shown(kind)}; only images and text can be asked about.")
-    from lvlm_attn.prompts.images import as_image
-
-    return {"type": "image", "image": as_image(Path(value) if isinstance(value, str) else value)}
+    return {"type": kind, kind: value}

@@ -1,68 +1,9 @@
 """What harnesses ask, without any harness."""
 
 import pytest
-from PIL import Image
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.integrations.answering import cut_at, decoding_of, interventions_of, same_options, stops_of
-from lvlm_attn.integrations.conversation import images_and_prompt, with_placeholders
-
-RED, BLUE = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
-
-
-class Processor:
-    chat_template = "there is one"
-
-    def apply_chat_template(self, turns, add_generation_prompt, tokenize):
-        assert add_generation_prompt
-        assert not tokenize
-        return "|".join(
-            f"{turn['role']}:" + "".join(item.get("text", "<image>") for item in turn["content"])
-            for turn in turns
-        )
-
-
-def image(picture):
-    return {"type": "image", "image": picture}
-
-
-def text(words):
-    return {"type": "text", "text": words}
-
-
-def test_a_question_with_its_images_in_front_stays_plain():
-    turns = [{"role": "user", "content": [image(RED), image(BLUE), text("Same?")]}]
-    assert images_and_prompt(Processor(), turns, "it") == ([RED, BLUE], "Same?")
-    assert images_and_prompt(Processor(), [{"role": "user", "content": [text("Why?")]}], "it") == ([], "Why?")
-
-
-def test_other_conversations_are_written_out():
-    turns = [
-        {"role": "system", "content": [text("Be short.")]},
-        {"role": "user", "content": [text("First "), image(RED), text(" then "), image(BLUE)]},
-    ]
-    images, prompt = images_and_prompt(Processor(), turns, "it")
-    assert images == [RED, BLUE]
-    assert prompt == "system:Be short.|user:First <image> then <image>"
-    bare = Processor()
-    bare.chat_template = None
-    with pytest.raises(LvlmAttnError, match="no chat template"):
-        images_and_prompt(bare, turns, "it")
-    with pytest.raises(LvlmAttnError, match="several turns without an image"):
-        images_and_prompt(Processor(), [{"role": "user", "content": [text("a")]}] * 2, "it")
-    with pytest.raises(LvlmAttnError, match="sample 3 holds audio"):
-        images_and_prompt(Processor(), [{"role": "user", "content": [{"type": "audio"}]}], "sample 3")
-
-
-def test_placeholders_say_where_images_go():
-    (turn,) = with_placeholders("Is <image> like <image>?", [RED, BLUE], "it")
-    assert [item["type"] for item in turn["content"]] == ["text", "image", "text", "image", "text"]
-    assert [item["type"] for item in with_placeholders("Is it?", [RED], "it")[0]["content"]] == [
-        "image",
-        "text",
-    ]
-    with pytest.raises(LvlmAttnError, match="1 images and 2 places"):
-        with_placeholders("<image><image>", [RED], "it")
 
 
 def test_methods_may_stand_in_quotes():

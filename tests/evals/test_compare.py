@@ -222,3 +222,6 @@ def test_folders_that_hold_no_run(tmp_path):
         la.compare([tmp_path / "no", tmp_path / "no"])
     with pytest.raises(LvlmAttnError, match=r"no config\.json"):
         la.compare([tmp_path, tmp_path])
+    begun = write_run(tmp_path / "begun", [])
+    with pytest.raises(LvlmAttnError, match="has no answers; run its evaluation to the end"):
+        la.compare([begun, begun])

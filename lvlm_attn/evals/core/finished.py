@@ -91,9 +91,9 @@ def _seed_number(path: Path) -> tuple[int, str]:
 
 def _read_one(path: Path, name: str) -> Run:
     config = read_object(path / "config.json", "run settings")
-    if not (path / "samples.jsonl").is_file():
-        raise LvlmAttnError(f"run {path} holds no samples.jsonl; run its evaluation to the end first.")
     samples = path / "samples.jsonl"
+    if not samples.is_file() or not samples.stat().st_size:
+        raise LvlmAttnError(f"run {path} has no answers; run its evaluation to the end first.")
     lines = [item.value for item in latest_by_id(read_records(samples, "result file").records)]
     for line in lines:
         require_line(line, samples)

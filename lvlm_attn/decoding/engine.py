@@ -27,7 +27,7 @@ from lvlm_attn.interventions.summary import add
 from lvlm_attn.prompts.pixels import join_pictures
 from lvlm_attn.prompts.rows import stack_rows, tokens_of
 from lvlm_attn.runtime.modes import Mode
-from lvlm_attn.runtime.transformers_private import pad_token
+from lvlm_attn.runtime.transformers_private import keeping_processors, pad_token
 
 if TYPE_CHECKING:
     from lvlm_attn.interventions.base import Intervention
@@ -66,7 +66,8 @@ def generate(session: Session, request: Request, options: Mapping[str, Any]) -> 
     asked = session.modes.run(Mode(is_silent=True), lambda: _asked(session, request))
     views = sum(len(branch.views) for branch in asked.branches)
     serving = Mode(request=asked.request, views=views)
-    return session.modes.run(serving, lambda: _generated(session, asked, options)), asked.request
+    with keeping_processors(session.target.model, options.get("logits_processor")):
+        return session.modes.run(serving, lambda: _generated(session, asked, options)), asked.request
 
 
 class _Asked(NamedTuple):

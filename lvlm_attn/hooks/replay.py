@@ -18,6 +18,7 @@ from lvlm_attn.decoding.options import split_options
 from lvlm_attn.interventions.ended import Ended
 from lvlm_attn.prompts.repeating import repeated
 from lvlm_attn.prompts.request import Request
+from lvlm_attn.runtime.transformers_private import keeping_processors
 
 
 def setting(options: Mapping[str, Any], model: Any, name: str) -> Any:
@@ -74,12 +75,14 @@ def replay(ended: Ended) -> None:
         pad_token_id=setting(options, model, "pad_token_id"),
     )
     deltas = getattr(target.parts.base, "rope_deltas", None)
+    forced = LogitsProcessorList([Forced(answers)])
     try:
-        model.generate(
-            **repeated(Request.of_tensors(target, inputs), len(sequences)),
-            generation_config=config,
-            logits_processor=LogitsProcessorList([Forced(answers)]),
-        )
+        with keeping_processors(model, forced):
+            model.generate(
+                **repeated(Request.of_tensors(target, inputs), len(sequences)),
+                generation_config=config,
+                logits_processor=forced,
+            )
     finally:
         if hasattr(target.parts.base, "rope_deltas"):
             cast("Any", target.parts.base).rope_deltas = deltas

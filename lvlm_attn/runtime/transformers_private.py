@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import GenerationMixin
+from transformers import GenerationMixin, LogitsProcessorList
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lvlm_attn.errors import UnsupportedError
+from lvlm_attn.families.unwrap import unwrapped
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -184,6 +185,40 @@ def end_tokens(config: Any) -> Tensor | None:
     When it fails: find what `GenerationMixin._prepare_special_tokens` leaves on the configuration.
     """
     return cast("Tensor | None", config._eos_token_tensor)
+
+
+@contextmanager
+def keeping_processors(model: Any, processors: Sequence[Any] | None) -> Iterator[None]:
+    """Gives `generate` the logits processors it was called with where a model's own `generate` drops them.
+
+    Janus's takes `logits_processor` by name and does not hand it on when it makes text.
+
+    When it fails: find where `GenerationMixin.generate` puts its processors together. Once no model drops them, the
+    block may do nothing.
+
+    Args:
+        model: whose `generate` is called inside the block.
+        processors: its `logits_processor`.
+    """
+    inner = cast("Any", unwrapped(model))
+    kind = type(inner)
+    if not processors or getattr(kind, "generate", None) is GenerationMixin.generate:
+        yield
+        return
+    before = vars(inner).get("_get_logits_processor")
+    prepare = inner._get_logits_processor
+
+    def prepared(*args: Any, **kwargs: Any) -> Any:
+        given = kwargs.pop("logits_processor", None) or LogitsProcessorList(processors)
+        return prepare(*args, **kwargs, logits_processor=given)
+
+    vars(inner)["_get_logits_processor"] = prepared
+    try:
+        yield
+    finally:
+        vars(inner).pop("_get_logits_processor")
+        if before is not None:
+            vars(inner)["_get_logits_processor"] = before
 
 
 def prefill(model: Any, ids: Tensor, config: Any, kwargs: dict[str, Any]) -> Any:

@@ -172,3 +172,25 @@ def test_each_says_what_to_do_when_it_fails():
     for name, function in inspect.getmembers(private, inspect.isfunction):
         if function.__module__ == private.__name__:
             assert "When it fails:" in (function.__doc__ or ""), name
+
+
+def test_keeping_processors():
+    """Janus's own `generate` drops them; in all other models nothing is changed."""
+    from transformers import LogitsProcessor
+
+    class Only(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            chosen = torch.full_like(scores, -torch.inf)
+            chosen[:, 55] = 0
+            return chosen
+
+    for name in ("janus", "llava"):
+        model = model_of(name)
+        inputs = tiny_inputs(name, model, [(1,)])
+        before = dict(vars(model))
+        with private.keeping_processors(model, [Only()]):
+            output = model.generate(**inputs, max_new_tokens=3, logits_processor=[Only()])
+        assert output[0, -3:].tolist() == [55, 55, 55], (
+            "`generate` puts its processors together elsewhere: let keeping_processors add to them there."
+        )
+        assert dict(vars(model)) == before

@@ -19,6 +19,7 @@ from lvlm_attn.evals.core.sampling import SeededSampler
 from lvlm_attn.prompts.chat import format_prompt
 from lvlm_attn.prompts.request import Request
 from lvlm_attn.prompts.template import asked
+from lvlm_attn.runtime.transformers_private import keeping_processors
 from lvlm_attn.wrapping import Wrapped, target_of, wrap
 
 if TYPE_CHECKING:
@@ -211,7 +212,8 @@ class ModelAnswerer:
         if self.wrapped is not None:
             output, request = self.wrapped.ask(request, **options)
         else:
-            output = self.model.generate(**request.inputs, **options)
+            with keeping_processors(self.model, processors):
+                output = self.model.generate(**request.inputs, **options)
         inputs = request.inputs
         length = inputs["input_ids"].shape[1]
         lengths = inputs["attention_mask"].sum(1).tolist()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lvlm_attn.cli.chair import Captions, Instances, note, read
-from lvlm_attn.cli.common import say
+from lvlm_attn.cli.common import say, tell
 from lvlm_attn.errors import LvlmAttnError
 
 if TYPE_CHECKING:
@@ -45,10 +45,15 @@ def build(
     """
     from lvlm_attn.evals.core.jsonio import write_json, write_text
     from lvlm_attn.evals.core.run_folder import check_writable
-    from lvlm_attn.evals.pope.build import build_questions, question_row
+    from lvlm_attn.evals.pope.build import build_questions, question_row, usable
 
     pictures, source = _pictures(objects, instances, captions)
     built = build_questions(pictures, k=k, images=images, seed=seed)
+    passed = len(pictures) - len(usable(pictures, k))
+    if passed:
+        tell(
+            f"note: {passed} of {len(pictures)} pictures hold fewer than {k} kinds of objects and are passed over."
+        )
     folder = check_writable(out)
     start = name or (objects.stem if objects else "coco")
     files = {}

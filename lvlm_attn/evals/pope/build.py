@@ -118,13 +118,18 @@ def build_questions(
     return built
 
 
+def usable(pictures: Iterable[ImageObjects], k: int) -> list[ImageObjects]:
+    """The pictures with at least `k` kinds of objects."""
+    return [item for item in pictures if len(set(item.objects)) >= k]
+
+
 def _chosen(pictures: Iterable[ImageObjects], k: int, images: int | None, seed: int) -> list[ImageObjects]:
     """The pictures to ask about: those with at least `k` objects, or a draw of them."""
     listed = [ImageObjects(item.image, tuple(dict.fromkeys(item.objects))) for item in pictures]
     repeated = [name for name, times in Counter(item.image for item in listed).items() if times > 1]
     if repeated:
         raise LvlmAttnError(f"picture {repeated[0]} is listed more than once; list each picture once.")
-    listed = [item for item in listed if len(item.objects) >= k]
+    listed = usable(listed, k)
     wanted = len(listed) if images is None else images
     if not listed or len(listed) < wanted:
         raise LvlmAttnError(

@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 
 import pytest
@@ -6,6 +7,7 @@ from hypothesis import strategies as st
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.pope.build import ImageObjects, article, build_questions, read_objects
+from tests.cli.test_cli import call
 
 NAMES = ["apple", "bear", "cat", "dog", "egg", "fork", "goat", "hat", "ice cream", "jar", "kite", "lamp"]
 LARGE = [ImageObjects("all-a.jpg", tuple(NAMES[:6])), ImageObjects("all-b.jpg", tuple(NAMES[6:]))]
@@ -112,3 +114,14 @@ def test_object_file(tmp_path):
         read_objects(path)
     with pytest.raises(LvlmAttnError, match="listed more than once"):
         build_questions([ImageObjects("1", ("a",))] * 2, k=1)
+
+
+def test_pictures_with_too_few_objects_are_told(capsys, tmp_path):
+    rows = [{"image": f"{i}.jpg", "objects": ["cat", "dog", "bench"][: 1 + i % 3]} for i in range(6)]
+    rows.append({"image": "x.jpg", "objects": ["oven", "chair", "cup"]})
+    (tmp_path / "o.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, _, err = call(
+        capsys, "pope", "build", "--objects", tmp_path / "o.jsonl", "--k", 2, "--out", tmp_path / "q"
+    )
+    assert code == 0, err
+    assert "2 of 7 pictures hold fewer than 2 kinds of objects" in err

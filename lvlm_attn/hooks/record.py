@@ -149,7 +149,7 @@ class Record(Intervention):
         longest = length if generation is None else max(generation.max_length or length, length)
         count = _row_count(self.rows, length, longest)
         batch = call.prompt.batch // (1 + call.views)
-        layers = 1 if self.reduce in ("layers", "all") else len(cast("Sequence[int]", self.layers))
+        layers = 1 if self.reduce in ("layers", "all") else len(_layers(self, call.target))
         heads = 1 if self.reduce in ("heads", "all") else len(_heads(self, call.target))
         size = predicted_bytes(batch, layers, heads, count, max(longest - 1, length))
         context.stats["predicted"] = size
@@ -212,7 +212,7 @@ class Record(Intervention):
         if self.reduce not in ("layers", "all"):
             log.add(step, layer.index, weights)
             return
-        layers = cast("Sequence[int]", self.layers)
+        layers = _layers(self, layer.call.target)
         total = layer.memory.get("sum")
         layer.memory["sum"] = weights if total is None or layer.index == layers[0] else total + weights
         if layer.index == layers[-1]:
@@ -280,6 +280,11 @@ def _main_rows(layer: Layer) -> int:
 
 def _heads(item: Record, target: Target) -> tuple[int, ...]:
     return tuple(range(target.heads)) if item.heads is None else cast("tuple[int, ...]", item.heads)
+
+
+def _layers(item: Record, target: Target) -> list[int]:
+    """The chosen layers that have weights to record."""
+    return [layer for layer in cast("Sequence[int]", item.layers) if layer not in target.skipped_layers]
 
 
 def _row_count(rows: str | Sequence[int], prompt: int, longest: int) -> int:

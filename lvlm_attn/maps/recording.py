@@ -155,8 +155,11 @@ class Log:
             if joined is None:
                 shape = (*part.shape[:2], rows.shape[1], self.length)
                 joined = torch.zeros(shape) if self.spool is None else self.spool.whole(layer, shape)
-            count = part.shape[2]
-            joined[:, :, place : place + count, : part.shape[3]] = part.float().cpu()
+            count, keys = (
+                part.shape[2],
+                min(part.shape[3], self.length),
+            )  # candidates that were not taken fall away
+            joined[:, :, place : place + count, :keys] = part[..., :keys].float().cpu()
             place += count
         assert joined is not None
         if self.spool is not None:

@@ -5,22 +5,31 @@ from functools import cache
 import torch
 
 from tests.doubled import Doubled
-from tests.tiny import IMAGE, tiny_model
+from tests.families.oracle import decoder_of
+from tests.tiny import KITS, tiny_model
 
 
 @cache
 def sdpa_model(name):
     """In float64, so that nothing but a fault makes a difference."""
-    return tiny_model(name, dtype=torch.float64)
+    return _doubled_model(name, "sdpa")
 
 
 @cache
 def eager_model(name):
-    return tiny_model(name, dtype=torch.float64, attn="eager")
+    return _doubled_model(name, "eager")
+
+
+def _doubled_model(name, attn):
+    model = tiny_model(name, dtype=torch.float64, attn=attn)
+    for module in model.modules():
+        if hasattr(module, "scalar_embed_scale"):  # Gemma keeps the root of a whole number in float32
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
+    return model
 
 
 def eager_weights(name, row, answer):
-    """`(layers, heads, length, length)` of one unpadded row with its answer after it.
+    """By layer `(heads, length, length)` of one unpadded row with its answer after it; softmax layers alone.
 
     Args:
         name: the family.
@@ -30,13 +39,17 @@ def eager_weights(name, row, answer):
     model = eager_model(name)
     ids = torch.cat((row["input_ids"], torch.as_tensor(answer, dtype=torch.long)[None]), 1)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    for key, value in row.items():
-        if key == "mm_token_type_ids":
-            given[key] = (ids == IMAGE).to(value)
-        elif key not in given:
-            given[key] = value.double() if value.is_floating_point() else value
+    if KITS[name].per_token is not None:
+        given |= KITS[name].per_token(ids, given["attention_mask"])
+    if name == "paligemma":
+        given["token_type_ids"][:, row["input_ids"].shape[1] :] = 1  # an answer is no part of the prefix
+    given |= {key: value for key, value in doubled(row).items() if key not in given}
     with torch.no_grad(), Doubled():
-        return torch.stack(model(**given, output_attentions=True, use_cache=False).attentions)[:, 0]
+        found = model(**given, output_attentions=True, use_cache=False).attentions
+    layers = [index for index, one in enumerate(decoder_of(model).layers) if hasattr(one, "self_attn")]
+    full = [one for one in found if one is not None and one.shape[-2:] == (ids.shape[1], ids.shape[1])]
+    assert len(full) == len(layers)
+    return {layer: one[0] for layer, one in zip(layers, full)}
 
 
 def doubled(inputs):

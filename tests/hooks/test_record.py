@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import lvlm_attn as la
+from lvlm_attn.families import parts_of
 from tests.doubled import Doubled
 from tests.hooks.recorded import check_sample, doubled, sdpa_model
-from tests.tiny import NAMES, tiny_inputs, tiny_rows
+from tests.tiny import ALL_NAMES, tiny_inputs, tiny_rows
 
 BATCH = [(1,), (0,), (2,)]
 FEW = ["llava_next", "internvl", "qwen2_vl"]
@@ -22,6 +23,11 @@ def generated(name, recorder, batch=BATCH, side="left", **options):
         return lvlm.maps, output
 
 
+def depth(name):
+    """How many layers have weights to record."""
+    return len(parts_of(sdpa_model(name)).softmax_layers)
+
+
 def check(name, maps, sequences, batch=BATCH, repeats=1):
     rows = tiny_rows(name, sdpa_model(name), batch)
     counts = [
@@ -32,29 +38,29 @@ def check(name, maps, sequences, batch=BATCH, repeats=1):
     return counts
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL_NAMES)
 def test_generated_rows_of_a_left_padded_batch(name):
     maps, sequences = generated(name, la.record())
     prompt = sequences.shape[1] - TOKENS
     assert maps.rows.tolist() == [list(range(prompt - 1, prompt + TOKENS - 1))] * 3
     assert torch.equal(maps.targets, maps.rows + 1)
-    assert check(name, maps, sequences) == [4 * TOKENS] * 3
+    assert check(name, maps, sequences) == [depth(name) * TOKENS] * 3
     assert maps.layout.length == sequences.shape[1] - 1
     assert torch.equal(maps.ids, sequences)
 
 
 @pytest.mark.parametrize("rows", ["prompt", "all", "last"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL_NAMES)
 def test_prompt_rows(name, rows):
     maps, sequences = generated(name, la.record(rows=rows))
     lengths = [row["input_ids"].shape[1] for row in tiny_rows(name, sdpa_model(name), BATCH)]
     extra = {"prompt": 0, "all": TOKENS, "last": 1}[rows]
-    wanted = [4 * ((0 if rows == "last" else length) + extra) for length in lengths]
+    wanted = [depth(name) * ((0 if rows == "last" else length) + extra) for length in lengths]
     assert check(name, maps, sequences) == wanted
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL_NAMES)
 def test_a_plain_forward(name, side):
     """Without `generate` there is no answer; the last prompt token's row is about itself."""
     model = sdpa_model(name)
@@ -71,7 +77,7 @@ def test_a_plain_forward(name, side):
     check(name, lvlm.maps, inputs["input_ids"])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL_NAMES)
 def test_right_padded_batches(name):
     """What stands right of a prompt as padding is no key, and the answer comes after it."""
     maps, sequences = generated(name, la.record(), side="right")
@@ -88,7 +94,7 @@ def check_first_rows(name, maps, sequences):
         check_sample(name, first, sample, doubled(rows[sample]), sequences[sample])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL_NAMES)
 def test_layers_heads_and_means(name):
     whole, _ = generated(name, la.record())
     some, _ = generated(name, la.record(layers=(1, 3), heads=(0, 2)))
@@ -97,10 +103,10 @@ def test_layers_heads_and_means(name):
     assert torch.equal(some.weights[3], whole.weights[3][:, [0, 2]])
     heads, _ = generated(name, la.record(reduce="heads"))
     assert heads.heads == ()
-    assert torch.allclose(heads.weights[2], whole.weights[2].mean(1, keepdim=True), atol=1e-7)
-    layers, _ = generated(name, la.record(reduce="layers", layers=(1, 2)))
+    assert torch.allclose(heads.weights[3], whole.weights[3].mean(1, keepdim=True), atol=1e-7)
+    layers, _ = generated(name, la.record(reduce="layers", layers=(1, 3)))
     assert layers.layers == ("mean",)
-    assert torch.allclose(layers.weights["mean"], (whole.weights[1] + whole.weights[2]) / 2, atol=1e-7)
+    assert torch.allclose(layers.weights["mean"], (whole.weights[1] + whole.weights[3]) / 2, atol=1e-7)
     both, _ = generated(name, la.record(reduce="all", heads=(1, 3)))
     wanted = torch.stack([value[:, [1, 3]] for value in whole.weights.values()]).mean((0, 2))[:, None]
     assert torch.allclose(both.weights["mean"], wanted, atol=1e-7)
@@ -115,6 +121,7 @@ def test_positions_of_ones_own(name):
     assert len(maps.sample(2)) == 2
 
 
+BROKEN = {"llama4": "transformers itself does not repeat the features of Llama 4 for beams"}
 MODES = {
     "static cache": {"cache_implementation": "static"},
     "no cache": {"use_cache": False},
@@ -124,8 +131,10 @@ MODES = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", ALL_NAMES)
 def test_ways_to_generate(name, mode):
+    if mode == "prompt lookup" and parts_of(sdpa_model(name)).softmax_layers != (0, 1, 2, 3):
+        pytest.skip("layers that keep a state cannot take back candidates, so transformers refuses")
     batch = [(1,)] if mode == "prompt lookup" else BATCH
     torch.manual_seed(0)
     options = {"do_sample": False} | MODES[mode]
@@ -134,19 +143,21 @@ def test_ways_to_generate(name, mode):
     with torch.no_grad(), Doubled(), la.wrap(model, la.record()) as lvlm:
         sequences = model.generate(**inputs, max_new_tokens=TOKENS, **options)
         maps = lvlm.maps
-    assert check(name, maps, sequences, batch) == [4 * TOKENS] * len(batch)
+    assert check(name, maps, sequences, batch) == [depth(name) * TOKENS] * len(batch)
     prompt = sequences.shape[1] - TOKENS
     assert maps.targets.tolist() == [list(range(prompt, prompt + TOKENS))] * len(batch)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL_NAMES)
 @pytest.mark.parametrize("returned", [1, 2])
 def test_beams_give_the_returned_answers(name, returned):
+    if name in BROKEN:
+        pytest.skip(BROKEN[name])
     batch = [(1,), (0,), (1,)]
     maps, sequences = generated(name, la.record(), batch, num_beams=3, num_return_sequences=returned)
     assert len(sequences) == 3 * returned
     assert torch.equal(maps.ids, sequences)
-    assert check(name, maps, sequences, batch, returned) == [4 * TOKENS] * len(sequences)
+    assert check(name, maps, sequences, batch, returned) == [depth(name) * TOKENS] * len(sequences)
 
 
 def test_several_sequences_of_a_prompt():
@@ -172,7 +183,7 @@ def test_a_prompt_in_chunks(name):
     assert check_sample(name, maps, 0, row, sequences[0]) == 4 * (row["input_ids"].shape[1] + TOKENS)
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", ALL_NAMES)
 def test_several_turns_on_one_cache(name):
     """The maps grow with the conversation: the answers of both turns have rows."""
     model = sdpa_model(name)
@@ -184,8 +195,9 @@ def test_several_turns_on_one_cache(name):
         more = torch.tensor([[21, 22, 23]])
         ids = torch.cat((first.sequences, more), 1)
         given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if "mm_token_type_ids" in row:
-            given["mm_token_type_ids"] = torch.nn.functional.pad(row["mm_token_type_ids"], (0, TOKENS + 3))
+        for key in ("mm_token_type_ids", "token_type_ids"):
+            if key in row:
+                given[key] = torch.nn.functional.pad(row[key], (0, TOKENS + 3))
         second = model.generate(**given, past_key_values=first.past_key_values, **options)
         maps = lvlm.maps
     assert len(turn_one) == TOKENS
@@ -193,4 +205,4 @@ def test_several_turns_on_one_cache(name):
     later = start + TOKENS + 3
     wanted = [*range(start, start + TOKENS), *range(later, later + TOKENS)]
     assert maps.targets[0].tolist() == wanted
-    assert check_sample(name, maps, 0, row, second.sequences[0]) == 4 * 2 * TOKENS
+    assert check_sample(name, maps, 0, row, second.sequences[0]) == depth(name) * 2 * TOKENS

@@ -127,24 +127,48 @@ def _base_frame(grid: ImageGrid, size: tuple[int, int], config: Any, images: Any
         is_alone = len(grid.blocks) == 1 and grid.trailing_fillers == 1
         return _square(width, height, max(width, height)) if is_alone else whole
     if getattr(images, "do_pad", False) is True and hasattr(images, "pad_to_square"):
-        return _square(width, height, max(width, height))
+        # Janus scales the longer side down first, and keeps the shorter one from vanishing.
+        least = getattr(images, "min_size", None)
+        return (
+            _square(width, height, max(width, height))
+            if least is None
+            else _letterbox(size, images, int(least))
+        )
     if crops_centre(images):
-        edge = float(_entry(images.size, "shortest_edge"))
+        edge = int(_entry(images.size, "shortest_edge"))
         crop = getattr(images, "crop_size", None)
-        scale = min(width, height) / edge
-        across = float(_entry(crop, "width") or edge) * scale
-        down = float(_entry(crop, "height") or edge) * scale
-        return _centred(width, height, across, down)
+        short, long = edge, int(edge * max(width, height) / min(width, height))
+        scaled = (short, long) if width <= height else (long, short)
+        return _window(
+            size, scaled, (int(_entry(crop, "width") or edge), int(_entry(crop, "height") or edge))
+        )
     return whole
 
 
 def _square(width: int, height: int, edge: int) -> Frame:
-    return _centred(width, height, edge, edge)
+    """The square of whole pixels that an image is padded to; an odd pixel goes to the right or below."""
+    left, top = -((edge - width) // 2), -((edge - height) // 2)
+    return Frame(float(left), float(top), float(left + edge), float(top + edge))
 
 
-def _centred(width: int, height: int, across: float, down: float) -> Frame:
-    left, top = (width - across) / 2, (height - down) / 2
-    return Frame(left, top, left + across, top + down)
+def _letterbox(size: tuple[int, int], images: Any, least: int) -> Frame:
+    edge = int(_entry(images.size, "height"))
+    scale = edge / max(size)
+    wide, high = (max(round(side * scale), least) for side in size)
+    full = max(wide, high)
+    left, top = -((full - wide) // 2), -((full - high) // 2)
+    to_x, to_y = size[0] / wide, size[1] / high
+    return Frame(left * to_x, top * to_y, (left + full) * to_x, (top + full) * to_y)
+
+
+def _window(size: tuple[int, int], scaled: tuple[int, int], crop: tuple[int, int]) -> Frame:
+    """The middle that is cut out of a scaled image, in pixels of the original: whole pixels of the scaled one."""
+    (left, right), (top, bottom) = (
+        (start * whole / new, (start + kept) * whole / new)
+        for whole, new, kept in zip(size, scaled, crop)
+        for start in [(new - kept) // 2]
+    )
+    return Frame(left, top, right, bottom)
 
 
 def anyres_frame(size: tuple[int, int], config: Any) -> Frame:

@@ -117,7 +117,7 @@ def test_a_hot_cell_lies_in_its_own_pixels(kind, shape):
     width, height = SHAPES[shape]
     settings = {
         "crop": SimpleNamespace(
-            do_center_crop=True, crop_size={"height": 8, "width": 8}, size={"shortest_edge": 8}
+            do_center_crop=True, crop_size={"height": 336, "width": 336}, size={"shortest_edge": 336}
         ),
         "pad": SimpleNamespace(do_pad=True, pad_to_square=None, size={"shortest_edge": 8}),
         "native": SimpleNamespace(size={"height": 8, "width": 8}),

@@ -219,6 +219,25 @@ def peak_beyond(run: Callable[[], Any]) -> float:
     return (_status("VmHWM") - before) / 1024
 
 
+def decode_peak(model: Any, run: Callable[[], Any]) -> float:
+    """Peak resident memory in MiB from the first decoding step of `run` on, beyond what was resident then (Linux)."""
+    before: list[float] = []
+
+    def note(module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+        if not before and kwargs["inputs_embeds"].shape[1] == 1:
+            Path("/proc/self/clear_refs").write_text("5")
+            before.append(_status("VmRSS"))
+
+    hook = model.model.language_model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        kept = run()
+        peak = _status("VmHWM")
+    finally:
+        hook.remove()
+    del kept
+    return (peak - before[0]) / 1024
+
+
 def _status(field: str) -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -80,9 +81,9 @@ class _Asked(NamedTuple):
 
 def _asked(session: Session, request: Request) -> _Asked:
     items = session.interventions
-    for item in items:
+    for item, state in session.editors:
         if item.overrides("rewrite"):
-            request = item.rewrite(request)
+            request = _rewritten(item, state, request)
     found = (_branch(item, state, request) for item, state in session.editors)
     branches = [branch for branch in found if branch is not None]
     return _Asked(request, branches, _loop(items, request, branches))
@@ -97,6 +98,22 @@ def _generated(session: Session, asked: _Asked, options: Mapping[str, Any]) -> A
     options = own_stop_strings(dict(options), model.generation_config)
     given = with_roomy_cache(model, dict(**request.inputs, **options))
     return model.generate(**given, custom_generate=asked.loop)
+
+
+def _rewritten(item: Intervention, state: State, request: Request) -> Request:
+    """What an intervention makes of a request; how many of its prompts have other words or images is counted."""
+    made = item.rewrite(request)
+    if made is not request:
+        add(state.counts, "prompts", made.batch)
+        add(state.counts, "prompts_changed", sum(map(operator.ne, _told(request), _told(made))))
+    return made
+
+
+def _told(request: Request) -> list[tuple[Any, ...]]:
+    """What tells the prompts of a request apart: words and images, or all its tensors where these are not known."""
+    if request.texts is None or request.images is None:
+        return [tuple(map(id, request.inputs.values()))] * request.batch
+    return [(text, *map(id, images)) for text, images in zip(request.texts, request.images)]
 
 
 def _branch(item: Intervention, state: State, request: Request) -> Branch | None:

@@ -135,24 +135,36 @@ class VHR(HasPresets):
         else:
             kept = divergence
         is_chosen = select_heads(kept) & layer.layout.has_image[:, None].to(image.device)
-        layer.stats.setdefault(layer.index, []).append((is_chosen, divergence, kept == 0))
+        self._count(layer, is_chosen, divergence)
         return torch.where(is_chosen, self.alpha, 1.0).to(heads.dtype)[:, None, :, None]
+
+    @staticmethod
+    def _count(layer: Layer, is_chosen: Tensor, divergence: Tensor) -> None:
+        """Adds up per head how often it was chosen and how far it diverged, and the samples; no more is kept."""
+        exact = torch.float32 if divergence.device.type == "mps" else torch.float64
+        sums = torch.stack(
+            [
+                is_chosen.to(exact).sum(0),
+                divergence.to(exact).sum(0),
+                torch.ones_like(divergence, dtype=exact).sum(0),
+            ]
+        )
+        before = layer.stats.get(layer.index)
+        layer.stats[layer.index] = sums if before is None else before + sums
 
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
         """Per layer: heads chosen per sample, which most often, and the mean divergence."""
         rows = []
-        for layer, found in sorted(stats.items()):
-            chosen = torch.cat([item[0] for item in found]).float()
-            divergence = torch.cat([item[1] for item in found])
-            share = chosen.mean(0)
+        for layer, (chosen, divergence, samples) in sorted(stats.items()):
+            share = chosen / samples
             rows.append(
                 {
                     "layer": layer,
-                    "heads_chosen": float(chosen.sum(1).mean()),
+                    "heads_chosen": float(share.sum()),
                     "most_often": [
                         int(head) for head in share.argsort(descending=True)[:4] if share[head] > 0
                     ],
-                    "mean_divergence": float(divergence.mean()),
+                    "mean_divergence": float((divergence / samples).mean()),
                 }
             )
         return rows

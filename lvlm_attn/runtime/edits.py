@@ -24,7 +24,7 @@ from lvlm_attn.kernels.torch_path import Rows, mask_rows, redistribute, row_outp
 from lvlm_attn.kernels.visibility import Visibility
 from lvlm_attn.kernels.visible_path import visible_mask, write_visible
 from lvlm_attn.runtime.collected import CollectedEdits, Edit
-from lvlm_attn.runtime.row_counts import count_amplified, count_moved
+from lvlm_attn.runtime.row_counts import count_amplified, count_free, count_moved
 
 
 def apply_edits(
@@ -162,6 +162,7 @@ def _weights(
         if item.overrides("edit_weights"):
             edited = _freely_edited(layer, item, weights)
             if edited is not weights:
+                count_free(layer, weights, edited)
                 weights, is_changed = edited, torch.ones_like(is_changed)
     return weights, is_changed
 

@@ -44,6 +44,18 @@ def count_moved(layer: Layer, is_row: Tensor, moved: Tensor, is_touched: Tensor)
     _add(layer, torch.stack((changed, possible.to(is_row.device), mass)), is_row.device)
 
 
+def count_free(layer: Layer, before: Tensor, after: Tensor) -> None:
+    """Counts what a free edit changed in weights `(batch, heads, rows, keys)`: half of what differs was moved."""
+    dtype = _dtype(after.device)
+    differs = (after.detach() - before.detach()).abs().sum(-1, dtype=dtype)
+    changed = (differs > 0).sum(dtype=dtype)
+    _add(
+        layer,
+        torch.stack((changed, torch.full_like(changed, differs.numel()), differs.sum() / 2)),
+        after.device,
+    )
+
+
 def _add(layer: Layer, counts: Tensor, device: torch.device) -> None:
     # A new tensor, since one that was made in inference mode cannot be written to outside it.
     layer.stats[layer.index] = counts_of(layer, device) + counts.to(device)

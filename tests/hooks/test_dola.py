@@ -74,10 +74,11 @@ def check(got, want, start=0, error=1e-4):
         (DoLa(), {"layers": (0,)}),
         (DoLa(layers=(0, 2, 3)), {"layers": (0, 2, 3)}),
         (DoLa(layers="[1,2]", beta=0.3, divergence="code"), {"layers": (1, 2), "beta": 0.3, "code": True}),
+        (DoLa(preset="code", layers=(1, 3)), {"layers": (1, 3), "code": True}),
         (DoLa(layers=(0, 1), mature=3), {"layers": (0, 1), "mature": 3}),
         (DoLa(layers=(0, 2), final_norm=True), {"layers": (0, 2), "norm": True}),
     ],
-    ids=["low", "three", "code", "mature", "norm"],
+    ids=["low", "three", "code", "preset code", "mature", "norm"],
 )
 def test_against_the_definition(name, method, kind):
     model, double = sink_model(name), twin(name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lvlm_attn.cli import evaluate, score
+from lvlm_attn.cli import amber, evaluate, score
 from lvlm_attn.cli.common import (
     BatchSize,
     Decode,
@@ -155,6 +155,8 @@ def _score(spec: Closed) -> Callable[..., None]:
 
 def register() -> None:
     """Adds the commands of every benchmark."""
+    evaluate.app.command("amber-g")(amber.amber_g)
+    score.app.command("amber-g")(amber.score_amber_g)
     for spec in CLOSED.values():
         example = f"Example: lvlm-attn eval {spec.name} --model llava-hf/llava-1.5-7b-hf --data FOLDER"
         evaluate.app.command(spec.name, help=f"{spec.about} ({spec.source})\n\n{example}")(_evaluate(spec))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.evals.amber.tally import tally_for as amber_tally
 from lvlm_attn.evals.chair.tally import tally_for as chair_tally
 from lvlm_attn.evals.closed.catalogue import CLOSED
 from lvlm_attn.evals.core.tally import Line, Tally
@@ -14,6 +15,7 @@ from lvlm_attn.evals.pope.tally import tally_for as pope_tally
 TALLIES: dict[str, Callable[[Mapping[str, Any]], Tally]] = {
     "pope": pope_tally,
     "chair": chair_tally,
+    "amber-g": amber_tally,
     **{name: spec.tally for name, spec in CLOSED.items()},
 }
 """By the benchmark's name; a benchmark that is not here is told by what its lines hold."""

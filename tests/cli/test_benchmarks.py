@@ -38,6 +38,24 @@ def test_a_run_scores_as_its_samples_do(capsys, untrained, tmp_path, name):  # n
         }
 
 
+def test_amber_descriptions(capsys, untrained, tmp_path):  # noqa: F811
+    copies.amber(tmp_path / "copy")
+    run = ["eval", "amber-g", "--model", untrained, "--data", tmp_path / "copy", "--max-new-tokens", 3]
+    code, out, err = call(capsys, *run, "--intervene", "vhr", "--out", tmp_path / "run", "--json")
+    assert code == 0, err
+    made = json.loads(out)
+    assert (made["n"], made["failed"]) == (2, 0)
+    assert "its similarity step is left out" in err
+    for more in ([], ["--data", tmp_path / "copy"]):
+        code, out, err = call(
+            capsys, "eval", "score", "amber-g", "--answers", tmp_path / "run", *more, "--json"
+        )
+        assert code == 0, err
+        assert {**made, **json.loads(out), "unasked": 0} == {**made, "unasked": 0}
+    code, out, _ = call(capsys, "eval", "score", "amber-g", "--answers", tmp_path / "run")
+    assert (code, "CHAIR" in out) == (0, True)
+
+
 def test_tables_fit_a_terminal(capsys, untrained, tmp_path):  # noqa: F811
     from lvlm_attn.evals.closed.mme import COGNITION, PERCEPTION
 

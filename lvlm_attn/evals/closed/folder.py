@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.evals.core.fields import Row, flatten
+from lvlm_attn.evals.core.fields import Row, flatten, id_key
 from lvlm_attn.evals.core.json_text import one_line
 from lvlm_attn.evals.core.pictures import PictureFolder
 from lvlm_attn.evals.core.stored import StoredPicture, StoredRow, stored_rows
@@ -88,7 +88,10 @@ class DataFolder:
         """
         found = self._found.find(name)
         folders = {part.lower() for part in found.parent.parts}
-        return found if folders.issuperset(part.lower() for part in within) else self.pictures / name
+        if folders.issuperset(part.lower() for part in within):
+            return found
+        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+        return self.pictures.joinpath(*parts or ["unnamed"])
 
     def stored(
         self, row: StoredRow, column: str, name: str, within: Sequence[str] = ()
@@ -98,7 +101,7 @@ class DataFolder:
 
 
 def text_in(row: Row, names: Sequence[str], where: str) -> str:
-    """The first field that holds words.
+    """The first field that holds words or a whole number.
 
     Raises:
         LvlmAttnError: none does; the message names the field and what there is.
@@ -107,8 +110,8 @@ def text_in(row: Row, names: Sequence[str], where: str) -> str:
         value = row.get(name)
         if isinstance(value, str) and value.strip():
             return value.strip()
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return str(int(value)) if float(value).is_integer() else str(value)
+        if not isinstance(value, str) and (number := id_key(value)) is not None:
+            return number
     has = one_line(", ".join(row)) or "nothing"
     raise LvlmAttnError(f"{where}: no {names[0]!r} in this entry (it has {has}); fetch the file again.")
 

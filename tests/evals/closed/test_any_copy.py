@@ -1,94 +1,122 @@
-"""Copies of benchmarks with anything in their files: questions, or one sentence, within a second."""
+"""Any bytes, and any JSON, in the files of a benchmark end in questions or in one sentence."""
 
-import csv
-import io
 import json
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lvlm_attn.evals.amber.benchmark import AmberCaptions
 from lvlm_attn.evals.closed.benchmark import ClosedBenchmark
 from lvlm_attn.evals.closed.catalogue import CLOSED
-from lvlm_attn.evals.closed.results import lines_of
+from lvlm_attn.evals.core.joining import join, read_answers
 from tests.evals.closed import copies
-from tests.evals.test_any_input import VALUES
 from tests.fuzzing import drawn, value_or_sentence
-from tests.json_changes import changed, places_in
 
-MADE = {
-    name: getattr(copies, name.replace("-", "_"))
-    for name in CLOSED
-    if hasattr(copies, name.replace("-", "_"))
+FILES = {
+    "amber-d": ("data/annotations.json", "data/query/query_all.json"),
+    "mme": ("count/0001.txt", "table.tsv"),
+    "mmvp": ("Questions.csv", "table.tsv"),
+    "hallusionbench": ("HallusionBench.json", "table.tsv"),
+    "naturalbench": ("table.tsv", "table.parquet"),
+    "dash-b": ("images/dash_benchmark_neg.json", "table.tsv"),
+    "amber-g": (
+        "data/annotations.json",
+        "data/relation.json",
+        "data/safe_words.txt",
+        "data/query/query_all.json",
+    ),
 }
-WORDS = st.sampled_from(
-    ["yes", "No", "(a)", "0", "-1", "existence", "VD", "a\tb", "\ud800", "../x.png", "/etc/passwd", "x" * 99]
+FIELDS = [
+    "id", "type", "truth", "hallu", "image", "query", "question", "answer", "category", "subcategory", "visual_input",
+    "set_id", "figure_id", "question_id", "gt_answer", "filename", "index", "options", "Correct Answer", "Question_0",
+    "Question_1", "Image_0_Question_0", "question_type", "a", "b",
+]  # fmt: skip
+WORDS = [
+    "generative",
+    "relation",
+    "yes",
+    "no",
+    "1",
+    "(a) x (b) y",
+    "VD",
+    "a.jpg",
+    "/etc/hosts",
+    "../x",
+    "",
+    "count",
+]
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.floats()
+    | st.sampled_from(WORDS)
+    | st.text(max_size=6)
 )
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=4),
+    max_leaves=6,
+)
+ROWS = st.lists(st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=8), max_size=4)
 
 
-def read(name, folder):
-    benchmark = ClosedBenchmark.from_folder(CLOSED[name], folder)
-    return benchmark.samples(), benchmark.describe(), benchmark.scoring()
+def made(name, folder):
+    if name == "amber-g":
+        return AmberCaptions.from_folder(folder)
+    return ClosedBenchmark.from_folder(CLOSED[name], folder)
 
 
-def json_files(folder):
-    return sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".jsonl"))
+def copy(name, folder):
+    if name.startswith("amber"):
+        copies.amber(folder)
+    for file in FILES[name]:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
 
 
-def text_files(folder):
-    return sorted(path for path in folder.rglob("*") if path.suffix in (".csv", ".tsv", ".txt"))
-
-
+@pytest.mark.parametrize("name", FILES)
 @drawn(25)
-@given(data=st.data())
-@pytest.mark.parametrize("name", sorted(MADE))
-def test_anything_changed_in_a_copy(tmp_path_factory, name, data):
+@given(
+    which=st.integers(0, 3), data=st.binary(max_size=200) | ROWS.map(lambda rows: json.dumps(rows).encode())
+)
+def test_any_content(tmp_path_factory, name, which, data):
     folder = tmp_path_factory.mktemp("copy")
-    MADE[name](folder)
-    for path in json_files(folder):
-        value = json.loads(path.read_text())
-        place = data.draw(st.sampled_from(list(places_in(value))))
-        path.write_text(json.dumps(changed(value, place, data.draw(VALUES | WORDS))))
-    for path in text_files(folder)[:2]:
-        delimiter = "," if path.suffix == ".csv" else "\t"
-        rows = list(csv.reader(io.StringIO(path.read_text()), delimiter=delimiter))
-        row = data.draw(st.sampled_from(range(len(rows))))
-        rows[row][data.draw(st.sampled_from(range(len(rows[row]))))] = data.draw(WORDS | st.text(max_size=5))
-        written = io.StringIO()
-        csv.writer(written, delimiter=delimiter).writerows(rows)
-        path.write_bytes(written.getvalue().encode("utf-8", "surrogatepass"))
-    value_or_sentence(read, name, folder)
-
-
-@drawn(25)
-@given(data=st.data())
-@pytest.mark.parametrize("name", sorted(MADE))
-def test_any_bytes_in_a_copy(tmp_path_factory, name, data):
-    folder = tmp_path_factory.mktemp("copy")
-    MADE[name](folder)
-    files = [*json_files(folder), *text_files(folder), *sorted(folder.rglob("*.parquet"))]
-    path = data.draw(st.sampled_from(files))
-    whole = path.read_bytes()
-    first, last = sorted(data.draw(st.tuples(st.integers(0, len(whole)), st.integers(0, len(whole)))))
-    path.write_bytes(whole[:first] + data.draw(st.binary(max_size=20)) + whole[last:])
-    value_or_sentence(read, name, folder)
-
-
-@pytest.fixture(scope="module")
-def mme(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mme")
-    copies.mme(folder)
-    return ClosedBenchmark.from_folder(CLOSED["mme"], folder)
-
-
-FIELDS = st.sampled_from(["question_id", "image", "question", "answer", "text", "sample_id"])
-ROWS = st.lists(st.dictionaries(FIELDS, VALUES | WORDS, max_size=5), max_size=4)
+    copy(name, folder)
+    (folder / FILES[name][which % len(FILES[name])]).write_bytes(data)
+    value_or_sentence(lambda place: made(name, place), folder)
 
 
 @drawn(40)
-@given(rows=ROWS, text=st.text(max_size=60))
-def test_any_answers(tmp_path, mme, rows, text):
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "count.txt").write_bytes(text.encode("utf-8", "surrogatepass"))
-    for name in ("a.jsonl", "count.txt"):
-        value_or_sentence(lines_of, mme, tmp_path / name, True)
+@given(rows=ROWS)
+def test_any_answers(tmp_path_factory, rows):
+    folder = tmp_path_factory.mktemp("answers")
+    asked = made("amber-d", copies.amber(folder / "copy")).questions
+    path = folder / "answers.json"
+    path.write_text(json.dumps(rows))
+    value_or_sentence(lambda place: join(read_answers(place), asked, partial=True), path)
+
+
+def test_pictures_outside_the_folder_are_never_opened(tmp_path):
+    outside = tmp_path / "outside.png"
+    copies.picture(outside)
+    rows = [
+        {"category": "VD", "subcategory": "ocr", "visual_input": "1", "set_id": "1", "figure_id": "0",
+         "question_id": "0", "question": "Is it?", "gt_answer": "1", "filename": name}
+        for name in (str(outside), "../outside.png")
+    ]  # fmt: skip
+    for place, row in enumerate(rows):
+        copies.dump(tmp_path / f"copy{place}" / "HallusionBench.json", [row])
+        (question,) = made("hallusionbench", tmp_path / f"copy{place}").questions
+        assert not question.picture.exists()
+        assert question.picture.is_relative_to(tmp_path / f"copy{place}")
+
+
+def test_numbers_that_are_none_do_not_pass_for_ids():
+    from lvlm_attn.evals.closed.folder import text_in
+
+    assert text_in({"id": 3.0}, ("id",), "here") == "3"
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="no 'id' in this entry"):
+            text_in({"id": value}, ("id",), "here")

@@ -20,6 +20,7 @@ from lvlm_attn._version import __version__
 if TYPE_CHECKING:
     from lvlm_attn.errors import LvlmAttnError as LvlmAttnError
     from lvlm_attn.errors import UnsupportedError as UnsupportedError
+    from lvlm_attn.evals.benchmarks import load_benchmark as load_benchmark
     from lvlm_attn.evals.chair.benchmark import Chair as Chair
     from lvlm_attn.evals.compare import compare as compare
     from lvlm_attn.evals.controls.controls import evaluate_with_controls as evaluate_with_controls
@@ -107,6 +108,7 @@ _HOMES = {
     "evaluate_with_controls": "evals.controls.controls",
     "find_sinks": "measures.diagnostics",
     "load": "loading",
+    "load_benchmark": "evals.benchmarks",
     "methods": "hooks.catalogue",
     "models": "families",
     "parse": "hooks.parsing",

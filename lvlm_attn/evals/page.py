@@ -135,7 +135,7 @@ def _card(
         for title, line in zip((comparison.reference.name, name), lines, strict=True)
     )
     line = lines[0]
-    truth = line.get("label") or ", ".join(map(str, line.get("objects", [])))
+    truth = line.get("label") or ", ".join(map(str, line.get("objects") or line.get("truth") or []))
     shown = (
         f'<img src="{_data_url(picture)}" alt="{html.escape(str(line.get("image")))}">'
         if picture is not None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,40 @@ RESULTS = ROOT / "docs" / "results.md"
 PREMISES = ROOT / "benchmarks" / "results" / "toy_premises.json"
 BEGIN, END = "<!-- made by: python -m benchmarks.methods test -->", "<!-- end of what it made -->"
 LEVEL = 0.05
+BARE = "bare model"
 
 
-def write(done: Any, methods: dict[str, str], count: int, folder: Path) -> None:
+@dataclass(frozen=True)
+class Group:
+    """Methods that ran on the same test scenes.
+
+    Attributes:
+        done: the study.
+        methods: settings by name.
+        count: test scenes.
+        folder: of the runs.
+    """
+
+    done: Any
+    methods: dict[str, str]
+    count: int
+    folder: Path
+
+
+def write(groups: list[Group]) -> None:
     """Writes the page's tables; runs the controls of every method that gained."""
     from lvlm_attn.evals.core.report import markdown
 
-    adversarial = adversarial_tests(done)
-    gained = [name for name in methods if gains(done, adversarial, name)]
     parts = [premise_table(), chosen_table()]
-    parts += [
-        markdown(table) for table in (yes_no_table(done, adversarial, count), caption_table(done, count))
-    ]
-    parts += [controls(name, methods[name], count, folder) for name in gained]
-    parts.append(lines(done, adversarial, methods))
+    told_lines = ["**Each method in a line**\n"]
+    for group in groups:
+        adversarial = adversarial_tests(group.done)
+        tables = yes_no_table(group.done, adversarial, group.count), caption_table(group.done, group.count)
+        parts += [markdown(table) for table in tables]
+        gained = [name for name in group.methods if gains(group.done, adversarial, name)]
+        parts += [controls(name, group.methods[name], group.count, group.folder) for name in gained]
+        told_lines += lines(group.done, adversarial, group.methods)
+    parts.append("\n".join([*told_lines, ""]))
     text = RESULTS.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -168,7 +189,7 @@ def chosen_table() -> str:
 
 
 def controls(name: str, text: str, count: int, folder: Path) -> str:
-    """Runs and words the controls of one method."""
+    """Runs and words the controls of one method; what is finished in the folder is not run again."""
     import lvlm_attn as la
     from lvlm_attn.evals.controls.controls import evaluate_with_controls
     from lvlm_attn.evals.core.report import markdown
@@ -178,6 +199,7 @@ def controls(name: str, text: str, count: int, folder: Path) -> str:
     parts = [f"**Controls of {name}**\n"]
     for benchmark in (toy_pope("test", count), toy_chair("test", count)):
         out = folder / benchmark.name / name.lower()
+        _lend(folder / benchmark.name, out / "controls")
         _, found = evaluate_with_controls(
             model, processor, benchmark, la.parse(text), out=out, batch_size=32, model_name="toy"
         )
@@ -187,10 +209,19 @@ def controls(name: str, text: str, count: int, folder: Path) -> str:
     return "\n".join(parts)
 
 
-def lines(done: Any, adversarial: Any, methods: dict[str, str]) -> str:
+def _lend(runs: Path, beside: Path) -> None:
+    """Gives a method's controls the runs that are the same for all methods."""
+    known = {"bare": runs / BARE, "prefer-yes": next(runs.glob("*/controls/prefer-yes"), None)}
+    for name, folder in known.items():
+        is_done = folder is not None and (folder / "metrics.json").is_file()
+        if is_done and not (beside / name).exists():
+            shutil.copytree(folder, beside / name)
+
+
+def lines(done: Any, adversarial: Any, methods: dict[str, str]) -> list[str]:
     """One line per method: premise, what it changed, whether it helps."""
     rows = {row["premise"]: row for row in json.loads(PREMISES.read_text())["rows"]}
-    found = ["**Each method in a line**\n"]
+    found = []
     for name, text in methods.items():
         answers, captions = done.pope_tests.runs[name], done.chair_tests.runs[name]
         row = rows.get(PREMISE.get(name, ""))
@@ -208,4 +239,4 @@ def lines(done: Any, adversarial: Any, methods: dict[str, str]) -> str:
         found.append(
             f"- **{name}** (`{text}`). Premise: {premise}. {changed}. {helps[0].upper()}{helps[1:]}."
         )
-    return "\n".join([*found, ""])
+    return found

@@ -1,7 +1,9 @@
 """Every method on the toy: settings chosen on dev scenes, reported on test scenes, gains held against controls.
 
     python -m benchmarks.methods dev [--scenes 60]     # writes lvlm_attn/toy/methods.json
-    python -m benchmarks.methods test [--scenes 500]   # writes docs/results.md between its markers
+    python -m benchmarks.methods test [--scenes 500] [--rest 500]   # writes docs/results.md between its markers
+
+The methods of ``MAIN`` run on ``--scenes`` test scenes, all others on ``--rest``.
 
 Runs that are finished in the folder are not run again, so that several processes may share the work: ``--only pai vcd``
 runs some methods and writes nothing.
@@ -16,6 +18,7 @@ from typing import Any
 
 OUT = Path("lvlm-runs/methods")
 BARE = "bare model"
+MAIN = ("identity", "VAR", "VHR", "VAR+VHR", "PAI", "PAI, attention only", "PAINT", "VCD", "ICD", "DoLa")
 RULE = "accuracy on POPE plus F1 of the objects in captions"
 
 
@@ -23,8 +26,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("dev", "test"))
     parser.add_argument("--scenes", type=int)
+    parser.add_argument("--rest", type=int, default=500)
     parser.add_argument("--only", nargs="+", help="names as on the command line, such as vcd")
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument(
+        "--controls", nargs="+", help="test: only run the controls of these methods, by their title"
+    )
     options = parser.parse_args()
     count = options.scenes or (60 if options.part == "dev" else 500)
 
@@ -41,11 +48,22 @@ def main() -> None:
         if not options.only:
             CHOSEN.write_text(json.dumps(choose(points, done, count), indent=2) + "\n")
         return
-    done = run({"identity": IDENTITY, **chosen()}, "test", count, options)
-    if not options.only:
-        from benchmarks.method_page import write
+    for name in options.controls or ():
+        from benchmarks.method_page import controls
 
-        write(done, {"identity": IDENTITY, **chosen()}, count, options.out / f"test-{count}")
+        controls(name, chosen()[name], count, options.out / f"test-{count}")
+    if options.controls:
+        return
+    from benchmarks.method_page import Group, write
+
+    known = {"identity": IDENTITY, **chosen()}
+    groups = []
+    for size, is_main in ((count, True), (options.rest, False)):
+        methods = {name: text for name, text in known.items() if (name in MAIN) == is_main}
+        done = run(methods, "test", size, options)
+        groups.append(Group(done, methods, size, options.out / f"test-{size}"))
+    if not options.only:
+        write(groups)
 
 
 def run(methods: dict[str, str], split: str, count: int, options: Any) -> Any:

@@ -23,7 +23,7 @@ def toy_pope(
     """POPE questions about the toy's scenes, built by the POPE protocol with seed 0.
 
     Args:
-        split: ``dev`` or ``test``.
+        split: ``dev``, ``test`` or ``fresh``.
         count: number of scenes, the first of the split; those with fewer than 3 kinds of objects are passed
             over.
         parser: the rule that reads answers.
@@ -57,7 +57,7 @@ def toy_chair(
     """The toy's scenes to describe.
 
     Args:
-        split: ``dev`` or ``test``.
+        split: ``dev``, ``test`` or ``fresh``.
         count: number of scenes, the first of the split.
         mode: how words become categories.
         drop_incomplete_sentence: cut captions after their last full stop before scoring.

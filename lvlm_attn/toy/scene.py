@@ -15,8 +15,8 @@ from lvlm_attn.toy.render import Composition, clipped_box, compose
 from lvlm_attn.toy.world import WorldConfig
 
 #: How many scenes each split has.
-SPLIT_SIZES = MappingProxyType({"train": 30_000, "dev": 500, "test": 500})
-_SPLIT_KEYS = MappingProxyType({"train": 0, "dev": 1, "test": 2})
+SPLIT_SIZES = MappingProxyType({"train": 30_000, "dev": 500, "test": 500, "fresh": 500})
+_SPLIT_KEYS = MappingProxyType({"train": 0, "dev": 1, "test": 2, "fresh": 3})
 _SALT = 20_250_117  # first entry of every seed, so that no other use of small seeds repeats these streams
 
 
@@ -121,7 +121,8 @@ def scenes(split: str = "test", count: int | None = None, start: int = 0) -> Seq
     """Returns scenes of a split, drawn one by one as they are read.
 
     Args:
-        split: "test" (report on it), "dev" (tune on it) or "train".
+        split: "test" (report on it), "dev" (tune on it), "train", or "fresh", on which nothing has been reported yet: it
+            is kept for methods that come later.
         count: How many; None for all from ``start`` on.
         start: Index of the first one.
 

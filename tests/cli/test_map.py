@@ -31,7 +31,8 @@ def test_pictures(capsys, scene, tmp_path, ending):
     pytest.importorskip("matplotlib")
     printed = mapped(capsys, scene, tmp_path / f"a.{ending}", "--max-new-tokens", "16")
     assert printed.startswith("bare: The image contains")
-    mapped(capsys, scene, tmp_path / f"b.{ending}", "--word", "bus", "--mention", "2", "--view", "relative")
+    twice = ("--answer", "The bus is beside a bus.", "--word", "bus", "--mention", "2")
+    mapped(capsys, scene, tmp_path / f"b.{ending}", *twice, "--view", "relative")
     mapped(
         capsys,
         scene,

@@ -54,7 +54,7 @@ def test_a_scene_depends_on_its_split_and_index_alone():
 def test_splits_share_no_picture():
     seen = {
         split: {np.asarray(scene.image).tobytes() for scene in scenes(split, 25)}
-        for split in ("train", "dev", "test")
+        for split in ("train", "dev", "test", "fresh")
     }
     assert len(seen["train"] | seen["dev"] | seen["test"]) == 75
 

@@ -47,7 +47,9 @@ def map_command(
     word: Annotated[
         str | None,
         typer.Option(
-            "--word", help="A word of the answer; without it every token has a map.", show_default=False
+            "--word",
+            help="A word of the answer; without it every token has a map. A page opens at it.",
+            show_default=False,
         ),
     ] = None,
     mention: Annotated[int, typer.Option("--mention", min=1, help="Which mention of the word.")] = 1,
@@ -57,7 +59,11 @@ def map_command(
         typer.Option("--answer", help="Map this answer instead of the model's own.", show_default=False),
     ] = None,
     view: Annotated[
-        str, typer.Option("--view", help=f"Of a picture: {', '.join(VIEWS)}. A page holds them all.")
+        str,
+        typer.Option(
+            "--view",
+            help=f"Of a picture: {', '.join(VIEWS)}. A page holds them all, rollout if it is asked for.",
+        ),
     ] = "raw",
     layers: Annotated[
         str | None,
@@ -101,7 +107,7 @@ def map_command(
     for maps in runs:
         names = maps.meta["interventions"]
         say(f"{'+'.join(names) or 'bare'}: {maps.meta['answers'][0]}")
-    neutral = asked.neutral() if view == "contrast" or out.suffix == ".html" else None
+    neutral = asked.neutral() if view == "contrast" or out.suffix.lower() == ".html" else None
     _write(out, runs, neutral, word, mention, view, number - 1, smooth)
     tell(f"Written to {out}")
 
@@ -183,7 +189,9 @@ def _write(
 ) -> None:
     kind = out.suffix.lower()
     if kind == ".html":
-        runs[0].to_html(out, intervened=runs[1] if len(runs) > 1 else None, neutral=neutral)
+        other = runs[1] if len(runs) > 1 else None
+        start = None if word is None else (word, mention)
+        runs[0].to_html(out, intervened=other, neutral=neutral, word=start)
         return
     if kind == ".maps":
         runs[-1].save(out)

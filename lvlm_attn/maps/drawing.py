@@ -68,6 +68,7 @@ class Drawing(Part):
         intervened: AttentionMaps | None = None,
         neutral: AttentionMaps | None = None,
         limit: int = 40 * 10**6,
+        word: str | tuple[str, int] | None = None,
     ) -> str:
         """One HTML page to look around in, which opens offline; see `lvlm_attn.maps.viewer.page`.
 
@@ -76,9 +77,10 @@ class Drawing(Part):
             intervened: maps of the same prompt under interventions, shown beside these.
             neutral: maps of a neutral prompt about the same pictures, for the view `contrast`.
             limit: most bytes; heads are averaged in groups where they do not fit.
+            word: what is chosen when the page opens, as in `maps[word]`.
 
         Raises:
-            LvlmAttnError: if the maps cannot be shown together, or the page cannot be written.
+            LvlmAttnError: if the maps cannot be shown together, have no such word, or the page cannot be written.
         """
         from lvlm_attn.maps.viewer.page import page, run_name, write
 
@@ -86,7 +88,7 @@ class Drawing(Part):
         if intervened is not None:
             name = run_name(intervened)
             runs[name if name not in runs else f"{name} (2)"] = intervened
-        text = page(runs, neutral=neutral, limit=limit)
+        text = page(runs, neutral=neutral, limit=limit, word=word)
         if path is not None:
             write(Path(path), text)
         return text

@@ -93,6 +93,7 @@ def test_a_turned_photo_is_mapped_upright(capsys, tmp_path):
         (("-o", "a.html", "--layers", "x"), "cannot be read at 'x'"),
         (("-o", "a.html", "--head", "9"), "head 9 is out of range"),
         (("-o", "a.png", "--word", "zebra"), "No recorded token holds the word 'zebra'"),
+        (("-o", "a.html", "--word", "zebra"), "No recorded token holds the word 'zebra'"),
         (("-o", "a.png", "--word", " "), "--word is empty"),
         (("-o", "a.png", "--number", "2"), "--number 2 chooses among pictures, of which there are 1"),
         (("-o", "a.png", "--image", "none.png"), "image none.png does not exist"),

@@ -154,6 +154,16 @@ def test_heads_are_averaged_where_they_do_not_fit():
     assert told["runs"][0]["heads"] == ["mean of all", "0-15"]
 
 
+def test_a_page_opens_at_a_word():
+    bare, other = hand_made(), hand_made(words=[" A", " cat", "."])
+    told = json.loads(parsed(page({"bare": bare, "var": other}, word="dog")).texts["told"])
+    assert [run["start"] for run in told["runs"]] == [5, -1]
+    assert json.loads(parsed(page({"bare": bare}, word=("a", 2))).texts["told"])["runs"][0]["start"] == 4
+    assert json.loads(parsed(page({"bare": bare})).texts["told"])["runs"][0]["start"] == -1
+    with pytest.raises(LvlmAttnError, match="No recorded token holds the word 'cat'"):
+        page({"bare": bare, "var": other}, word="cat")
+
+
 def test_two_runs_and_every_view():
     bare, other = hand_made(), hand_made(seed=1)
     told = json.loads(parsed(page({"bare": bare, "var": other}, neutral=hand_made(seed=2)[:1])).texts["told"])

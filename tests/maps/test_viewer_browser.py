@@ -93,6 +93,10 @@ def test_tokens_layers_and_heads(shown):
     assert driver.find_element("id", "layer").get_attribute("value") == "0"
 
 
+def test_a_page_opens_at_the_word_it_was_made_for(shown):
+    assert "“hot”" in said(shown({"bare": hand_made()}, word="hotdog"))
+
+
 def test_the_value_under_the_pointer(shown):
     maps = hand_made()
     driver = shown({"bare": maps})

@@ -97,10 +97,15 @@ def draw_heat(
         hatch(axes, unseen, "///")
     if mark and not unseen.all() and np.nanmax(heat.values) > 0:
         mark_peak(axes, heat)
+    _pixel_axes(axes, size)
+    return drawn
+
+
+def _pixel_axes(axes: Any, size: tuple[int, int]) -> None:
     axes.set_xlim(0, size[0])
     axes.set_ylim(size[1], 0)
+    axes.set_xlabel("pixels of the picture", fontsize=7, color=FAINT)
     axes.tick_params(labelsize=7, colors=FAINT)
-    return drawn
 
 
 def hatch(axes: Any, is_part: Mask, pattern: str) -> None:
@@ -159,10 +164,8 @@ def draw_picture(axes: Any, known: MapImage, title: str) -> None:
             extent=(0, known.size[0], known.size[1], 0),
             interpolation="bilinear",
         )
-    axes.set_xlim(0, known.size[0])
-    axes.set_ylim(known.size[1], 0)
+    _pixel_axes(axes, known.size)
     axes.set_title(title, fontsize=9, color=INK)
-    axes.tick_params(labelsize=7, colors=FAINT)
 
 
 def colour_bar(figure: Any, drawn: Any, axes: Any, unit: str) -> None:

@@ -39,7 +39,7 @@ def overlay(
     width, height = _shape(heat)
     figure = new_figure(2 * width + 1.6, height + 1.3)
     left, right = figure.subplots(1, 2)
-    draw_picture(left, heat.known, "picture (pixels)")
+    draw_picture(left, heat.known, "picture")
     drawn = draw_heat(right, heat)
     right.set_title(_says(maps, heat), fontsize=9, color=INK)
     colour_bar(figure, drawn, right, heat.unit)
@@ -91,6 +91,7 @@ def strip(
             axes.set_visible(False)
             continue
         drawn = draw_heat(axes, heats[place], limit, mark=False)
+        axes.set_xlabel("")
         text = plain(maps.tokens[place].strip() or maps.tokens[place], 14)
         axes.set_title(f"{text}\n{percent(heats[place].mass)}", fontsize=7.5, color=INK)
     colour_bar(figure, drawn, panels, heats[0].unit)

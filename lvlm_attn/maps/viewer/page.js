@@ -11,7 +11,10 @@ const pictures = told.images.map((image) => loaded(image.source));
 let current = []; // what the panels show: values by run, and what was drawn
 let turn = 0; // counts repaints, so that a late one is dropped
 
+// What is chosen when the page opens: the word it was made for, or the first one of the answer.
 function firstToken(run) {
+  const wanted = run.tokens.findIndex((token) => token.row >= 0 && token.row === run.start);
+  if (wanted >= 0) return wanted;
   const answer = run.tokens.findIndex((token) => token.kind === "answer" && token.row >= 0);
   return answer >= 0 ? answer : run.tokens.findIndex((token) => token.row >= 0);
 }

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.maps.picking import rows_of
 from lvlm_attn.maps.viewer.describe import images_of, kept_keys, tokens_of
 from lvlm_attn.maps.viewer.packing import base64_of, pack
 from lvlm_attn.maps.views import apply_view, find_sinks
 
 if TYPE_CHECKING:
-    from lvlm_attn.maps.attention_maps import AttentionMaps
+    from lvlm_attn.maps.attention_maps import AttentionMaps, Word
 
 LIMIT = 40 * 10**6
 """Most bytes of a page."""
@@ -29,7 +30,11 @@ _ROOM = 200_000  # for the page itself
 
 
 def page(
-    runs: Mapping[str, AttentionMaps], *, neutral: AttentionMaps | None = None, limit: int = LIMIT
+    runs: Mapping[str, AttentionMaps],
+    *,
+    neutral: AttentionMaps | None = None,
+    limit: int = LIMIT,
+    word: Word | None = None,
 ) -> str:
     """Makes a page of one or two runs of the same prompt.
 
@@ -38,18 +43,20 @@ def page(
         neutral: maps of a neutral prompt about the same pictures, with the same layers and heads, for the view
             `contrast`.
         limit: most bytes; heads are averaged in groups where they do not fit, and the page says so.
+        word: what is chosen when the page opens, as in `maps[word]`; the first token of the answer if not given.
 
     Returns:
         A whole HTML document. It loads nothing, and its own rules forbid it to.
 
     Raises:
-        LvlmAttnError: if the runs cannot be shown together.
+        LvlmAttnError: if the runs cannot be shown together, or the first has no such word.
 
     Example:
         >>> Path("map.html").write_text(page({"bare": lvlm.maps}), encoding="utf-8")  # doctest: +SKIP
     """
     _check(runs)
     first = next(iter(runs.values()))
+    starts = [-1 if word is None else _start(maps, word, must=maps is first) for maps in runs.values()]
     images = images_of(first, kept_keys(first))
     taken = len(json.dumps(images)) + _ROOM
     room = max((limit - taken) // len(runs), 1)
@@ -58,6 +65,8 @@ def page(
         _run(f"r{number}", name, maps, neutral, room, blocks)
         for number, (name, maps) in enumerate(runs.items())
     ]
+    for one, start in zip(told, starts):
+        one["start"] = start
     meta = first.meta
     header = {
         "title": " / ".join(str(item) for item in meta.get("prompts", []) or ["attention maps"]),
@@ -93,6 +102,16 @@ def inline(text: str, height: int = 720) -> str:
     return (
         f'<iframe srcdoc="{source}" style="{style}" sandbox="allow-scripts" title="attention maps"></iframe>'
     )
+
+
+def _start(maps: AttentionMaps, word: Word, must: bool) -> int:
+    """The row of a word; -1 where a further run does not have it."""
+    try:
+        return rows_of(maps, word)[0]
+    except LvlmAttnError:
+        if must:
+            raise
+        return -1
 
 
 def _check(runs: Mapping[str, AttentionMaps]) -> None:

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: demo docs notebooks test lint types unit kills aot test-lowest wheel format clean
+.PHONY: demo docs notebooks test lint types unit kills fuzz aot test-lowest wheel format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lvlm-attn demo
@@ -27,6 +27,10 @@ unit: $(VENV)/.dev
 # 30 evaluations of the toy, killed at random moments and run again; 10 of them with two processes.
 kills: $(VENV)/.dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -u -m tests.evals.kills --kills 30 --ranks 10
+
+# Wraps entered, left, used and interrupted at random: 2,000 steps from each of three seeds.
+fuzz: $(VENV)/.dev
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -u -m tests.fuzz --steps 2000 --seeds 1 2 3
 
 # Every configuration of every kernel, compiled for GPUs that need not be there; `make -j aot` uses several cores.
 aot: aot-sm_90 aot-sm_80 aot-cdna

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, cast
 
@@ -30,27 +30,16 @@ from lvlm_attn.runtime.registry import NAMES
 from lvlm_attn.runtime.session import Session
 from lvlm_attn.runtime.transformers_private import attention_of
 
+TRIES = 5
+"""How often a model is restored where interrupts fall into restoring it; once it is done, more do nothing."""
 
-class _Exit:
-    """`Wrapped.__exit__`: gives the model back as it was.
 
-    An interrupt anywhere in it is raised after the model has been restored: what the first of the two calls leaves
-    undone, the second does. They are made by contextlib, since a function of ours could be interrupted before its
-    first line. (`with` asks for this attribute before it enters; an `ExitStack` asks the class, and calls what it
-    gets with the wrap.)
+class Wrapped(ExitStack):
+    """A model with interventions, made by `wrap`; they act inside the `with` block and nowhere else.
+
+    An interrupt on the way out is raised after the model has been restored. That is why leaving is a loop of
+    contextlib's over our steps: a function of ours could be interrupted before its first line, with nobody to go on.
     """
-
-    def __get__(self, wrapped: Wrapped | None, owner: type[Wrapped]) -> Callable[..., bool | None]:
-        if wrapped is None:
-            return lambda entered, *error: self.__get__(entered, owner)(*error)
-        stack = ExitStack()
-        stack.callback(wrapped._restore)
-        stack.callback(wrapped._restore)
-        return stack.__exit__
-
-
-class Wrapped:
-    """A model with interventions, made by `wrap`; they act inside the `with` block and nowhere else."""
 
     def __init__(
         self,
@@ -61,6 +50,7 @@ class Wrapped:
         no_image: str,
         kernels: str = "auto",
     ):
+        super().__init__()
         self.model: nn.Module | None = model
         self.processor = processor
         self._interventions = tuple(interventions)
@@ -93,13 +83,13 @@ class Wrapped:
         self._entered = True
         self._session = session
         try:
+            for _ in range(TRIES):
+                self.callback(self._restore)
             session.install()
             return self
         except BaseException:
             self.__exit__(None, None, None)
             raise
-
-    __exit__ = _Exit()
 
     def generate(
         self,

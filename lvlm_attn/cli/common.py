@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lvlm_attn.errors import LvlmAttnError, closest, printable
+from lvlm_attn.families.devices import execution_device
 
 if TYPE_CHECKING:
     from lvlm_attn.evals.controls.found import Controls
@@ -145,7 +146,7 @@ def _chosen(model: Any) -> str:
     places = sorted({str(item.device) for item in model.parameters()})
     backend = attention_of(model.config.get_text_config())
     dtype = str(model.dtype).removeprefix("torch.")
-    return f"{' and '.join(places)}, {dtype}, attention {backend}, kernels {picked(model.device)}"
+    return f"{' and '.join(places)}, {dtype}, attention {backend}, kernels {picked(execution_device(model))}"
 
 
 def quiet_transformers() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lvlm_attn.decoding.contrast import cut
 from lvlm_attn.errors import LvlmAttnError, closest, shown
+from lvlm_attn.families.devices import execution_device
 from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.checks import MOST_WORDS, need_choice, need_flag, need_layers, need_number
 from lvlm_attn.interventions.layers import Layers
@@ -158,7 +159,7 @@ class AGLA(HasPresets):
         ):
             from lvlm_attn.maps.matchers.blip import WEIGHTS, BlipMatcher
 
-            device = next(target.model.parameters()).device
+            device = execution_device(target.model)
             found = BlipMatcher.load(WEIGHTS if self.matcher == "blip" else self.matcher, device)
             object.__setattr__(fitted, "_loaded", found)
         return fitted

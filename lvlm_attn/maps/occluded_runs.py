@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.families.devices import execution_device
 from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.context import Layer
 from lvlm_attn.kernels.visibility import ALL, Visibility
@@ -49,8 +50,8 @@ class Runner:
         row = live.row or 0
         self.pictures = whole.pictures[row]
         last = max(self.targets)
-        ids = maps.ids[:1, :last].to(model.device)
-        valid = maps.layout.is_valid[:1, :last].to(model.device)
+        ids = maps.ids[:1, :last].to(execution_device(model))
+        valid = maps.layout.is_valid[:1, :last].to(execution_device(model))
         prompt = live.inputs["input_ids"].shape[1]
         tokens: dict[str, Tensor] = {"input_ids": ids, "attention_mask": valid.long()}
         for key in ("mm_token_type_ids", "token_type_ids"):

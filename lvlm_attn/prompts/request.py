@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.families.devices import execution_device
 from lvlm_attn.prompts.chat import encode_texts
 from lvlm_attn.prompts.messages import Chat, read_prompts
 from lvlm_attn.prompts.pixels import IMAGE_KEYS, Picture, join_pictures, split_pictures
@@ -259,7 +260,7 @@ class Request:
 def encoded(target: Target, groups: Sequence[Sequence[Image]], texts: Sequence[str]) -> dict[str, Tensor]:
     """Processor outputs on the model's device, pixels in its dtype."""
     model = cast("Any", target.model)
-    inputs = dict(encode_texts(target.processor, groups, texts).to(model.device))
+    inputs = dict(encode_texts(target.processor, groups, texts).to(execution_device(model)))
     for key, value in inputs.items():
         if torch.is_tensor(value) and value.is_floating_point():
             inputs[key] = value.to(model.dtype)

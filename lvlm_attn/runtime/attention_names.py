@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lvlm_attn.runtime.transformers_private import attention_of, is_registered, register, set_attention_of
+from lvlm_attn.runtime.transformers_private import (
+    attention_of,
+    has_mask,
+    is_registered,
+    register,
+    set_attention_of,
+)
+
+_KNOWN = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,12 @@ class AttentionNames:
             backend = self.backend(implementation) or implementation
             register(name, partial(self.attend, backend=backend), backend, self.whose)
         return name
+
+    def over_known(self) -> None:
+        """Registers the names for the backends of transformers that there are, once and for all."""
+        for backend in _KNOWN:
+            if has_mask(backend):
+                self.over(backend)
 
     def alone(self) -> Callable[..., Any]:
         """The function behind the prefix alone."""

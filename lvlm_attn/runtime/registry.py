@@ -22,10 +22,8 @@ from lvlm_attn.runtime.collected import CollectedEdits, Edit
 from lvlm_attn.runtime.edits import apply_edits
 from lvlm_attn.runtime.fused import attend_fused
 from lvlm_attn.runtime.mask_check import check_mask
-from lvlm_attn.runtime.transformers_private import backend_function, has_mask, is_registered, register
+from lvlm_attn.runtime.transformers_private import backend_function, is_registered, register
 from lvlm_attn.runtime.uncompiled import refuse_tracing
-
-_KNOWN = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 
 
 def attend(
@@ -132,9 +130,7 @@ def _attend_edited(
 NAMES = AttentionNames("lvlm_attn", attend, "Attention")
 """The names under which configurations ask for `attend`."""
 
-for _backend in _KNOWN:
-    if has_mask(_backend):
-        NAMES.over(_backend)
+NAMES.over_known()
 register(NAMES.prefix, NAMES.alone(), "sdpa")
 for _name in (NAMES.prefix, NAMES.over("sdpa"), NAMES.over("eager")):
     if not is_registered(_name):

@@ -261,3 +261,5 @@ def _attend(
 
 NAMES = AttentionNames("lvlm_attn_vision", _attend, "The image encoder's attention")
 """The names under which an encoder's configuration asks for `_attend`."""
+
+NAMES.over_known()

@@ -9,7 +9,9 @@ import torch
 
 import lvlm_attn as la
 from lvlm_attn.families.unwrap import unwrapped
+from tests.oracle_setup import sink_model
 from tests.runtime.every_site import CHANGES, SITES, bare, outcome
+from tests.test_composition import METHODS, scores
 from tests.tiny import tiny_inputs, tiny_model
 
 # PEFT asks for it, by a name that transformers has given up.
@@ -104,3 +106,14 @@ def test_a_plain_forward_of_offloaded_tiles_and_newlines():
             said.append(one(**inputs).logits)
     assert torch.equal(*said)
     assert not torch.equal(said[0], bare(model, inputs))
+
+
+OFFLOADED = sorted(set(METHODS) - {"AGLA", "CARVE", "CARVEAttention"})
+
+
+@pytest.mark.parametrize("names", [*[(name,) for name in OFFLOADED], ("VAR", "VHR", "AGLA"), ("CARVE",)])
+def test_every_method_acts_on_offloaded_weights(names):
+    model = sink_model("llava")
+    want = scores(model, names)
+    offloaded = cpu_offloaded(copy.deepcopy(model), None)
+    assert torch.allclose(scores(offloaded, names), want, 1e-4, 1e-5)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_attn.errors import UnsupportedError
+from lvlm_attn.families.devices import execution_device
 from lvlm_attn.families.target import Target
 from lvlm_attn.hooks.crosslmm.adapter import BRANCHES, CrossLMMAdapter
 from lvlm_attn.hooks.crosslmm.pooling import pool_features, pooled_positions
@@ -133,7 +134,7 @@ _NORM = "post_attention_layernorm"
 def _spread_out(adapter: CrossLMMAdapter, target: Target) -> None:
     """Puts the branches where their layers are."""
     for layer in adapter.shape.hosted:
-        place = next(target.parts.layers[layer].parameters()).device
+        place = execution_device(target.parts.layers[layer])
         adapter.dcal[str(layer)].to(place)
 
 

@@ -77,13 +77,13 @@ def leave(model, inputs, items, interrupt):
         interrupt.stop()
 
 
-@SETS
-def test_at_any_line_of_leaving(plain, make):
+@pytest.mark.parametrize(("make", "every"), [(several, 1), (recorded, 3)])
+def test_at_any_line_of_leaving(plain, make, every):
     model, inputs, logits = plain
     before, counter = state(model), Interrupt()
     leave(model, inputs, make(), counter)
     assert counter.count > 50
-    for line in range(1, counter.count + 1):
+    for line in range(1, counter.count + 1, every):
         interrupt = Interrupt(line)
         with pytest.raises(KeyboardInterrupt):
             leave(model, inputs, make(), interrupt)

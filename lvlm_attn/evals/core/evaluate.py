@@ -22,7 +22,7 @@ from lvlm_attn.evals.core.plan import batches
 from lvlm_attn.evals.core.ranks import Ranks
 from lvlm_attn.evals.core.run_folder import RunFolder, saying_what_failed
 from lvlm_attn.evals.core.run_notes import note_environment, note_report
-from lvlm_attn.evals.core.runner import run
+from lvlm_attn.evals.core.runner import RunInterrupted, run
 from lvlm_attn.evals.core.spread import mean_and_spread
 
 if TYPE_CHECKING:
@@ -138,6 +138,16 @@ class _Asked:
 
     def run(self, out: str | Path | None, seed: int) -> Evaluation:
         """One run folder."""
+        try:
+            return self._run(out, seed)
+        except RunInterrupted:
+            raise
+        except KeyboardInterrupt:  # while batches are planned or checked, or scores written
+            raise RunInterrupted(
+                "stopped; what was answered before is kept: run the same command again to go on."
+            ) from None
+
+    def _run(self, out: str | Path | None, seed: int) -> Evaluation:
         from lvlm_attn.evals.core.answerer import ModelAnswerer
 
         ranks, benchmark = Ranks.of_environment(), self.benchmark

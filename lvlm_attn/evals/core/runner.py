@@ -120,7 +120,7 @@ def run(
             count = len(set(wanted) & folder.answered())
             raise RunInterrupted(
                 f"stopped with {count} of {len(samples)} samples answered and kept in {folder.path}; "
-                f"run the same command with --out {folder.path} to go on."
+                "run the same command again to go on."
             ) from None
         folder.gather(wanted)
     return [folder.lines[name] for name in wanted]

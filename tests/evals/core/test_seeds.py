@@ -7,8 +7,9 @@ import pytest
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.compare import compare
-from lvlm_attn.evals.core.answerer import Decoding
+from lvlm_attn.evals.core.answerer import Decoding, ModelAnswerer
 from lvlm_attn.evals.core.evaluate import evaluate
+from lvlm_attn.evals.core.runner import RunInterrupted
 from lvlm_attn.evals.core.spread import mean_and_spread
 from lvlm_attn.evals.core.tables import plain
 from lvlm_attn.evals.reporting import report
@@ -57,6 +58,25 @@ def test_tables_show_mean_and_spread(sampled, monkeypatch):
         compare([sampled.folder, sampled.folder]).runs[f"{sampled.folder.name} (2)"].metrics["accuracy"].p
         == 1
     )
+
+
+def test_the_same_call_goes_on_where_several_seeds_stopped(sampled, loaded, tmp_path, monkeypatch):
+    answer, calls = ModelAnswerer.answer_prepared, []
+
+    def stopping(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 9:  # in the second run
+            raise KeyboardInterrupt
+        return answer(self, *arguments)
+
+    monkeypatch.setattr(ModelAnswerer, "answer_prepared", stopping)
+    with pytest.raises(RunInterrupted, match="run the same command again to go on") as stopped:
+        evaluate(*loaded, toy_pope("dev", 4), out=tmp_path, decoding=SAMPLE, seed=5, seeds=3)
+    assert "--out" not in str(stopped.value)
+    assert (tmp_path / "seed-6").is_dir()
+    assert not (tmp_path / "metrics.json").exists()
+    done = evaluate(*loaded, toy_pope("dev", 4), out=tmp_path, decoding=SAMPLE, seed=5, seeds=3)
+    assert done.metrics == sampled.metrics
 
 
 def test_captions_of_several_seeds(loaded, tmp_path):

@@ -85,6 +85,7 @@ class _Model(lmms):  # type: ignore[misc]
         place = None if device is None or device_map is not None else local_device(device)
         options = {key: value for key, value in given.items() if value is not None}
         self._model, self.processor = load(pretrained, device=place, dtype=dtype, **options)
+        self.device = self._model.device
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Not offered: methods act while a model generates."""

@@ -90,8 +90,8 @@ def lmms_eval(task, out, model_args, *more, launcher=()):
         "OMP_NUM_THREADS": "1",
     }
     command = [
-        sys.executable, *launcher, "-m", "lmms_eval", "--model", "lvlm_attn", "--model_args", model_args, "--tasks", "toy_pope",
-        "--include_path", str(task), "--batch_size", str(BATCH), "--device", "cpu", "--output_path", str(out),
+        sys.executable, *launcher, "-m", "lmms_eval", "--model", "lvlm_attn", "--model_args", model_args,
+        "--tasks", "toy_pope", "--include_path", str(task), "--batch_size", str(BATCH), "--device", "cpu", "--output_path", str(out),
         "--log_samples", *more,
     ]  # fmt: skip
     done = subprocess.run(command, env=environment, cwd=task, capture_output=True, text=True, check=False)

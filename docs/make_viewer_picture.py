@@ -24,7 +24,7 @@ def main() -> None:
     for methods in ([], [la.VHR()]):
         with la.wrap(model, *methods, la.record(sinks=True), processor=processor) as lvlm:
             lvlm.generate(
-                images=[toy.scenes("test")[1].image],
+                images=[toy.scenes("test")[0].image],
                 prompts=["Describe this image."],
                 max_new_tokens=40,
                 do_sample=False,
@@ -35,7 +35,7 @@ def main() -> None:
         raise SystemExit("There is no chromium to take the picture with; install Debian's chromium.")
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "map.html"
-        runs[0].to_html(page, intervened=runs[1], word="sports ball")
+        runs[0].to_html(page, intervened=runs[1], word="car")
         flags = [
             "--headless",
             "--no-sandbox",

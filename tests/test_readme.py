@@ -25,11 +25,21 @@ def test_the_first_example_answers_and_reports(capsys: pytest.CaptureFixture[str
     assert "vhr:" in printed
 
 
+def test_the_maps_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    model, processor = la.load("toy")
+    image = toy.scenes("test")[0].image
+    exec(BLOCKS[1], {"la": la, "model": model, "processor": processor, "image": image})
+    assert (tmp_path / "car.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "map.html").read_text("utf-8").startswith("<!doctype html>")
+
+
 def test_the_custom_interventions_do_what_they_say() -> None:
     model, processor = la.load("toy")
     inputs = encode_prompts(processor, [toy.scenes("dev")[0].image], ["Is there a dog in the image?"])
     names: dict[str, Any] = {"la": la, "model": model, "inputs": inputs}
-    exec(BLOCKS[1], names)
+    exec(BLOCKS[2], names)
     seen: dict[str, torch.Tensor] = {}
     layer = model.model.language_model.layers[3].self_attn
     handle = layer.o_proj.register_forward_hook(lambda module, args, out: seen.update(heads=args[0]))

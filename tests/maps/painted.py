@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import is_torchvision_available
 
-from lvlm_attn.families import Evidence, family_of, parts_of, prompt_layout
+from lvlm_attn.families import ImageInputs, family_of, parts_of, prompt_layout
 from lvlm_attn.layout.prompt import PromptLayout
 from tests.families.more_processors import END, IMAGE, NEEDS_TORCHVISION, PLACEHOLDER, START, id_of
 from tests.families.more_processors import tokenizer as more_tokenizer
@@ -171,7 +171,7 @@ def seen(name: str, picture: Image.Image) -> Seen:
     inputs = made(images=images, text=[f"look{mark}look"], return_tensors="pt")
     config = copy.deepcopy(model(name).config)
     config.image_token_id = 3 if name in MORE_NAMES else id_of(IMAGE)
-    layout = prompt_layout(family_of(config), Evidence(config, inputs["input_ids"], inputs))
+    layout = prompt_layout(family_of(config), ImageInputs(config, inputs["input_ids"], inputs))
     taken = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images")
     given = {key: inputs[key] for key in taken if key in inputs}
     with torch.no_grad():

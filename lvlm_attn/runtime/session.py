@@ -208,6 +208,11 @@ class Session:
             return None
         for item, state in self.editors:
             if item.overrides("edit_logits"):
+                if getattr(output, "loss", None) is not None:
+                    raise UnsupportedError(
+                        f"{item.title} changes the logits, of which the model has taken its loss by then; leave labels "
+                        f"out, and take the loss of the logits that come back."
+                    )
                 edited = item.edit_logits(Layer(None, call, state), output.logits)
                 output.logits = output.logits if edited is None else edited
         return output

@@ -238,3 +238,14 @@ def test_extreme_logits_stay_defined():
         logits, _ = contrast(late, early, 0.1, kind)
         assert not torch.isnan(logits).any()
         assert torch.isfinite(logits).any(-1).all()
+
+
+def test_a_loss_of_logits_that_are_not_those_returned_is_refused():
+    model = tiny_model("llava")
+    inputs = tiny_inputs("llava", model, BATCH)
+    with (
+        torch.no_grad(),
+        la.wrap(model, DoLa()),
+        pytest.raises(la.UnsupportedError, match="leave labels out"),
+    ):
+        model(**inputs, labels=inputs["input_ids"])

@@ -91,8 +91,8 @@ def lmms_eval(task, out, model_args, *more, launcher=()):
     }
     command = [
         sys.executable, *launcher, "-m", "lmms_eval", "--model", "lvlm_attn", "--model_args", model_args,
-        "--tasks", "toy_pope", "--include_path", str(task), "--batch_size", str(BATCH), "--device", "cpu", "--output_path", str(out),
-        "--log_samples", *more,
+        "--tasks", "toy_pope", "--include_path", str(task), "--batch_size", str(BATCH), "--device", "cpu",
+        "--output_path", str(out), "--log_samples", *more,
     ]  # fmt: skip
     done = subprocess.run(command, env=environment, cwd=task, capture_output=True, text=True, check=False)
     logs = list(Path(out).rglob("*samples_toy_pope.jsonl"))

@@ -35,8 +35,8 @@ class Group:
     folder: Path
 
 
-def write(groups: list[Group]) -> None:
-    """Writes the page's tables; runs the controls of every method that gained."""
+def write(groups: list[Group], missing: list[str], is_partial: bool) -> None:
+    """Writes the page's tables; runs the controls of every method that gained, and names what did not run."""
     from lvlm_attn.evals.core.report import markdown
 
     parts = [premise_table(), chosen_table()]
@@ -46,9 +46,13 @@ def write(groups: list[Group]) -> None:
         tables = yes_no_table(group.done, adversarial, group.count), caption_table(group.done, group.count)
         parts += [markdown(table) for table in tables]
         gained = [name for name in group.methods if gains(group.done, adversarial, name)]
-        parts += [controls(name, group.methods[name], group.count, group.folder) for name in gained]
+        parts += [
+            controls(name, group.methods[name], group.count, group.folder, is_partial) for name in gained
+        ]
         told_lines += lines(group.done, adversarial, group.methods)
     parts.append("\n".join([*told_lines, ""]))
+    if missing:
+        parts.append(f"Not run on test scenes in this round: {', '.join(missing)}.\n")
     text = RESULTS.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -188,8 +192,11 @@ def chosen_table() -> str:
     return "\n".join([*lines, ""])
 
 
-def controls(name: str, text: str, count: int, folder: Path) -> str:
-    """Runs and words the controls of one method; what is finished in the folder is not run again."""
+def controls(name: str, text: str, count: int, folder: Path, is_partial: bool = False) -> str:
+    """Runs and words the controls of one method; what is finished in the folder is not run again.
+
+    With `is_partial` nothing is run: controls that are not finished are named as such.
+    """
     import lvlm_attn as la
     from lvlm_attn.evals.controls.controls import evaluate_with_controls
     from lvlm_attn.evals.core.report import markdown
@@ -200,6 +207,10 @@ def controls(name: str, text: str, count: int, folder: Path) -> str:
     for benchmark in (toy_pope("test", count), toy_chair("test", count)):
         out = folder / benchmark.name / name.lower()
         _lend(folder / benchmark.name, out / "controls")
+        wanted = ("bare", "identity", "prefer-yes") if benchmark.asks_yes_no else ("bare", "identity")
+        if is_partial and not all((out / "controls" / run / "metrics.json").is_file() for run in wanted):
+            parts.append(f"{benchmark.name.upper()}: not run; a gain there has not been held against them.\n")
+            continue
         _, found = evaluate_with_controls(
             model, processor, benchmark, la.parse(text), out=out, batch_size=32, model_name="toy"
         )
@@ -225,9 +236,9 @@ def lines(done: Any, adversarial: Any, methods: dict[str, str]) -> list[str]:
     for name, text in methods.items():
         answers, captions = done.pope_tests.runs[name], done.chair_tests.runs[name]
         row = rows.get(PREMISE.get(name, ""))
-        premise = (
-            NO_PREMISE if row is None else f"{row['premise'].lower()}: {'holds' if row['holds'] else 'fails'}"
-        )
+        premise = "it is a control" if name == "identity" else NO_PREMISE
+        if row is not None:
+            premise = f"{row['premise']}: {'holds' if row['holds'] else 'fails'}"
         changed = (
             f"{answers.samples - answers.same_texts} of {answers.samples} answers and "
             f"{captions.samples - captions.same_texts} of {captions.samples} captions change"

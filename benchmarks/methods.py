@@ -28,6 +28,9 @@ def main() -> None:
     parser.add_argument("--scenes", type=int)
     parser.add_argument("--rest", type=int, default=500)
     parser.add_argument("--only", nargs="+", help="names as on the command line, such as vcd")
+    parser.add_argument(
+        "--finished", action="store_true", help="test: write what is finished, and name what is not"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument(
         "--controls", nargs="+", help="test: only run the controls of these methods, by their title"
@@ -59,11 +62,22 @@ def main() -> None:
     known = {"identity": IDENTITY, **chosen()}
     groups = []
     for size, is_main in ((count, True), (options.rest, False)):
-        methods = {name: text for name, text in known.items() if (name in MAIN) == is_main}
+        folder = options.out / f"test-{size}"
+        methods = {
+            name: text
+            for name, text in known.items()
+            if (name in MAIN) == is_main and (not options.finished or is_finished(folder, name))
+        }
         done = run(methods, "test", size, options)
-        groups.append(Group(done, methods, size, options.out / f"test-{size}"))
+        groups.append(Group(done, methods, size, folder))
     if not options.only:
-        write(groups)
+        ran = {name for group in groups for name in group.methods}
+        write(groups, [name for name in known if name not in ran], options.finished)
+
+
+def is_finished(folder: Path, name: str) -> bool:
+    """Whether both runs of a method are complete."""
+    return all((folder / part / name.lower() / "metrics.json").is_file() for part in ("pope", "chair"))
 
 
 def run(methods: dict[str, str], split: str, count: int, options: Any) -> Any:

@@ -54,10 +54,8 @@ def demo(
     var, vhr = (read_interventions([runs[name]])[0] for name in ("VAR", "VHR"))
     for line in mechanism(*loaded, cast("VAR", var), cast("VHR", vhr), split, limit):
         typer.echo(line)
-    typer.echo(
-        f"\nDoes it help? {limit} {split} scenes, {len({(q.image, q.text) for q in pope.questions})} yes/no questions, "
-        f"{limit} captions, greedy decoding."
-    )
+    asked = len({(question.image, question.text) for question in pope.questions})
+    typer.echo(f"\nDoes it help? {limit} {split} scenes: {asked} yes/no questions, {limit} captions, greedy.")
     show_progress = sys.stderr.isatty()
     try:
         done = study(

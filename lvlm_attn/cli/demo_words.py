@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,8 @@ def mechanism(model: Any, processor: Any, var: VAR, vhr: VHR, split: str, count:
     yield "; ".join(told[2:])
     heads = chosen_heads(model, processor, vhr, moved.scene, moved.name)
     listed = ", ".join(f"{' and '.join(map(str, found))} of layer {layer}" for layer, found in heads)
-    yield f"VHR scales by {vhr.alpha:g} the heads that change most without the picture:\n{listed}."
+    yield f"VHR scales by {vhr.alpha:g} the heads that change most without the picture:"
+    yield textwrap.fill(f"{listed}.", 79)
 
 
 def verdicts(done: Study, full: bool) -> Iterator[str]:

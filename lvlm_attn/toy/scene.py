@@ -121,8 +121,8 @@ def scenes(split: str = "test", count: int | None = None, start: int = 0) -> Seq
     """Returns scenes of a split, drawn one by one as they are read.
 
     Args:
-        split: "test" (report on it), "dev" (tune on it), "train", or "fresh", on which nothing has been reported yet: it
-            is kept for methods that come later.
+        split: "test" (report on it), "dev" (tune on it), "train", or "fresh", on which nothing has been reported yet:
+            it is kept for methods that come later.
         count: How many; None for all from ``start`` on.
         start: Index of the first one.
 

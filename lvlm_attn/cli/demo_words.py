@@ -60,8 +60,11 @@ def verdicts(done: Study, full: bool) -> Iterator[str]:
             f"{name} changed {answers.samples - answers.same_texts} of {answers.samples} answers and "
             f"{captions.samples - captions.same_texts} of {captions.samples} captions"
         )
+        yes_no = _judged(answers.metrics["accuracy"], "accuracy on yes/no questions", lower=False)
+        if "better" in yes_no:
+            yes_no += _yes_shares(answers.metrics["yes_ratio"])
         found = [
-            _judged(answers.metrics["accuracy"], "accuracy on yes/no questions", lower=False),
+            yes_no,
             _judged(captions.metrics["chair_i"], "hallucinated objects in captions", lower=True),
         ]
         kept = [text for text in found if text]
@@ -69,6 +72,16 @@ def verdicts(done: Study, full: bool) -> Iterator[str]:
             yield f"{changed}: {' and '.join(kept)}."
         elif not full:
             yield f"{changed}: no difference beyond chance on these scenes."
+
+
+def _yes_shares(change: Any) -> str:
+    """What could explain a gain: the share of yes, where it moved."""
+    if round(1000 * change.before) == round(1000 * change.after):
+        return ""
+    return (
+        f" (it says yes to {100 * change.after:.1f} %, not {100 * change.before:.1f} %: that alone can do it; "
+        "--controls tells)"
+    )
 
 
 def _judged(change: Any, what: str, lower: bool) -> str:

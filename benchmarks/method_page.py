@@ -244,7 +244,11 @@ def lines(done: Any, adversarial: Any, methods: dict[str, str]) -> list[str]:
             f"{captions.samples - captions.same_texts} of {captions.samples} captions change"
         )
         better, worse = gains(done, adversarial, name), losses(done, name)
-        helps = f"helps: {'; '.join(better)}" if better else "no gain beyond chance"
+        helps = (
+            f"better (what survives is under its controls): {'; '.join(better)}"
+            if better
+            else "no gain beyond chance"
+        )
         if worse:
             helps += f"; harms: {'; '.join(worse)}"
         found.append(

@@ -51,7 +51,7 @@ def lines_of(function):
 
 
 @SETS
-def test_at_every_seventh_line_of_entering(plain, make):
+def test_at_sampled_lines_of_entering(plain, make):
     model, inputs, logits = plain
     before = state(model)
     wrapped = la.wrap(model, *make())
@@ -77,8 +77,8 @@ def leave(model, inputs, items, interrupt):
         interrupt.stop()
 
 
-@pytest.mark.parametrize(("make", "every"), [(several, 1), (recorded, 5)])
-def test_at_any_line_of_leaving(plain, make, every):
+@pytest.mark.parametrize(("make", "every"), [(several, 4), (recorded, 5)])
+def test_at_sampled_lines_of_leaving(plain, make, every):
     model, inputs, logits = plain
     before, counter = state(model), Interrupt()
     leave(model, inputs, make(), counter)

@@ -60,10 +60,11 @@ def _decoding(reference: Run, run: Run) -> str | None:
 
 
 def _questions(reference: Run, run: Run) -> str | None:
-    first, second = (_without_names(item.settings.get("benchmark", {})) for item in (reference, run))
+    named = [item.settings.get("benchmark", {}) for item in (reference, run)]
+    first, second = map(_without_names, named)
     for key in {**first, **second}:
         if first.get(key) != second.get(key):
-            return f"the questions differ ({key} is {_short(first.get(key))} and {_short(second.get(key))})"
+            return f"the questions differ ({_told_apart(key, named[0].get(key), named[1].get(key))})"
     others = {str(line.get("sample_id")): line for line in run.lines}
     for line in reference.lines:
         other = others.get(str(line.get("sample_id")))
@@ -84,6 +85,24 @@ def _without_names(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_names(item) for item in value]
     return value
+
+
+def _told_apart(key: str, first: object, second: object) -> str:
+    """Files by their names, since nobody knows a hash; anything else by its value."""
+    names = [", ".join(_file_names(value)) for value in (first, second)]
+    if not all(names):
+        return f"{key} is {_short(first)} and {_short(second)}"
+    return " and ".join(names) if names[0] != names[1] else f"two files that are both called {names[0]}"
+
+
+def _file_names(value: object) -> list[str]:
+    """The names of all files that a setting holds with their hashes."""
+    if isinstance(value, Mapping):
+        own = [str(value["name"])] if "sha256" in value and "name" in value else []
+        return own + [name for item in value.values() for name in _file_names(item)]
+    if isinstance(value, list):
+        return [name for item in value for name in _file_names(item)]
+    return []
 
 
 def _short(value: object) -> str:

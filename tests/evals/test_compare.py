@@ -142,6 +142,19 @@ def test_other_questions_under_the_same_ids_are_refused(pair):
         compare([run_of("a", pair[0]), run_of("b", other)])
 
 
+def test_other_question_files_are_told_by_name(pair):
+    def asking(name, sha256):
+        files = [{"name": name, "sha256": sha256, "rows": 240}]
+        return settings(benchmark={"name": "pope", "files": files, "fix_typo": False})
+
+    first = run_of("a", pair[0], asking("my.jsonl", 64 * "0"))
+    with pytest.raises(LvlmAttnError, match=r"questions differ \(my.jsonl and q.json\)"):
+        compare([first, run_of("b", pair[0], asking("q.json", 64 * "1"))])
+    with pytest.raises(LvlmAttnError, match=r"\(two files that are both called my.jsonl\)"):
+        compare([first, run_of("b", pair[0], asking("my.jsonl", 64 * "1"))])
+    assert compare([first, run_of("b", pair[0], asking("renamed.jsonl", 64 * "0"))]).runs["b"].is_identical
+
+
 def test_other_benchmarks_and_no_common_sample_are_refused_even_if_forced(pair):
     chair = run_of("c", chair_lines(["A dog."]), settings("chair"), {"mode": "strict"})
     with pytest.raises(LvlmAttnError, match="one benchmark"):

@@ -120,10 +120,14 @@ def remarks(
     second: Mapping[str, Line],
     common: Sequence[str],
 ) -> list[str]:
-    """What makes a comparison doubtful, one sentence each."""
+    """What makes a comparison doubtful, one sentence each; what is left out comes first."""
     found = []
     if dropped:
-        found.append(f"{dropped} samples were answered by one of the two runs only and are left out.")
+        what = "sample is" if dropped == 1 else "samples are"
+        found.append(
+            f"{dropped} {what} left out, which not every run has answered ({len(common)} remain): run an interrupted "
+            "evaluation again with the same --out to finish it."
+        )
     if reference.failed or run.failed:
         found.append(f"{reference.failed} and {run.failed} samples failed and have no answer.")
     found += _differing_settings(reference, run)

@@ -151,14 +151,23 @@ def _differences(
     found, drawn = paired_bootstrap(first, second, statistic, resamples, seed)
     values = statistic(first.sum(1)).mean(0), statistic(second.sum(1)).mean(0)
     p_values = exchange_p_values(first.mean(0), second.mean(0), statistic, resamples, seed)
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    noise = 1.96 * drawn.std(0)
+    low, high, noise = _spread(drawn)
     return {
         name: Difference(
             *(float(item[i]) for item in (*values, found, low, high, p_values, p_values, p_values, noise))
         )
         for i, name in enumerate(tally.compared)
     }
+
+
+def _spread(drawn: Totals) -> tuple[Totals, Totals, Totals]:
+    """The 95 % interval and the noise of each metric, over the draws in which it is defined."""
+    found = np.full((3, drawn.shape[1]), np.nan)
+    for i, values in enumerate(drawn.T):
+        kept = values[~np.isnan(values)]
+        if kept.size:
+            found[:, i] = *np.quantile(kept, [0.025, 0.975]), 1.96 * kept.std()
+    return found[0], found[1], found[2]
 
 
 def _outcomes(

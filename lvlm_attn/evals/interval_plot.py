@@ -18,6 +18,7 @@ def interval_plot(comparison: Comparison) -> str:
         (metric, name, pairing.metrics[metric])
         for metric in metrics
         for name, pairing in comparison.runs.items()
+        if pairing.metrics[metric].is_defined
     ]
     reach = max((abs(100 * end) for _, _, change in rows for end in (change.low, change.high)), default=1.0)
     step = _step(reach)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from lvlm_attn.evals.core.tally import Tally
 
 @dataclass(frozen=True)
 class Difference:
-    """How a metric changed.
+    """How a metric changed; all nan, and p 1, where no sample asks about it.
 
     Attributes:
         before: in the reference.
@@ -35,6 +36,11 @@ class Difference:
     p_exchange: float
     p_holm: float
     noise: float
+
+    @property
+    def is_defined(self) -> bool:
+        """Whether the samples ask about the metric: without questions whose answer is no there is no false yes."""
+        return not math.isnan(self.difference)
 
 
 @dataclass(frozen=True)
@@ -88,13 +94,17 @@ class Compared:
     runs: Mapping[str, Pairing]
 
     def to_dict(self) -> dict[str, Any]:
-        """Differences as fractions of 1 (lengths in their own unit), JSON-ready."""
+        """Differences as fractions of 1 (lengths in their own unit), JSON-ready; None where no sample asks about it."""
         keys = ("difference", "low", "high", "p", "p_holm")
+
+        def told(change: Difference, key: str) -> float | None:
+            return float(getattr(change, key)) if change.is_defined else None
+
         return {
             "reference": self.reference.name,
             "runs": {
                 name: {
-                    metric: {key: getattr(change, key) for key in keys}
+                    metric: {key: told(change, key) for key in keys}
                     for metric, change in pairing.metrics.items()
                 }
                 for name, pairing in self.runs.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,11 +115,13 @@ def _tidy_row(section: Section, run: Run, metric: str) -> tuple[str, ...]:
     if comparison is not None and run.name in comparison.runs:
         change = comparison.runs[run.name].metrics[metric]
         keys = ("difference", "low", "high", "p", "p_holm", "noise")
-        compared = [comparison.reference.name, *(repr(getattr(change, key)) for key in keys)]
-    told = (tally.title, run.name, run.methods, metric, tally.units.get(metric, "share"))
+        told = (repr(getattr(change, key)) if change.is_defined else "" for key in keys)
+        compared = [comparison.reference.name, *told]
+    labels = (tally.title, run.name, run.methods, metric, tally.units.get(metric, "share"))
     sizes = (len(run.lines), len({tally.cluster(line) for line in run.lines}), len(run.seeds))
     decoding = (str(run.generation.get(key, "")) for key in ("decode", "max_new_tokens"))
-    return (*told, repr(sum(values) / len(values)), *compared, *map(str, sizes), *decoding)
+    value = sum(values) / len(values)
+    return (*labels, "" if math.isnan(value) else repr(value), *compared, *map(str, sizes), *decoding)
 
 
 def report(runs: Sequence[str | Path], *, force: bool = False, resamples: int = 2000) -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
@@ -22,8 +23,12 @@ def comparison_text(comparison: Compared) -> str:
     """All tables and sentences, for a terminal."""
     parts = []
     for name, pairing in comparison.runs.items():
+        warnings = [f"Warning: {item}" for item in pairing.warnings]
+        left_out = 1 if pairing.dropped else 0
+        if left_out:
+            parts.append(filled(warnings[:left_out]))
         parts.append(plain(pair_table(comparison, name), terminal_width()))
-        parts.append(filled([verdict(comparison, name), *(f"Warning: {item}" for item in pairing.warnings)]))
+        parts.append(filled([verdict(comparison, name), *warnings[left_out:]]))
     return "\n\n".join(parts)
 
 
@@ -47,7 +52,9 @@ def pair_table(comparison: Compared, name: str) -> Table:
 def size_of(pairing: Pairing) -> str:
     """How much was compared."""
     seeds = f", {len(pairing.run.seeds)} seeds" if len(pairing.run.seeds) > 1 else ""
-    return f"n={pairing.samples} samples, {pairing.pictures} pictures{seeds}"
+    samples = "1 sample" if pairing.samples == 1 else f"{pairing.samples} samples"
+    pictures = "1 picture" if pairing.pictures == 1 else f"{pairing.pictures} pictures"
+    return f"n={samples}, {pictures}{seeds}"
 
 
 def _label(metric: str, tally: Tally) -> str:
@@ -56,6 +63,8 @@ def _label(metric: str, tally: Tally) -> str:
 
 
 def _cells(metric: str, change: Difference, tally: Tally) -> tuple[str, ...]:
+    if not change.is_defined:
+        return "-", "-", "-", "-", "-", "-"
     scale, digits = (1.0, 2) if metric in tally.units else (100.0, 1)
     before, after = (f"{scale * value:.{digits}f}" for value in (change.before, change.after))
     low, high = (f"{scale * value:+.{digits}f}" for value in (change.low, change.high))
@@ -189,6 +198,8 @@ def score(run: Run, lines: Sequence[Mapping[str, Any]], tally: Tally) -> Mapping
 
 
 def _spread(values: Sequence[float], name: str, tally: Tally) -> str:
+    if any(map(math.isnan, values)):
+        return "-"
     if name in tally.units:
         middle, wide = f"{mean(values):.2f}", f"{stdev(values):.2f}" if len(values) > 1 else ""
     else:

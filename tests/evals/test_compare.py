@@ -15,6 +15,7 @@ from lvlm_attn.evals.core.finished import names_of
 from lvlm_attn.evals.pope.answers import Answered
 from lvlm_attn.evals.pope.data import Question
 from lvlm_attn.evals.pope.score import score_pope
+from lvlm_attn.evals.reporting import report as la_report
 from tests.evals.runs import GENERATION, answers, chair_lines, pope_lines, run_of, settings, write_run
 
 
@@ -169,6 +170,36 @@ def test_common_samples_are_compared_and_the_rest_is_counted(pair):
     found = compare([run_of("a", pair[0][:200]), run_of("b", pair[1][50:])]).runs["b"]
     assert (found.samples, found.dropped) == (150, 90)
     assert any("90 samples" in warning for warning in found.warnings)
+    text = str(compare([run_of("a", pair[0][:200]), run_of("b", pair[1][50:])]))
+    assert text.startswith("Warning: 90 samples are left out")
+    assert text.count("90 samples") == 1
+
+
+def test_what_no_question_asks_about_is_a_dash_and_null(tmp_path, pair):
+    only_yes = [[line for line in lines if line["label"] == "yes"][:10] for lines in pair]
+    only_yes = [[{**line, "image": "0.jpg"} for line in lines] for lines in only_yes]
+    first, second = (write_run(tmp_path / name, lines) for name, lines in zip("ab", only_yes))
+    found = la.compare([first, second])
+    asked = {"accuracy", "precision", "recall", "f1", "yes_ratio"}
+    for metric, change in found.to_dict()["runs"]["b"].items():
+        assert all((value is None) == (metric not in asked) for value in change.values())
+    text = str(found)
+    assert "n=10 samples, 1 picture;" in " ".join(text.split())
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
+    assert rows["false_yes_rate"] == rows["balanced_accuracy"] == rows["mcc"] == ["-"] * 5
+    scored = pope_metrics(only_yes[0])
+    assert scored["false_yes_rate"] is None
+    assert scored["mean"]["false_yes_rate"] is None
+    made = la_report([first, second])
+    assert " nan" not in made.text("md")
+    assert "nan," not in made.text("csv")
+
+
+def test_a_picture_without_a_kind_of_question_does_not_spoil_the_interval(pair):
+    lines = [[line for i, line in enumerate(run) if line["label"] == "yes" or i < 3] for run in pair]
+    change = compare([run_of("a", lines[0]), run_of("b", lines[1])]).runs["b"].metrics["false_yes_rate"]
+    assert change.low <= change.difference <= change.high
+    assert 0 < change.p <= 1
 
 
 def warned(first, second, made=None, scoring=None):

@@ -142,7 +142,8 @@ def exchange_p_values(
     drawn = statistic(second.sum(0) - moved) - statistic(first.sum(0) + moved)
     found = statistic(second.sum(0, keepdims=True)) - statistic(first.sum(0, keepdims=True))
     # Equal sums in another order differ in their last bits, and must count as equal.
-    as_far = np.abs(drawn) >= np.abs(found) - 1e-12
+    # What is not defined counts as far, so that it never makes a difference significant.
+    as_far = ~(np.abs(drawn) < np.abs(found) - 1e-12)
     return np.asarray((1 + as_far.sum(0)) / (draws + 1))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import math
 import shutil
 import sys
 import textwrap
@@ -36,8 +37,8 @@ class Table:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A fraction of 1 as a percentage without sign; a dash for None."""
-    return "-" if value is None else f"{100 * value:.{digits}f}"
+    """A fraction of 1 as a percentage without sign; a dash for None and nan."""
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
 
 
 def p_value(value: float) -> str:

@@ -20,7 +20,7 @@ class Tally:
     Attributes:
         title: how tables name the benchmark.
         count: the counts of one line, given the run's scoring (parser, mode, ...).
-        metrics: sums of counts to metrics, named as in ``metrics.json``.
+        metrics: sums of counts to metrics, named as in ``metrics.json``; nan where nothing is asked about it.
         compared: names of the metrics that are compared, the most important ones first.
         outcome: the one among them that is the share of right, or of wrong, answers.
         is_right: whether the answer with these counts is a right one.

@@ -74,8 +74,11 @@ def count(answered: Iterable[Answered], parser: str = "strict") -> Counts:
     )
 
 
-def metrics(counts: Counts, unknown_is_wrong: bool = True) -> dict[str, float | int]:
-    """Turns counts into metrics; a quotient without a denominator is 0.
+def metrics(counts: Counts, unknown_is_wrong: bool = True) -> dict[str, float | int | None]:
+    """Turns counts into metrics; a quotient without a denominator is 0, what no question asks about is None.
+
+    Without a question whose answer is no there is no rate of false yes, without one whose answer is yes neither recall
+    nor F1, and without both kinds neither balanced accuracy nor ``mcc``.
 
     Args:
         counts: the table of verdicts.
@@ -93,15 +96,16 @@ def metrics(counts: Counts, unknown_is_wrong: bool = True) -> dict[str, float | 
     recall = _ratio(tp, positives if unknown_is_wrong else tp + fn)
     wrong_yes, wrong_no = negatives - tn, positives - tp
     spread = math.sqrt((tp + wrong_yes) * (tp + wrong_no) * (tn + wrong_yes) * (tn + wrong_no))
+    has_both = positives > 0 and negatives > 0
     return {
         "accuracy": _ratio(tp + tn, n),
         "precision": precision,
-        "recall": recall,
-        "f1": _ratio(2 * precision * recall, precision + recall),
+        "recall": recall if positives else None,
+        "f1": _ratio(2 * precision * recall, precision + recall) if positives else None,
         "yes_ratio": _ratio(tp + fp, n),
-        "balanced_accuracy": (_ratio(tp, positives) + _ratio(tn, negatives)) / 2,
-        "mcc": _ratio(tp * tn - wrong_yes * wrong_no, spread),
-        "false_yes_rate": _ratio(fp, negatives),
+        "balanced_accuracy": (tp / positives + tn / negatives) / 2 if has_both else None,
+        "mcc": _ratio(tp * tn - wrong_yes * wrong_no, spread) if has_both else None,
+        "false_yes_rate": fp / negatives if negatives else None,
         "unknown": unknown_yes + unknown_no,
         "tp": tp,
         "fp": fp,
@@ -165,8 +169,10 @@ def score_pope(answered: Sequence[Answered], parser: str = "strict", failed: int
     }
 
 
-def mean_over(per_category: Mapping[str, Mapping[str, float | int]]) -> dict[str, float]:
-    """Unweighted mean of each metric over the categories."""
-    return {
-        name: sum(float(row[name]) for row in per_category.values()) / len(per_category) for name in _MEANS
-    }
+def mean_over(per_category: Mapping[str, Mapping[str, float | int | None]]) -> dict[str, float | None]:
+    """Unweighted mean of each metric over the categories; None where a category has none."""
+    found: dict[str, float | None] = {}
+    for name in _MEANS:
+        values = [float(value) for row in per_category.values() if (value := row[name]) is not None]
+        found[name] = sum(values) / len(values) if len(values) == len(per_category) else None
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,8 @@ def tally_for(scoring: Mapping[str, Any]) -> Tally:
     unknown_is_wrong = scoring.get("parser", "strict") != "lmms"
 
     def metrics(sums: Sequence[float]) -> Mapping[str, float]:
-        return score.metrics(score.Counts(*sums), unknown_is_wrong)  # type: ignore[arg-type]
+        found = score.metrics(score.Counts(*sums), unknown_is_wrong)  # type: ignore[arg-type]
+        return {name: math.nan if value is None else value for name, value in found.items()}
 
     return Tally(
         title="POPE",

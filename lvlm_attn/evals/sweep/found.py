@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,9 +67,9 @@ class Sweep:
         first = next(iter(self.dev.runs.values()))
         return {
             "by": self.by,
-            "bare": {metric: change.before for metric, change in first.metrics.items()},
+            "bare": {metric: _number(change.before) for metric, change in first.metrics.items()},
             "points": {
-                name: {metric: change.after for metric, change in pairing.metrics.items()}
+                name: {metric: _number(change.after) for metric, change in pairing.metrics.items()}
                 for name, pairing in self.dev.runs.items()
             },
             "dev": self.dev.to_dict(),
@@ -91,9 +92,13 @@ class Sweep:
             change = pairing.metrics[self.by]
             scale, digits = (1.0, 2) if self.by in tally.units else (100.0, 1)
             told = (
-                f"{scale * change.difference:+.{digits}f}",
-                f"{scale * change.low:+.{digits}f} to {scale * change.high:+.{digits}f}",
-                p_value(change.p_holm),
+                ("-", "-", "-")
+                if not change.is_defined
+                else (
+                    f"{scale * change.difference:+.{digits}f}",
+                    f"{scale * change.low:+.{digits}f} to {scale * change.high:+.{digits}f}",
+                    p_value(change.p_holm),
+                )
             )
             cells = (self._cell(metric, pairing.metrics[metric].after) for metric in shown)
             rows.append((name, *told, *cells, str(pairing.samples)))
@@ -105,3 +110,7 @@ class Sweep:
 
     def _cell(self, metric: str, value: float) -> str:
         return f"{value:.2f}" if metric in self.dev.tally.units else percent(value)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

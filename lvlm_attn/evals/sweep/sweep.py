@@ -158,5 +158,7 @@ def _metric(dev: Benchmark, by: str | None) -> str:
 
 def _best(found: Comparison, metric: str) -> str:
     """The best point; of equal ones the first in the grid."""
+    if not all(run.metrics[metric].is_defined for run in found.runs.values()):
+        raise LvlmAttnError(f"no dev sample asks about {metric}; choose by {found.tally.outcome}.")
     sign = -1 if metric in found.tally.lower_is_better else 1
     return max(found.runs, key=lambda name: sign * found.runs[name].metrics[metric].after)

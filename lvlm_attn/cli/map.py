@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,6 +94,7 @@ def map_command(
     Example: lvlm-attn map --model toy --image photo.png --prompt "Describe this image." -o map.html
     """
     _check(out, view, word, prompt)
+    from lvlm_attn.maps.naming import short_name
     from lvlm_attn.prompts.images import open_image
 
     interventions = read_interventions(intervene)
@@ -103,10 +105,10 @@ def map_command(
     asked = _Asked(loaded, pictures, prompt, answer, max_new_tokens, layers, head, view)
     runs = [asked.record(())]
     if interventions:
-        runs.append(asked.record(interventions))
+        other = asked.record(interventions)
+        runs.append(replace(other, meta={**other.meta, "asked": "+".join(intervene or ())}))
     for maps in runs:
-        names = maps.meta["interventions"]
-        say(f"{'+'.join(names) or 'bare'}: {maps.meta['answers'][0]}")
+        say(f"{short_name(maps)}: {maps.meta['answers'][0]}")
     neutral = asked.neutral() if view == "contrast" or out.suffix.lower() == ".html" else None
     _write(out, runs, neutral, word, mention, view, number - 1, smooth)
     tell(f"Written to {out}")

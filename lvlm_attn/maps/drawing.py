@@ -82,11 +82,12 @@ class Drawing(Part):
         Raises:
             LvlmAttnError: if the maps cannot be shown together, have no such word, or the page cannot be written.
         """
-        from lvlm_attn.maps.viewer.page import page, run_name, write
+        from lvlm_attn.maps.naming import short_name
+        from lvlm_attn.maps.viewer.page import page, write
 
-        runs = {run_name(self._self): self._self}
+        runs = {short_name(self._self): self._self}
         if intervened is not None:
-            name = run_name(intervened)
+            name = short_name(intervened)
             runs[name if name not in runs else f"{name} (2)"] = intervened
         text = page(runs, neutral=neutral, limit=limit, word=word)
         if path is not None:

@@ -63,6 +63,7 @@ def test_interventions_are_shown_beside_the_bare_model(capsys, scene, tmp_path):
     mapped(capsys, scene, tmp_path / "a.html", "--intervene", "vhr", "--answer", "The image contains a bus.")
     text = (tmp_path / "a.html").read_text("utf-8")
     assert '"name":"bare"' in text
+    assert '"name":"vhr","full":"vhr:' in text
     assert '"views":["raw","no_sinks","relative","contrast"]' in text
 
 

@@ -1,11 +1,13 @@
 """The page in a headless Chromium: load, click, keys, pointer, both themes, both directions, two runs, a large run."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from lvlm_attn.layout.prompt import Block, ImageGrid
+from lvlm_attn.maps.naming import short_name
 from lvlm_attn.maps.viewer.page import page
 from tests.maps.browser import chromium, opened
 from tests.maps.made import hand_made
@@ -97,6 +99,26 @@ def test_a_page_opens_at_the_word_it_was_made_for(shown):
     assert "“hot”" in said(shown({"bare": hand_made()}, word="hotdog"))
 
 
+def test_a_page_opens_at_the_first_word_that_says_something(shown):
+    driver = shown({"bare": hand_made(words=[" The", " image", " contains", ",", " a", " dog", "."])})
+    assert "“dog”" in said(driver)
+    assert "“The”" in said(shown({"bare": hand_made(words=[" The", " image", "."])}))
+
+
+def test_a_long_name_of_a_run_leaves_the_pictures_at_one_height(shown):
+    full = "var:tau=3.5355339059327378,sink_dims=[85],layers=2..4"
+    bare, other = hand_made(), hand_made(seed=1)
+    other = replace(other, meta={**other.meta, "interventions": [full], "asked": "var"})
+    driver = shown({short_name(maps): maps for maps in (bare, other)})
+    heads = [item.text for item in driver.find_elements("css selector", ".panel h2")]
+    assert heads[:2] == ["bare", "var"]
+    lines = driver.find_elements("css selector", ".panel .full")
+    assert [line.get_attribute("title") for line in lines] == ["", full, ""]
+    tops = {round(item.rect["y"]) for item in driver.find_elements("css selector", "canvas.map")}
+    assert len(tops) == 1
+    assert "shaded" in driver.find_element("id", "legend").text
+
+
 def test_the_value_under_the_pointer(shown):
     maps = hand_made()
     driver = shown({"bare": maps})
@@ -176,8 +198,6 @@ def test_two_runs_share_the_cursor_and_the_token(shown):
 
 
 def test_several_images_and_tiles(shown):
-    from dataclasses import replace
-
     from lvlm_attn.maps.geometry import Frame, Level
     from lvlm_attn.maps.onto_image import MapImage
 

@@ -11,6 +11,7 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.maps.draw.heat import colour_bar, draw_heat, hatch, heat_of
 from lvlm_attn.maps.draw.overlay import _shape
 from lvlm_attn.maps.draw.style import INK, chosen, foot, new_figure, percent, plain, quoted
+from lvlm_attn.maps.naming import short_name
 
 if TYPE_CHECKING:
     from lvlm_attn.maps.attention_maps import AttentionMaps
@@ -84,11 +85,8 @@ def _check_alike(bare: AttentionMaps, intervened: AttentionMaps, is_one_shape: b
 
 
 def _named(maps: AttentionMaps) -> str:
-    """The interventions in full where that is short, else by name."""
-    names = [str(item) for item in maps.meta.get("interventions", ())]
-    whole = "+".join(names)
-    short = "+".join(name.partition(":")[0] for name in names)
-    return plain(whole if len(whole) <= 24 else short, 24) if names else "other"
+    """The interventions, shortly."""
+    return plain(short_name(maps), 24) if maps.meta.get("interventions") else "other"
 
 
 def _sum(mass: float, maps: AttentionMaps, signed: bool = False) -> str:

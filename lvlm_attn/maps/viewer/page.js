@@ -1,9 +1,13 @@
 // What is chosen, and what follows from it.
 
+// English words that name nothing that could be seen in a picture.
+const EMPTY_WORDS = new Set(("a an the this that these those there here it its in on at of to and or is are was were be " +
+  "has have with as by from for image picture photo photograph scene shows show showing depicts depict features " +
+  "feature contains contain displays captures i we you he she they").split(" "));
 const byId = (id) => document.getElementById(id);
 const state = {
   layer: 0, head: 0, view: "raw", image: 0, level: "all", direction: "from", opacity: 0.72,
-  tokens: runs.map((run) => firstToken(run)), // by run
+  tokens: firstTokens(), // by run
   place: null, // {level, row, col} of the image, or {token: [by run]}
   hover: null, // a point of the picture
 };
@@ -11,12 +15,25 @@ const pictures = told.images.map((image) => loaded(image.source));
 let current = []; // what the panels show: values by run, and what was drawn
 let turn = 0; // counts repaints, so that a late one is dropped
 
-// What is chosen when the page opens: the word it was made for, or the first one of the answer.
-function firstToken(run) {
-  const wanted = run.tokens.findIndex((token) => token.row >= 0 && token.row === run.start);
-  if (wanted >= 0) return wanted;
-  const answer = run.tokens.findIndex((token) => token.kind === "answer" && token.row >= 0);
-  return answer >= 0 ? answer : run.tokens.findIndex((token) => token.row >= 0);
+// What is chosen when the page opens: the word it was made for, or the first one of the answer that says something;
+// in a second run the same word, where it has it.
+function firstTokens() {
+  const said = (run, fits) => run.tokens.findIndex((token) => token.kind === "answer" && token.row >= 0 && fits(token));
+  const word = (token) => token.text.trim().toLowerCase();
+  let first = null;
+  return runs.map((run) => {
+    const tries = [
+      () => run.tokens.findIndex((token) => token.row >= 0 && token.row === run.start),
+      () => (first ? said(run, (token) => word(token) === word(first)) : -1),
+      () => said(run, (token) => /^[\p{L}\p{N}]/u.test(word(token)) && !EMPTY_WORDS.has(word(token))),
+      () => said(run, () => true),
+      () => run.tokens.findIndex((token) => token.row >= 0),
+    ];
+    let found = -1;
+    for (const attempt of tries) if (found < 0) found = attempt();
+    first = first || run.tokens[found];
+    return found;
+  });
 }
 
 function loaded(source) {
@@ -150,7 +167,7 @@ function paint() {
   legend(change, cells, most, { ...shown, signed: true, unit: shown.ratio ? "change of the ratio" : "change (%)" });
   const words = current.map((item) => item.token && visible(item.token.text).trim());
   change.said.textContent = both ? `“${words[1]}” minus “${words[0]}”`
-    : state.direction === "to" ? "Choose a direction and token to see a difference (D)." : "Choose a token that both runs have.";
+    : state.direction === "to" ? "Choose a direction and a word to see a difference (D)." : "Choose a token that both runs have.";
 }
 
 function legend(panel, drawn, top, shown) {
@@ -182,6 +199,9 @@ function placeName(number) {
 }
 
 function shadeTokens() {
+  byId("shading").textContent = state.direction === "to" ? "by how much each word attends to the chosen place"
+    : view().signed ? "what the chosen word attends to more than the mean: darkest, most"
+    : "what the chosen word attends to: darkest, most";
   panels.forEach((panel, number) => {
     const run = runs[number];
     const { row, received } = current[number];

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.maps.naming import full_name
 from lvlm_attn.maps.picking import rows_of
 from lvlm_attn.maps.viewer.describe import images_of, kept_keys, tokens_of
 from lvlm_attn.maps.viewer.packing import base64_of, pack
@@ -43,7 +44,8 @@ def page(
         neutral: maps of a neutral prompt about the same pictures, with the same layers and heads, for the view
             `contrast`.
         limit: most bytes; heads are averaged in groups where they do not fit, and the page says so.
-        word: what is chosen when the page opens, as in `maps[word]`; the first token of the answer if not given.
+        word: what is chosen when the page opens, as in `maps[word]`; the first word of the answer that says
+            something, such as a noun, if not given.
 
     Returns:
         A whole HTML document. It loads nothing, and its own rules forbid it to.
@@ -88,11 +90,6 @@ def write(path: Path, text: str) -> Path:
     except OSError as error:
         raise LvlmAttnError(f"The page could not be written to {path} ({error.strerror}).") from error
     return path
-
-
-def run_name(maps: AttentionMaps) -> str:
-    """What a run is called: its interventions, or that there were none."""
-    return "+".join(str(item) for item in maps.meta.get("interventions", ())) or "bare"
 
 
 def inline(text: str, height: int = 720) -> str:
@@ -146,7 +143,7 @@ def _run(
     told: dict[str, Any] = {
         "id": name,
         "name": label,
-        "interventions": [str(item) for item in maps.meta.get("interventions", ())],
+        "full": full_name(maps) if maps.meta.get("interventions") else "",
         "tokens": tokens_of(maps, keys),
         "rows": len(maps),
         "keys": len(keys),

@@ -19,7 +19,12 @@ class Panel {
     this.element = make("section", "panel");
     const view = this.element.appendChild(make("div", "view"));
     const name = run ? run.name : "difference (second minus first)";
-    view.append(make("h2", "", name));
+    const heading = view.appendChild(make("h2", "name", name));
+    heading.title = name;
+    // One line in every panel, so that the pictures stand beside each other at one height.
+    const full = view.appendChild(make("p", "full", run && run.full !== run.name ? run.full : ""));
+    full.title = full.textContent;
+    full.hidden = !runs.some((other) => other.full && other.full !== other.name);
     this.said = view.appendChild(make("p", "said"));
     this.canvas = view.appendChild(make("canvas", "map"));
     this.bar = view.appendChild(make("canvas", "bar"));

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from lvlm_attn.cli.common import Device, DeviceMap, Split, Stopped, load_model, read_interventions
-from lvlm_attn.evals.core.report import Table
+from lvlm_attn.evals.core.report import Table, percent
 
 if TYPE_CHECKING:
     from lvlm_attn.evals.study import Study
@@ -38,7 +38,7 @@ def demo(
 
     Answers found in the folder are used again; give another --out to start afresh.
     """
-    from lvlm_attn.cli.demo_words import introduction, mechanism, verdicts
+    from lvlm_attn.cli.demo_words import introduction, mechanism, question, verdicts
     from lvlm_attn.evals.core.report import show
     from lvlm_attn.evals.core.run_folder import check_writable
     from lvlm_attn.evals.core.runner import RunInterrupted
@@ -54,8 +54,9 @@ def demo(
     var, vhr = (read_interventions([runs[name]])[0] for name in ("VAR", "VHR"))
     for line in mechanism(*loaded, cast("VAR", var), cast("VHR", vhr), split, limit):
         typer.echo(line)
-    asked = len({(question.image, question.text) for question in pope.questions})
-    typer.echo(f"\nDoes it help? {limit} {split} scenes: {asked} yes/no questions, {limit} captions, greedy.")
+    typer.echo(
+        f"\n{_filled(question(len({(item.image, item.text) for item in pope.questions}), limit, split))}"
+    )
     show_progress = sys.stderr.isatty()
     try:
         done = study(
@@ -91,30 +92,29 @@ def settings(full: bool) -> dict[str, str]:
 
 def tables(done: Study) -> list[Table]:
     """Yes/no questions and captions: the scores, and the change with its 95 % interval."""
+    from lvlm_attn.evals.core.report import limits
+
     yes_no, captions = [], []
     for name, run in done.pope.items():
-        adversarial = run.metrics["per_category"]["adversarial"]
-        cells = (run.metrics["mean"]["accuracy"], adversarial["false_yes_rate"])
-        yes_no.append((name, *map(_points, cells), *_change(done.pope_tests, name, "accuracy")))
+        mean = run.metrics["mean"]
+        cells = (mean["accuracy"], mean["false_yes_rate"])
+        yes_no.append((name, *map(percent, cells), *_change(done.pope_tests, name, "accuracy")))
         caption = done.chair[name].metrics
         shares = (caption["chair_i"], caption["chair_s"], caption["recall"])
-        captions.append((name, *map(_points, shares), *_change(done.chair_tests, name, "chair_i")))
+        captions.append((name, *map(percent, shares), *_change(done.chair_tests, name, "chair_i")))
+    asked, described = (limits(next(iter(runs.values())).generation) for runs in (done.pope, done.chair))
     return [
         Table(
-            "Yes/no questions (POPE, %)",
+            f"Yes/no questions (POPE, means of its three splits, %; {asked})",
             ("run", "accuracy", "false yes", "change in accuracy", "fixed", "broken"),
             tuple(yes_no),
         ),
         Table(
-            "Captions (CHAIR, %)",
+            f"Captions (CHAIR, %; {described})",
             ("run", "CHAIR_i", "CHAIR_s", "recall", "change in CHAIR_i", "fixed", "broken"),
             tuple(captions),
         ),
     ]
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:.1f}"
 
 
 def _change(tests: Any, name: str, metric: str) -> tuple[str, str, str]:

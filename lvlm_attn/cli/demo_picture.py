@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 _SHADES = " .:-=+*#%@"
 _SINK = "S"
+SHADES_TOLD = (
+    f"attention, none to most: blank {' '.join(_SHADES.strip())}; {_SINK}: a sink, its share is below"
+)
 _LOOK_AT = 12  # so many scenes of the split are looked through for one that shows something
 
 
@@ -96,7 +100,7 @@ def drawn(moved: Moved) -> list[str]:
     side = math.isqrt(count)
     sinks = moved.is_sink[moved.is_patch]
     most = float(torch.cat([row[moved.is_patch][~sinks] for row in (moved.before, moved.after)]).max())
-    letters = _letters(moved.scene, side)
+    letters = letters_at(moved.scene, side)
     panels = [
         [letters.get(at, ".") for at in range(count)],
         *(_shaded(row[moved.is_patch], sinks, most) for row in (moved.before, moved.after)),
@@ -124,9 +128,10 @@ def shares(moved: Moved) -> list[str]:
     ]
 
 
-def legend(scene: Scene) -> str:
+def legend(moved: Moved) -> str:
     """Which letter stands for which object."""
-    return ", ".join(f"{letter} {name}" for name, letter in _names(scene).items())
+    shown = set(letters_at(moved.scene, math.isqrt(int(moved.is_patch.sum()))).values())
+    return ", ".join(f"{letter} {name}" for name, letter in names(moved.scene).items() if letter in shown)
 
 
 def chosen_heads(
@@ -142,27 +147,39 @@ def chosen_heads(
     return [(int(row["layer"]), [int(head) for head in row["most_often"]]) for row in rows]
 
 
-def _names(scene: Scene) -> dict[str, str]:
+def names(scene: Scene) -> dict[str, str]:
+    """A letter for each kind of object: its first as a capital, for a second one small, else another of its name."""
     given: dict[str, str] = {}
     for item in scene.objects:
-        free = [letter for letter in item.name.upper() + "ABCDEFGHIJKLM" if letter.isalpha()]
+        letters = item.name.replace(" ", "")
+        wanted = (letters[0].upper(), *letters, *string.ascii_letters)
         if item.name not in given:
             given[item.name] = next(
-                letter for letter in free if letter not in given.values() and letter != _SINK
+                letter for letter in wanted if letter not in given.values() and letter != _SINK
             )
     return given
 
 
-def _letters(scene: Scene, side: int) -> dict[int, str]:
-    """The letter of the object at each patch."""
-    found: dict[int, str] = {}
-    names, size = _names(scene), scene.image.width / side
-    for item in scene.objects:
-        x0, y0, x1, y1 = item.box
-        for row in range(int(y0 // size), math.ceil(y1 / size)):
-            for column in range(int(x0 // size), math.ceil(x1 / size)):
-                found[row * side + column] = names[item.name]
-    return found
+def letters_at(scene: Scene, side: int) -> dict[int, str]:
+    """The letter of the object that covers most of each patch; every object has the patch that it covers most."""
+    size, letters = scene.image.width / side, names(scene)
+    covered: list[tuple[float, int, int]] = []
+    for place, item in enumerate(scene.objects):
+        for at in range(side * side):
+            row, column = divmod(at, side)
+            wide = min(item.box[2], (column + 1) * size) - max(item.box[0], column * size)
+            high = min(item.box[3], (row + 1) * size) - max(item.box[1], row * size)
+            if wide > 0 and high > 0:
+                covered.append((wide * high, place, at))
+    covered.sort(reverse=True)
+    found: dict[int, int] = {}
+    for place in range(len(scene.objects) - 1, -1, -1):
+        best = next((at for _, other, at in covered if other == place and at not in found), None)
+        if best is not None:
+            found[best] = place
+    for _, place, at in covered:
+        found.setdefault(at, place)
+    return {at: letters[scene.objects[place].name] for at, place in found.items()}
 
 
 def _shaded(weights: Tensor, sinks: Tensor, most: float) -> list[str]:

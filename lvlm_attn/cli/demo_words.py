@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lvlm_attn.cli.demo_picture import chosen_heads, drawn, legend, most_moved, shares
+from lvlm_attn.cli.demo_picture import SHADES_TOLD, chosen_heads, drawn, legend, most_moved, shares
 
 if TYPE_CHECKING:
+    from lvlm_attn.evals.compare import Comparison
     from lvlm_attn.evals.study import Study
     from lvlm_attn.hooks.var import VAR
     from lvlm_attn.hooks.vhr import VHR
@@ -28,6 +29,15 @@ def introduction(model: str) -> str:
     )
 
 
+def question(asked: int, limit: int, split: str) -> str:
+    """What is measured, and how the tables are to be understood."""
+    return (
+        f"Does it help? {limit} {split} scenes: {asked} yes/no questions (one in several splits counts once) and "
+        f"{limit} captions. Brackets are 95 % intervals; fixed and broken count questions or captions that became "
+        "right or wrong. PAI raises attention to the picture and subtracts what the text alone would say."
+    )
+
+
 def mechanism(model: Any, processor: Any, var: VAR, vhr: VHR, split: str, count: int) -> Iterator[str]:
     """Lines that show on one picture what VAR and VHR do."""
     moved = most_moved(model, processor, var, split, count)
@@ -40,7 +50,8 @@ def mechanism(model: Any, processor: Any, var: VAR, vhr: VHR, split: str, count:
         "activation draws attention though nothing is there. VAR moves it to the others.\n"
     )
     yield from drawn(moved)
-    yield f"objects: {legend(moved.scene)}"
+    yield f"objects: {legend(moved)}"
+    yield SHADES_TOLD
     told = shares(moved)
     yield "; ".join(told[:2])
     yield "; ".join(told[2:])
@@ -57,7 +68,7 @@ def verdicts(done: Study, full: bool) -> Iterator[str]:
             return
         answers, captions = done.pope_tests.runs[name], done.chair_tests.runs[name]
         changed = (
-            f"{name} changed {answers.samples - answers.same_texts} of {answers.samples} answers and "
+            f"{name} changed {_changed(done.pope_tests, name)} of {answers.questions} answers and "
             f"{captions.samples - captions.same_texts} of {captions.samples} captions"
         )
         yes_no = _judged(answers.metrics["accuracy"], "accuracy on yes/no questions", lower=False)
@@ -72,6 +83,15 @@ def verdicts(done: Study, full: bool) -> Iterator[str]:
             yield f"{changed}: {' and '.join(kept)}."
         elif not full:
             yield f"{changed}: no difference beyond chance on these scenes."
+
+
+def _changed(compared: Comparison, name: str) -> int:
+    """How many distinct questions have another answer."""
+    before = {line["sample_id"]: line["raw_text"] for line in compared.reference.lines}
+    lines = compared.runs[name].run.lines
+    return len(
+        {compared.tally.question(line) for line in lines if before.get(line["sample_id"]) != line["raw_text"]}
+    )
 
 
 def _yes_shares(change: Any) -> str:

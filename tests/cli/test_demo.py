@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lvlm_attn.cli.demo import settings
-from lvlm_attn.cli.demo_picture import Moved, chosen_heads, drawn, most_moved, shares
+from lvlm_attn.cli.demo_picture import Moved, chosen_heads, drawn, letters_at, most_moved, names, shares
 from lvlm_attn.cli.demo_words import mechanism
 from lvlm_attn.hooks.var import VAR
 from lvlm_attn.hooks.vhr import VHR
@@ -55,6 +55,21 @@ def test_panels_show_objects_where_they_are_and_darker_where_more_is():
     assert shares(moved)[1] == "the sink patches (S): 50% -> 0%"
 
 
+def test_every_object_of_the_legend_is_in_the_picture_under_a_letter_of_its_own():
+    for scene in scenes("test", 60):
+        given = names(scene)
+        assert len(set(given.values())) == len(given) == len({item.name for item in scene.objects})
+        assert set(letters_at(scene, 12).values()) == set(given.values())
+        assert "S" not in given.values()
+        assert all(letter.lower() in name for name, letter in given.items())
+        for at in letters_at(scene, 12):
+            row, column = divmod(at, 12)
+            assert any(
+                x0 < 12 * column + 12 and 12 * column < x1 and y0 < 12 * row + 12 and 12 * row < y1
+                for x0, y0, x1, y1 in (item.box for item in scene.objects)
+            )
+
+
 def test_a_model_without_sinks_says_so(untrained):  # noqa: F811
     from lvlm_attn.loading import load as load_any
 
@@ -82,6 +97,17 @@ def test_the_whole_demo_is_one_screen_with_a_verdict_for_each_method(capsys, tmp
     assert len(out.splitlines()) < 70
     for name in ("VAR", "VHR", "VAR+VHR", "PAI"):
         assert f"\n{name} changed " in out
+    told = " ".join(out.split())
+    asked = re.search(r"(\d+) yes/no questions", told)[1]
+    assert set(re.findall(r"of (\d+) answers", told)) == {asked}
+    for needed in (
+        "95 % intervals",
+        "greedy, at most",
+        "PAI raises attention",
+        "S: a sink",
+        ". : - = + * # % @",
+    ):
+        assert needed in told
     assert "docs/results.md" in out
     assert (tmp_path / "demo/table.md").is_file()
 

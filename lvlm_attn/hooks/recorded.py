@@ -196,6 +196,7 @@ def _meta(
     size = math.sqrt(target.hidden_size)
     return {
         "model": f"{target.family.title}, {target.layers} layers of {target.heads} heads",
+        "layers": target.layers,
         "interventions": [written_form(other) for other in beside],
         "prompts": None if request is None or request.questions is None else list(request.questions),
         "answers": answers,

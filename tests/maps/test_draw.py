@@ -36,6 +36,18 @@ def test_an_overlay_says_token_layers_heads_view_and_unit():
     assert "attention weight above the mean per patch (%)" in one
 
 
+def test_an_overlay_says_who_was_asked_what_and_what_its_marks_mean():
+    maps = hand_made()
+    maps = replace(maps, meta={**maps.meta, "layers": 6, "interventions": ["var:rho=0.5"]})
+    shown = words_of(maps.overlay("dog"))
+    for part in ("Model: made.", "Prompt: “Say it:”", "Answer (var:rho=0.5): “A hotdog. A dog.”", "Ring: "):
+        assert part in shown
+    assert "mean of layers 0 to 1 of 6" in shown
+    assert "mean of all 2 layers" in words_of(replace(maps, meta={**maps.meta, "layers": 2}).overlay("dog"))
+    assert f"{100 * maps['dog'].grid()[0].max():.2g} %" in shown
+    assert shown.count("pixels from the left") == shown.count("pixels from the top") == 2
+
+
 def test_a_patch_has_its_weight_as_its_colour():
     maps = hand_made()["dog"]
     heat, grid = heat_of(maps), maps.grid()[0]
@@ -47,7 +59,9 @@ def test_every_token_has_a_map_in_the_strip():
     maps = hand_made()
     figure = maps.strip(columns=4)
     visible = [axes for axes in figure.axes if axes.get_visible() and axes.get_title()]
-    assert len(visible) == len(maps)
+    assert [axes.get_title().split("\n")[0] for axes in visible[:2]] == ["picture", "A"]
+    assert len(visible) == 1 + len(maps)
+    assert np.array_equal(visible[0].images[0].get_array(), np.asarray(maps.images[0][0].picture))
     limits = {image.get_clim() for axes in visible for image in axes.images[1:]}
     assert len(limits) == 1
     with pytest.raises(LvlmAttnError, match="1 to 60 tokens"):

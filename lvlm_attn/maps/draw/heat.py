@@ -27,6 +27,7 @@ class Heat:
         known: the picture.
         unit: what the colour bar says.
         is_signed: whether values below 0 mean something.
+        sign: what follows a value where it is written, such as `" %"`.
     """
 
     values: Map
@@ -34,6 +35,7 @@ class Heat:
     known: MapImage
     unit: str
     is_signed: bool
+    sign: str = ""
 
     @property
     def limit(self) -> float:
@@ -62,11 +64,19 @@ def heat_of(maps: AttentionMaps, image: int | None = None, level: str = "all", s
     values = pixels if is_ratio else 100 * area * pixels
     values = np.where(maps.seen(number), values, np.nan)
     unit = maps.unit if is_ratio else f"{maps.unit} per patch (%)"
-    return Heat(values, float(pixels.sum()), known, unit, maps.view_name == "relative")
+    is_signed = maps.view_name == "relative"
+    sign = "x" if is_ratio else " points" if is_signed else " %"
+    return Heat(values, float(pixels.sum()), known, unit, is_signed, sign)
 
 
 def draw_heat(
-    axes: Any, heat: Heat, limit: float | None = None, *, is_signed: bool | None = None, mark: bool = True
+    axes: Any,
+    heat: Heat,
+    limit: float | None = None,
+    *,
+    is_signed: bool | None = None,
+    mark: bool = True,
+    alpha: float = ALPHA,
 ) -> Any:
     """Draws a map over its greyed picture; returns the drawn image, for a colour bar.
 
@@ -76,6 +86,7 @@ def draw_heat(
         limit: the value of the last colour; None for the map's own highest.
         is_signed: whether colours run from minus to plus the limit.
         mark: whether the highest patch is marked.
+        alpha: how much of the colour lies over the picture.
     """
     size = heat.known.size
     assert size is not None
@@ -88,7 +99,7 @@ def draw_heat(
         cmap=DIVERGING if signed else SEQUENTIAL,
         vmin=-top if signed else 0,
         vmax=top,
-        alpha=ALPHA,
+        alpha=alpha,
         extent=(0, size[0], size[1], 0),
         interpolation="nearest",
     )
@@ -104,7 +115,8 @@ def draw_heat(
 def _pixel_axes(axes: Any, size: tuple[int, int]) -> None:
     axes.set_xlim(0, size[0])
     axes.set_ylim(size[1], 0)
-    axes.set_xlabel("pixels of the picture", fontsize=7, color=FAINT)
+    axes.set_xlabel("pixels from the left", fontsize=7, color=FAINT)
+    axes.set_ylabel("pixels from the top", fontsize=7, color=FAINT)
     axes.tick_params(labelsize=7, colors=FAINT)
 
 
@@ -128,7 +140,7 @@ def mark_peak(axes: Any, heat: Heat) -> None:
     y, x = (np.argwhere(is_top).mean(0) + 0.5).tolist()
     size = heat.known.size
     assert size is not None
-    label = f"{np.nanmax(heat.values):.2g}"
+    label = f"{written(float(np.nanmax(heat.values)))}{heat.sign}"
     right = x > 0.7 * size[0]
     axes.plot(
         [x],
@@ -153,6 +165,16 @@ def mark_peak(axes: Any, heat: Heat) -> None:
         color=INK,
         bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
     )
+
+
+def written(value: float) -> str:
+    """A number as people read it, with two digits at least.
+
+    Example:
+        >>> written(53.7), written(312.2), written(0.0612)
+        ('54', '312', '0.061')
+    """
+    return f"{value:.0f}" if abs(value) >= 99.5 else f"{value:.2g}"
 
 
 def draw_picture(axes: Any, known: MapImage, title: str) -> None:

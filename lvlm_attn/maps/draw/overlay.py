@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.maps.draw.heat import Heat, colour_bar, draw_heat, draw_picture, heat_of
-from lvlm_attn.maps.draw.style import INK, chosen, foot, new_figure, percent, plain, quoted
+from lvlm_attn.maps.draw.style import INK, NOTE, asked, chosen, foot, new_figure, percent, plain, quoted
 
 if TYPE_CHECKING:
     from lvlm_attn.maps.attention_maps import AttentionMaps
 
 _MOST = 60
+_LIGHT = 0.5
+"""How much of the colour lies over small pictures."""
+RING = "Ring: the patch with the highest value, which stands beside it."
 
 
 def overlay(
@@ -37,14 +40,14 @@ def overlay(
     """
     heat = heat_of(maps, image, level, smooth)
     width, height = _shape(heat)
-    figure = new_figure(2 * width + 1.6, height + 1.3)
+    figure = new_figure(2 * width + 1.6, height + 1.9)
     left, right = figure.subplots(1, 2)
     draw_picture(left, heat.known, "picture")
     drawn = draw_heat(right, heat)
     right.set_title(_says(maps, heat), fontsize=9, color=INK)
     colour_bar(figure, drawn, right, heat.unit)
     figure.suptitle(f"What {quoted(maps)} attends to\n{chosen(maps)}", fontsize=10, color=INK)
-    foot(figure)
+    foot(figure, NOTE, *asked(maps), RING)
     return figure
 
 
@@ -56,7 +59,7 @@ def strip(
     level: str = "all",
     smooth: bool = False,
 ) -> Any:
-    """Draws one map for every token, all in the same colours.
+    """Draws the picture, and one map for every token, all in the same colours.
 
     Args:
         maps: of a single sample.
@@ -78,27 +81,32 @@ def strip(
         )
     heats = [heat_of(row, image, level, smooth) for row in maps]
     limit = max(heat.limit for heat in heats)
-    across = max(1, min(columns, count))
-    down = math.ceil(count / across)
+    across = max(1, min(columns, count + 1))
+    down = math.ceil((count + 1) / across)
     width, height = _shape(heats[0], 1.5)
-    figure = new_figure(max(across * width + 1, 5), down * (height + 0.45) + 1.2)
+    figure = new_figure(max(across * (width + 0.08) + 1, 5), down * (height + 0.4) + 1.5)
+    figure.set_layout_engine("compressed", h_pad=0.03, w_pad=0.03)
     panels = figure.subplots(down, across, squeeze=False)
+    for axes in panels.ravel()[count + 1 :]:
+        axes.set_visible(False)
+    draw_picture(panels.flat[0], heats[0].known, "")
+    panels.flat[0].set_title("picture", fontsize=7.5, color=INK)
+    _without_axes(panels.flat[0])
     drawn = None
-    for place, axes in enumerate(panels.ravel()):
-        axes.set_xticks([])
-        axes.set_yticks([])
-        if place >= count:
-            axes.set_visible(False)
-            continue
-        drawn = draw_heat(axes, heats[place], limit, mark=False)
-        axes.set_xlabel("")
+    for place, axes in enumerate(panels.ravel()[1 : count + 1]):
+        drawn = draw_heat(axes, heats[place], limit, mark=False, alpha=_LIGHT)
+        _without_axes(axes)
         text = plain(maps.tokens[place].strip() or maps.tokens[place], 14)
         axes.set_title(f"{text}\n{percent(heats[place].mass)}", fontsize=7.5, color=INK)
     colour_bar(figure, drawn, panels, heats[0].unit)
     what = "change of weight on the picture" if heats[0].is_signed else "weight on the picture"
     figure.suptitle(f"What each token attends to, with its {what}\n{chosen(maps)}", fontsize=10, color=INK)
-    foot(figure)
+    foot(figure, NOTE, *asked(maps))
     return figure
+
+
+def _without_axes(axes: Any) -> None:
+    axes.set(xlabel="", ylabel="", xticks=[], yticks=[])
 
 
 def _says(maps: AttentionMaps, heat: Heat) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.maps.maps import Map
+from lvlm_attn.maps.naming import full_name
 
 if TYPE_CHECKING:
     from lvlm_attn.maps.attention_maps import AttentionMaps
@@ -68,23 +70,26 @@ def quoted(maps: AttentionMaps) -> str:
 def chosen(maps: AttentionMaps) -> str:
     """Which layers, heads and view maps show.
 
-    Example: ``layers 2 to 5 averaged, 4 heads averaged, raw weights``.
+    Example: ``mean of layers 2 to 4 of 6, mean of 4 heads, raw weights``.
     """
-    layers = maps.layers
+    layers, depth = maps.layers, maps.meta.get("layers")
+    of = f" of {depth}" if isinstance(depth, int) and len(layers) < depth else ""
     if layers == ("mean",):
         part = "layers averaged while recording"
     elif layers == ("rollout",):
         part = "all layers"
+    elif depth == len(layers) > 1:
+        part = f"mean of all {depth} layers"
     elif len(layers) == 1:
-        part = f"layer {layers[0]}"
+        part = f"layer {layers[0]}{of}"
     else:
-        part = f"mean of layers {runs([layer for layer in layers if isinstance(layer, int)])}"
+        part = f"mean of layers {runs([layer for layer in layers if isinstance(layer, int)])}{of}"
     if len(maps.heads) == 1:
         heads = f"head {maps.heads[0]}"
     else:
         heads = f"mean of {len(maps.heads)} heads" if maps.heads else "mean of the heads"
     view = maps.meta.get("view_note") or "raw weights"
-    return f"{part}, {heads}, {view}"
+    return f"{part}, {heads}, {plain(str(view), 100)}"
 
 
 def runs(numbers: Sequence[int]) -> str:
@@ -103,9 +108,26 @@ def runs(numbers: Sequence[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in parts)
 
 
-def foot(figure: Any, text: str = NOTE) -> None:
-    """A line below everything."""
-    figure.supxlabel(text, fontsize=7, color=FAINT, x=0.01, ha="left")
+def foot(figure: Any, text: str = NOTE, *lines: str) -> None:
+    """Small print below everything, as wide as the figure."""
+    across = max(40, int(16 * figure.get_figwidth()))  # letters
+    shown = [part for line in (*lines, text) for part in textwrap.wrap(line, across)]
+    figure.supxlabel("\n".join(shown), fontsize=7, color=FAINT, x=0.01, ha="left")
+
+
+def asked(maps: AttentionMaps, *others: AttentionMaps) -> list[str]:
+    """Which model was asked what, under what interventions, and what it answered."""
+    lines = []
+    prompts = maps.meta.get("prompts") or ()
+    if maps.meta.get("model"):
+        lines.append(f"Model: {plain(str(maps.meta['model']), 80)}.")
+    if len(prompts) == 1:
+        lines.append(f"Prompt: “{plain(str(prompts[0]), 200)}”")
+    for one in (maps, *others):
+        answers = one.meta.get("answers") or ()
+        if len(answers) == 1:
+            lines.append(f"Answer ({plain(full_name(one), 120)}): “{plain(str(answers[0]), 300)}”")
+    return lines
 
 
 def percent(share: float) -> str:

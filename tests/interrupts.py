@@ -67,6 +67,7 @@ def state(model):
         "attention registry": sorted(ALL_ATTENTION_FUNCTIONS.keys()),
         "mask registry": sorted(ALL_MASK_ATTENTION_FUNCTIONS.keys()),
         "global hooks": len(torch.nn.modules.module._global_forward_pre_hooks),
+        "gradients": torch.is_grad_enabled(),
     }
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lvlm_attn.errors import LvlmAttnError, closest, printable
-from lvlm_attn.families.devices import execution_device
 
 if TYPE_CHECKING:
     from lvlm_attn.evals.controls.found import Controls
@@ -140,6 +139,7 @@ def load_model(
 
 def _chosen(model: Any) -> str:
     """Device, dtype, backend and kernels of a model."""
+    from lvlm_attn.families.devices import execution_device
     from lvlm_attn.kernels.dispatch import picked
     from lvlm_attn.runtime.transformers_private import attention_of
 

@@ -170,8 +170,7 @@ def _first_token_scores(target: Target) -> Tensor:
             target.parts.layers[layer].register_forward_pre_hook(read, with_kwargs=True, prepend=True)
             for layer in middle
         ]
-        with torch.no_grad():
-            without_interventions(prompts)
+        torch.no_grad()(without_interventions)(prompts)
     finally:
         for handle in handles:
             handle.remove()

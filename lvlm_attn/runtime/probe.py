@@ -24,8 +24,8 @@ def probe(target: Target) -> None:
         ids = torch.zeros(1, 1, dtype=torch.long, device=execution_device(model))
         model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=False)
 
-    with torch.no_grad():
-        seen = without_interventions(one_token).seen
+    # As a call, not as a block: an interrupt on the way out of a block of ours would leave gradients off.
+    seen = torch.no_grad()(without_interventions)(one_token).seen
     missing = sorted(set(target.parts.softmax_layers) - seen)
     if missing:
         raise UnsupportedError(

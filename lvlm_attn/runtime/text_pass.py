@@ -95,8 +95,7 @@ def text_heads(
             for layer in layers
             if (projection := target.parts.output_projections[layer]) is not None
         ]
-        with torch.no_grad():
-            without_interventions(text)
+        torch.no_grad()(without_interventions)(text)
     finally:
         for handle in handles:
             handle.remove()

@@ -7,6 +7,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import lvlm_attn as la
+from lvlm_attn.runtime import registry
 from tests.decoding.steps import (
     check_an_exception_restores,
     cut,
@@ -116,11 +117,16 @@ def test_with_guidance_plain_generate_is_refused():
         model.generate(**tiny_inputs("llava", model, BATCH))
 
 
-def test_guidance_alone_leaves_the_attention_alone():
+def test_guidance_alone_leaves_the_attention_alone(monkeypatch):
     model = model_of("llava")
-    before = model.model.language_model.config._attn_implementation
-    with la.wrap(model, la.PAI(alpha=0, gamma=1.5)):
-        assert model.model.language_model.config._attn_implementation == before
+    inputs = tiny_inputs("llava", model, BATCH)
+    edited = []
+    attend = registry._attend_edited
+    monkeypatch.setattr(registry, "_attend_edited", lambda *given: edited.append(given) or attend(*given))
+    for alpha, edits in ((0, False), (0.5, True)):
+        with la.wrap(model, la.PAI(alpha=alpha, gamma=1.5)) as lvlm:
+            generated(lvlm, inputs)
+        assert bool(edited) == edits
 
 
 @pytest.mark.parametrize("name", FEW)

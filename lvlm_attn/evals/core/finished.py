@@ -143,11 +143,22 @@ def _joined(path: Path, name: str, parts: Sequence[Run]) -> Run:
 
 def generation_of(answers: Path) -> Mapping[str, Any]:
     """Decoding and limits of a `samples.jsonl` of a run folder; empty for answers of other tools."""
+    return _setting_of(answers, "generation")
+
+
+def question_files_of(answers: Path) -> list[str]:
+    """Names of the files that the questions of a `samples.jsonl` of a run folder came from, as far as it tells."""
+    files = _setting_of(answers, "benchmark").get("files")
+    listed = files if isinstance(files, list) else []
+    return [str(item["name"]) for item in listed if isinstance(item, Mapping) and "name" in item]
+
+
+def _setting_of(answers: Path, key: str) -> Mapping[str, Any]:
     config = answers.parent / "config.json"
     if answers.name != "samples.jsonl" or not config.is_file():
         return {}
     settings = read_object(config, "run settings").get("settings")
-    found = settings.get("generation") if isinstance(settings, Mapping) else None
+    found = settings.get(key) if isinstance(settings, Mapping) else None
     return found if isinstance(found, Mapping) else {}
 
 

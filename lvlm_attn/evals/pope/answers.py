@@ -27,6 +27,7 @@ from lvlm_attn.evals.core.fields import (
     flatten,
     image_of,
 )
+from lvlm_attn.evals.core.finished import question_files_of
 from lvlm_attn.evals.core.json_text import one_line
 from lvlm_attn.evals.core.pictures import image_key
 from lvlm_attn.evals.core.records import latest_by_id, read_records
@@ -194,13 +195,37 @@ def _pair(file: AnswerFile, questions: Sequence[Question]) -> tuple[str, Pairs]:
 def _match_samples(file: AnswerFile, questions: Sequence[Question], partial: bool) -> Matched:
     texts = {item.sample_id: item.text for item in file.given}
     found = [(question, texts.pop(question.sample_id, None)) for question in questions]
+    if all(text is None for _, text in found) and (renamed := _match_renamed(file, questions, partial)):
+        return renamed
     if texts and len(texts) > len(questions) // 2:
+        made = ", ".join(map(one_line, question_files_of(file.path)))
+        asked = ", ".join(one_line(name) for name in dict.fromkeys(item.source for item in questions) if name)
+        told = (
+            f": the run was made with {made}, and these questions are of {asked or 'another file'}"
+            if made
+            else ""
+        )
         raise LvlmAttnError(
-            f"{file.path} answers other questions ({one_line(str(next(iter(texts))))} is not in the question file); "
+            f"{file.path} answers other questions{told} ({one_line(str(next(iter(texts))))} is not among them); "
             "name the question files the run was made with."
         )
     answered = _require(found, file.path, partial or file.failed > 0)
     return Matched(answered, file.failed, len(texts), "sample_id")
+
+
+def _match_renamed(file: AnswerFile, questions: Sequence[Question], partial: bool) -> Matched | None:
+    """Ids begin with the question file's name: under another name the same pictures and questions tell the pairs."""
+    pairs = _by_picture(file.given, questions)
+    if pairs is None or {id(item) for _, item in pairs if item is not None} != {
+        id(item) for item in file.given
+    }:
+        return None
+    _refuse_other_splits(file, questions)
+    _refuse_two_answers(pairs, file)
+    texts = [(question, item.text if item else None) for question, item in pairs]
+    return Matched(
+        _require(texts, file.path, partial or file.failed > 0), file.failed, 0, "picture and question"
+    )
 
 
 def _by_picture(given: Sequence[Given], questions: Sequence[Question]) -> Pairs | None:

@@ -1,6 +1,7 @@
 """Which answers belong to which questions, and which files are one run."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -114,6 +115,44 @@ def test_what_does_not_fit_is_refused(tmp_path, rows, message):
     path = write(tmp_path / "a.jsonl", *({"text": "Yes", **row} for row in rows))
     with pytest.raises(LvlmAttnError, match=message):
         match_runs([path], RANDOM[:1] if "ways" in message else RANDOM)
+
+
+def run_folder(folder, *names, questions=RANDOM, stem="q"):
+    """Answers as a run of the questions under another file's name writes them."""
+    folder.mkdir()
+    files = [{"name": name, "sha256": "0", "rows": 3} for name in names]
+    settings = {"benchmark": {"name": "pope", "files": files}}
+    (folder / "config.json").write_text(json.dumps({"settings": settings}))
+    rows = [
+        {
+            "sample_id": f"{stem}:{q.question_id}",
+            "image": q.image,
+            "question": q.text,
+            "category": stem,
+            "raw_text": str(q.question_id),
+        }
+        for q in questions
+    ]
+    return write(folder / "samples.jsonl", *rows)
+
+
+def test_a_renamed_question_file_is_scored_by_pictures_and_questions(tmp_path):
+    path = run_folder(tmp_path / "run", "q.json")
+    assert matched(path, RANDOM[::-1]) == (["3", "2", "1"], "picture and question")
+    other = [replace(question, text=question.text.replace("random", "dog")) for question in RANDOM]
+    with pytest.raises(LvlmAttnError, match="answers other questions"):
+        match_runs([path], other)
+    begun = run_folder(tmp_path / "begun", "q.json", questions=RANDOM[:1])
+    assert matched(begun, RANDOM, partial=True) == (["1"], "picture and question")
+
+
+def test_answers_to_more_questions_name_both_files(tmp_path):
+    half = [replace(question, source="half") for question in RANDOM[:1]]
+    path = run_folder(tmp_path / "run", "q.json")
+    with pytest.raises(
+        LvlmAttnError, match=r"made with q\.json, and these questions are of half \(q:1 is not"
+    ):
+        match_runs([path], half)
 
 
 def test_an_answer_given_once_serves_every_split_that_asks(tmp_path):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from lvlm_attn.cli.common import Device, DeviceMap, Split, Stopped, load_model, read_interventions
-from lvlm_attn.evals.core.report import Table, percent
+from lvlm_attn.evals.core.tables import Table, percent, points
 
 if TYPE_CHECKING:
     from lvlm_attn.evals.study import Study
@@ -122,8 +122,7 @@ def _change(tests: Any, name: str, metric: str) -> tuple[str, str, str]:
     if pairing is None:
         return "", "", ""
     change = pairing.metrics[metric]
-    low, high = 100 * change.low, 100 * change.high
-    told = f"{100 * change.difference:+.1f} ({low:+.1f} to {high:+.1f})"
+    told = f"{points(change.difference)} ({points(change.low)} to {points(change.high)})"
     return told, str(pairing.better), str(pairing.worse)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm_attn.cli.demo_picture import SHADES_TOLD, chosen_heads, drawn, legend, most_moved, shares
+from lvlm_attn.evals.core.tables import percent, points
 
 if TYPE_CHECKING:
     from lvlm_attn.evals.compare import Comparison
@@ -96,10 +97,10 @@ def _changed(compared: Comparison, name: str) -> int:
 
 def _yes_shares(change: Any) -> str:
     """What could explain a gain: the share of yes, where it moved."""
-    if round(1000 * change.before) == round(1000 * change.after):
+    if percent(change.before) == percent(change.after):
         return ""
     return (
-        f" (it says yes to {100 * change.after:.1f} %, not {100 * change.before:.1f} %: that alone can do it; "
+        f" (it says yes to {percent(change.after)} %, not {percent(change.before)} %: that alone can do it; "
         "--controls tells)"
     )
 
@@ -109,4 +110,4 @@ def _judged(change: Any, what: str, lower: bool) -> str:
     if change.p_holm >= _LEVEL:
         return ""
     is_better = (change.difference < 0) == lower
-    return f"{what} {'better' if is_better else 'worse'} by {abs(100 * change.difference):.1f} points"
+    return f"{what} {'better' if is_better else 'worse'} by {points(change.difference)[1:]} points"

@@ -11,7 +11,16 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.core.finished import Run
 from lvlm_attn.evals.core.json_text import one_line
 from lvlm_attn.evals.core.report import chair_table, limits, pope_table, seeds_told
-from lvlm_attn.evals.core.tables import Table, filled, p_value, percent, plain, terminal_width
+from lvlm_attn.evals.core.tables import (
+    Table,
+    filled,
+    p_value,
+    percent,
+    plain,
+    points,
+    rounded,
+    terminal_width,
+)
 from lvlm_attn.evals.core.tally import Tally
 from lvlm_attn.evals.pairing import Compared, Difference, Pairing
 
@@ -66,12 +75,12 @@ def _cells(metric: str, change: Difference, tally: Tally) -> tuple[str, ...]:
     if not change.is_defined:
         return "-", "-", "-", "-", "-", "-"
     scale, digits = (1.0, 2) if metric in tally.units else (100.0, 1)
-    before, after = (f"{scale * value:.{digits}f}" for value in (change.before, change.after))
-    low, high = (f"{scale * value:+.{digits}f}" for value in (change.low, change.high))
+    before, after = (rounded(scale * value, digits) for value in (change.before, change.after))
+    low, high = (rounded(scale * value, digits, "+") for value in (change.low, change.high))
     return (
         before,
         after,
-        f"{scale * change.difference:+.{digits}f}",
+        rounded(scale * change.difference, digits, "+"),
         f"{low} to {high}",
         p_value(change.p),
         p_value(change.p_holm),
@@ -95,12 +104,12 @@ def verdict(comparison: Compared, name: str) -> str:
         else "by exchange of pictures,"
     )
     told = (
-        f"{name}: {_NAMES.get(metric, metric)} changes by {100 * change.difference:+.1f} points "
-        f"(95 % interval {100 * change.low:+.1f} to {100 * change.high:+.1f}; {test} p {p_value(change.p)}"
+        f"{name}: {_NAMES.get(metric, metric)} changes by {points(change.difference)} points "
+        f"(95 % interval {points(change.low)} to {points(change.high)}; {test} p {p_value(change.p)}"
         + (f", {p_value(change.p_holm)} after Holm" if len(comparison.runs) > 1 else "")
         + ")"
     )
-    floor = f"changes below {100 * change.noise:.1f} points cannot be told from chance with these samples."
+    floor = f"changes below {percent(change.noise)} points cannot be told from chance with these samples."
     if change.p_holm >= LEVEL:
         return f"{told}: no difference is shown; {floor}"
     is_better = (change.difference < 0) == (metric in comparison.tally.lower_is_better)
@@ -121,7 +130,7 @@ def overview_table(comparison: Compared) -> Table:
                 *cells[2:4],
                 str(pairing.better),
                 str(pairing.worse),
-                f"{100 * change.noise:.1f}",
+                percent(change.noise),
                 *cells[4:],
             )
         )
@@ -137,18 +146,15 @@ def once_table(comparison: Compared, title: str) -> Table:
     columns = ("run", "difference", "95 % interval", "better", "worse", "p", "p (Holm)")
     rows = []
     for name, pairing in comparison.runs.items():
-        points, interval = points_of(pairing.once)
+        change, interval = points_of(pairing.once)
         p_values = p_value(pairing.once.p), p_value(pairing.once.p_holm)
-        rows.append((name, points, interval, str(pairing.better), str(pairing.worse), *p_values))
+        rows.append((name, change, interval, str(pairing.better), str(pairing.worse), *p_values))
     return Table(title, columns, tuple(rows))
 
 
 def points_of(change: Difference) -> tuple[str, str]:
     """A difference and its interval, in points."""
-    return (
-        f"{100 * change.difference:+.1f}",
-        f"{100 * change.low:+.1f} to {100 * change.high:+.1f}",
-    )
+    return points(change.difference), f"{points(change.low)} to {points(change.high)}"
 
 
 def result_table(runs: Sequence[Run], tally: Tally) -> Table:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lvlm_attn.evals.core.tables import Table, p_value
+from lvlm_attn.evals.core.tables import Table, p_value, points
 
 FILE = "controls.json"
 """Lies in the folder of the run that was controlled; the runs of the controls lie in ``controls`` beside it."""
@@ -31,8 +31,8 @@ class Change:
 
     def told(self) -> str:
         """In points, with interval and p."""
-        low, high = 100 * self.low, 100 * self.high
-        return f"{100 * self.difference:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}, p {p_value(self.p)}"
+        interval = f"{points(self.low)} to {points(self.high)}"
+        return f"{points(self.difference)} points, 95 % interval {interval}, p {p_value(self.p)}"
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,10 @@ class Controls:
             if row.change is None:
                 rows.append((row.name, "-", "-", "-", "nothing to run"))
                 continue
-            low, high = 100 * row.change.low, 100 * row.change.high
             answer = "-" if not self.is_gain else "yes" if row.survives else "no"
             cells = (
-                f"{100 * row.change.difference:+.1f}",
-                f"{low:+.1f} to {high:+.1f}",
+                points(row.change.difference),
+                f"{points(row.change.low)} to {points(row.change.high)}",
                 p_value(row.change.p),
             )
             rows.append((row.name, *cells, answer))

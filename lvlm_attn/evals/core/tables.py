@@ -38,7 +38,30 @@ class Table:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """A fraction of 1 as a percentage without sign; a dash for None and nan."""
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
+    return "-" if value is None else rounded(100 * value, digits)
+
+
+def rounded(value: float, digits: int = 1, sign: str = "") -> str:
+    """A number with so many decimals, a half always up, so that a change agrees with the two numbers it lies between.
+
+    Args:
+        value: the number; nan becomes a dash.
+        digits: decimals.
+        sign: "+" to write the sign of positive numbers too.
+
+    Example:
+        >>> rounded(48.75), rounded(48.75 - 50, sign="+"), rounded(-0.01, sign="+")
+        ('48.8', '-1.2', '+0.0')
+    """
+    if not math.isfinite(value):
+        return "-"
+    steps = math.floor(round(value * 10**digits, 6) + 0.5)  # 6 digits: 0.1 + 0.05 is a half too
+    return f"{steps / 10**digits:{sign}.{digits}f}"
+
+
+def points(value: float, digits: int = 1) -> str:
+    """A fraction of 1 as percentage points, with its sign."""
+    return rounded(100 * value, digits, "+")
 
 
 def p_value(value: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lvlm_attn.evals.compare import Comparison
 from lvlm_attn.evals.core.report import limits
-from lvlm_attn.evals.core.tables import Table, p_value, percent
+from lvlm_attn.evals.core.tables import Table, p_value, percent, rounded
 from lvlm_attn.evals.pairing import Difference
 from lvlm_attn.evals.wording import pair_table, verdict
 
@@ -91,15 +91,14 @@ class Sweep:
         for name, pairing in self.dev.runs.items():
             change = pairing.metrics[self.by]
             scale, digits = (1.0, 2) if self.by in tally.units else (100.0, 1)
-            told = (
-                ("-", "-", "-")
-                if not change.is_defined
-                else (
-                    f"{scale * change.difference:+.{digits}f}",
-                    f"{scale * change.low:+.{digits}f} to {scale * change.high:+.{digits}f}",
+            low, high = (rounded(scale * value, digits, "+") for value in (change.low, change.high))
+            told = ("-", "-", "-")
+            if change.is_defined:
+                told = (
+                    rounded(scale * change.difference, digits, "+"),
+                    f"{low} to {high}",
                     p_value(change.p_holm),
                 )
-            )
             cells = (self._cell(metric, pairing.metrics[metric].after) for metric in shown)
             rows.append((name, *told, *cells, str(pairing.samples)))
         title = (

@@ -1,10 +1,21 @@
 import csv
 import io
+from decimal import Decimal
 
 import pytest
 
 from lvlm_attn.evals.core.report import chair_table, limits, pope_table
-from lvlm_attn.evals.core.tables import Table, comma_separated, html_table, latex, markdown, plain
+from lvlm_attn.evals.core.tables import (
+    Table,
+    comma_separated,
+    html_table,
+    latex,
+    markdown,
+    percent,
+    plain,
+    points,
+    rounded,
+)
 
 WIDE = Table(
     "A title",
@@ -47,6 +58,24 @@ def test_the_tables_of_results_fit_80_columns():
     for name in ("baseline", "crosslmm:grid=[3,3],source=S1,layers=2:+vhr:alpha=3.0"):
         for table in (pope_table({name: pope}), chair_table({name: chair})):
             assert max(map(len, plain(table, 80).splitlines())) <= 80
+
+
+def test_a_change_agrees_with_the_columns_beside_it():
+    """Of 80 answers, every odd share ends in a half of the last digit."""
+    for before in range(0, 81, 3):
+        for after in range(81):
+            told = [Decimal(percent(n / 80)) for n in (before, after)]
+            off = Decimal(points(after / 80 - before / 80)) - (told[1] - told[0])
+            if before % 2 and after % 2 == 0:  # the half of the first number went up
+                assert off == Decimal("0.1")
+            else:
+                assert off == 0
+
+
+def test_halves_go_up_and_nothing_is_minus_zero():
+    assert [percent(x) for x in (0.8875, 0.4875, 0.0005, 0.3 - 0.2495)] == ["88.8", "48.8", "0.1", "5.1"]
+    assert [points(x) for x in (0.0125, -0.0125, -0.0001, 0.0)] == ["+1.3", "-1.2", "+0.0", "+0.0"]
+    assert rounded(float("nan")) == percent(None) == "-"
 
 
 def test_csv_is_read_back():

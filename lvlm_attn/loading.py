@@ -13,7 +13,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import torch
 
-from lvlm_attn.errors import LvlmAttnError, shown
+from lvlm_attn.errors import LvlmAttnError, closest, shown
 from lvlm_attn.evals.core.ranks import local_device
 from lvlm_attn.families import family_of
 from lvlm_attn.runtime.transformers_private import set_attention_of
@@ -81,7 +81,10 @@ def load(
     except LvlmAttnError:
         raise
     except Exception as error:  # readers of weights and settings fail in ways of their own on damaged files
-        raise LvlmAttnError(f"Model {shown(str(name))} could not be loaded: {_reason(error)}") from error
+        hint = "" if Path(name).exists() else closest(str(name), ("toy",), least=0.6)
+        raise LvlmAttnError(
+            f"Model {shown(str(name))} could not be loaded: {_reason(error)}{hint}"
+        ) from error
     _refuse_incomplete(name, told)
     if "device_map" not in options:
         model = model.to(place)

@@ -50,9 +50,20 @@ def pope(
     model: Model,
     questions: Annotated[
         list[Path] | None,
-        typer.Option("--questions", help="POPE question file; repeat for several.", show_default=False),
+        typer.Option(
+            "--questions",
+            help='A POPE question file: a line each of JSON with "image", "text", "label"; repeat for several.',
+            show_default=False,
+        ),
     ] = None,
-    more_questions: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
+    more_questions: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="FILE",
+            help="Further question files, as `--questions *.json` gives them.",
+            show_default=False,
+        ),
+    ] = None,
     images: Images = None,
     data: DataSet = None,
     split: Split = "test",
@@ -77,6 +88,8 @@ def pope(
     as_json: Json = False,
 ) -> None:
     """Ask POPE's yes/no questions about objects and score the answers.
+
+    A question file has lines such as {"image": "dog.jpg", "text": "Is there a dog in the image?", "label": "yes"}.
 
     Example: lvlm-attn eval pope --model toy --data toy --intervene var:rho=0.5
     """

@@ -88,8 +88,9 @@ def map_command(
 ) -> None:
     """Show what a model attends to, word by word, and how interventions change that.
 
-    A page (.html) opens offline and lets you choose tokens, layers, heads and views. A picture shows one word
-    (--word), or every token of the answer.
+    A page (.html) opens offline and lets you choose tokens, layers, heads and views.
+
+    A picture shows one word (--word), or every token of the answer.
 
     Example: lvlm-attn map --model toy --image photo.png --prompt "Describe this image." -o map.html
     """
@@ -128,6 +129,10 @@ class _Asked:
         heads: list[int] | None,
         view: str,
     ):
+        from lvlm_attn.interventions.layers import select_layers
+        from lvlm_attn.wrapping import target_of
+
+        select_layers(layers, target_of(*loaded).layers, "--layers")
         self.loaded, self.pictures, self.prompt, self.answer = loaded, list(pictures), prompt, answer
         self.tokens, self.layers, self.heads = tokens, layers, heads
         self.rows = "all" if view == "rollout" else "generated"

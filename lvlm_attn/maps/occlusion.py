@@ -51,6 +51,15 @@ class Occlusion:
     image: MapImage
     view: str
 
+    def __repr__(self) -> str:
+        rows, cols = self.drop.shape
+        row, col = np.unravel_index(int(self.drop.argmax()), self.drop.shape)
+        return (
+            f"Occlusion({self.word!r}, {rows} x {cols} regions by {self.by}: logit {self.logit:.2f}, which drops most, "
+            f"by {self.drop.max():.2f}, without row {row + 1}, column {col + 1}; rank correlation with attention "
+            f"{self.correlation:+.2f})"
+        )
+
     def overlay(self) -> Any:
         """The drop of the logit beside the attention, as a matplotlib figure."""
         from lvlm_attn.maps.draw.occlusion import draw_occlusion

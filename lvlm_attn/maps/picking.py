@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lvlm_attn.errors import LvlmAttnError, closest
-from lvlm_attn.maps.words import count_word, find_word, joined_pieces, words_in
+from lvlm_attn.maps.words import count_word, find_word, joined_pieces, recorded_text, words_in
 
 if TYPE_CHECKING:
     from lvlm_attn.maps.attention_maps import AttentionMaps
@@ -64,9 +64,7 @@ def _word(maps: AttentionMaps, word: str, mention: int) -> list[int]:
         raise LvlmAttnError(
             f"{word!r} is mentioned {count} time(s), so there is no mention {mention}; count from 1."
         )
-    known = words_in(pieces)
-    listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "") if known else "none at all"
-    hint = closest(word, known, least=0.7)
+    hint = closest(word, words_in(pieces), least=0.7)
     raise LvlmAttnError(
-        f"No recorded token holds the word {word!r}.{hint} The words with rows are: {listed}."
+        f"No recorded token holds the word {word!r}.{hint} The tokens with rows say: {recorded_text(pieces)}."
     )

@@ -10,6 +10,8 @@ from typing import Any
 _BREAK = "\n\0\n"
 """Stands between tokens that do not follow one another; no word holds it."""
 
+_SPECIAL = re.compile(r"</?[\w|]+>")
+
 
 def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
     """The text that every token adds to what stands before it; joined, they are the decoded text.
@@ -84,10 +86,24 @@ def words_in(pieces: Sequence[str]) -> list[str]:
         ['A', 'dog', 'and', 'cat']
     """
     seen: dict[str, str] = {}
-    text = re.sub(r"</?[\w|]+>", " ", "".join(pieces))  # special tokens are no words
+    text = _SPECIAL.sub(" ", "".join(pieces))  # special tokens are no words
     for word in re.findall(r"\w+(?:['’-]\w+)*", text):
         seen.setdefault(word.casefold(), word)
     return list(seen.values())
+
+
+def recorded_text(pieces: Sequence[str], limit: int = 200) -> str:
+    """What pieces say, on one line, in quotes, cut off where it is long; gaps between them are three dots.
+
+    Example:
+        >>> recorded_text([" A", " traffic", " light", ".", " </s>"])
+        '“A traffic light.”'
+    """
+    text = _SPECIAL.sub(" ", "".join(pieces).replace(_BREAK, " ... "))
+    text = " ".join(text.split())
+    if not text:
+        return "nothing at all"
+    return f"“{text}”" if len(text) <= limit else f"“{text[: limit - 3]}...”"
 
 
 def joined_pieces(pieces: Sequence[str], positions: Sequence[int]) -> list[str]:

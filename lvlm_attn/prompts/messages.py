@@ -210,8 +210,8 @@ def _of_messages(
         images, waiting = waiting, []
     if waiting:
         raise LvlmAttnError(
-            f"Prompt {place} has {len(waiting)} images more than places for them; put {{'type': 'image'}} where each "
-            f"stands."
+            f"Prompt {place} was given {len(given)} image{'s' * (len(given) != 1)}, and its messages have places for "
+            f"{len(given) - len(waiting)}; put {{'type': 'image'}} into the message where each image stands."
         )
     return Chat(tuple(turns), tuple(images))
 

@@ -90,7 +90,7 @@ def test_a_turned_photo_is_mapped_upright(capsys, tmp_path):
         (("-o", "a.jpg"), "is no kind of map"),
         (("-o", "no/such/folder/a.png"), "does not exist; make it first"),
         (("-o", "a.html", "--view", "relativ"), "Did you mean 'relative'?"),
-        (("-o", "a.html", "--layers", "17"), "layer 17 is out of range"),
+        (("-o", "a.html", "--layers", "17"), "error: --layers: layer 17 is out of range"),
         (("-o", "a.html", "--layers", "x"), "cannot be read at 'x'"),
         (("-o", "a.html", "--head", "9"), "head 9 is out of range"),
         (("-o", "a.png", "--word", "zebra"), "No recorded token holds the word 'zebra'"),
@@ -116,3 +116,25 @@ def test_bad_input_is_one_sentence(capsys, scene, tmp_path, monkeypatch, argumen
 def test_an_empty_prompt(capsys, scene):
     arguments = ("map", "--model", "toy", "--image", scene, "--prompt", " ", "-o", "a.png")
     assert "--prompt is empty" in refused(capsys, *arguments)
+
+
+def test_a_word_near_to_the_toys_name(capsys, scene, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    arguments = ("map", "--model", "toi", "--image", scene, "--prompt", QUESTION, "-o", "a.maps")
+    assert refused(capsys, *arguments).rstrip().endswith("Did you mean 'toy'?")
+
+
+def test_no_help_breaks_a_sentence():
+    """A line break within a paragraph of help would stay one on every terminal."""
+    from typer.main import get_command
+
+    from lvlm_attn.cli.main import app
+
+    def texts(command):
+        yield command.help or ""
+        for one in getattr(command, "commands", {}).values():
+            yield from texts(one)
+
+    paragraphs = [part for text in texts(get_command(app)) for part in text.split("\n\n")]
+    assert len(paragraphs) > 40
+    assert [part for part in paragraphs if "\n" in part.strip()] == []

@@ -68,6 +68,7 @@ def test_hidden_keys_by_hand(maps, cells):
 
 def test_painted_regions(maps):
     check = maps.occlude("bus", by="pixels", cells=4)
+    assert repr(check).startswith("Occlusion('bus', 3 x 3 regions by pixels: logit ")
     assert check.logit == pytest.approx(maps.occlude("bus", cells=12).logit, abs=1e-4)
     car = next(item.box for item in toy.scenes("test")[0].objects if item.name == "car")
     middle = ((car[1] + car[3]) / 2 // 48, (car[0] + car[2]) / 2 // 48)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lvlm_attn.maps.words import count_word, find_word, joined_pieces, token_texts, words_in
+from lvlm_attn.maps.words import count_word, find_word, joined_pieces, recorded_text, token_texts, words_in
 from tests.maps.made import toy_model
 
 ANSWER = [" A", " hot", "dog", ",", " Dogs", " and", " a", " dog", "."]
@@ -43,6 +43,13 @@ def test_count_and_words():
     assert count_word(ANSWER, "") == 0
     pieces = [" It's", " a", " dog", ";", " a", " T-shirt", " </s>", "<|im_end|>"]
     assert words_in(pieces) == ["It's", "a", "dog", "T-shirt"]
+
+
+def test_what_was_recorded_is_quoted_as_it_stands():
+    pieces = joined_pieces([" A", " traffic", " light", ".", " Two", "</s>"], [4, 5, 6, 7, 9, 10])
+    assert recorded_text(pieces) == "“A traffic light. ... Two”"
+    assert recorded_text(["</s>"]) == "nothing at all"
+    assert len(recorded_text([" a"] * 400)) == 202
 
 
 def test_no_word_runs_over_a_gap():

@@ -198,7 +198,7 @@ def test_messages_and_questions_in_one_batch_equal_each_alone(toy, picture):
         (
             "p",
             [[{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]],
-            "1 images more than places",
+            "was given 1 image, and its messages have places for 0; put",
         ),
         (["p", "p"], ["x"], "2 images and 1 prompts"),
         ([5], ["x"], "image 0 of prompt 0 is 5 of type int"),

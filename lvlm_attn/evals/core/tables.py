@@ -181,13 +181,20 @@ def _wrapped(table: Table, width: int) -> list[str]:
                 lines += textwrap.wrap(
                     f"{name}: {cell}" if i else cell, width - _GAP * bool(i),
                     initial_indent=" " * (_GAP * bool(i)), subsequent_indent=" " * (2 * _GAP),
+                    break_on_hyphens=False,
                 )  # fmt: skip
         return lines
     lines = []
     for row in [table.columns, *table.rows]:
         start = "".join(cell.ljust(widths[i] + _GAP) for i, cell in enumerate(row[:-1]))
+        below = " " * lead
+        if any(
+            len(word) > width - lead for word in row[-1].split()
+        ):  # a name is not broken where a line has room
+            lines.append(start.rstrip())
+            start = below = " " * (2 * _GAP)
         lines += textwrap.wrap(
-            row[-1], width, initial_indent=start, subsequent_indent=" " * lead, break_on_hyphens=False
+            row[-1], width, initial_indent=start, subsequent_indent=below, break_on_hyphens=False
         ) or [start.rstrip()]
     return lines
 

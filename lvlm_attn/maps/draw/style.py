@@ -73,15 +73,16 @@ def chosen(maps: AttentionMaps) -> str:
     Example: ``mean of layers 2 to 4 of 6, mean of 4 heads, raw weights``.
     """
     layers, depth = maps.layers, maps.meta.get("layers")
-    of = f" of {depth}" if isinstance(depth, int) and len(layers) < depth else ""
+    count = len(layers)
+    of = f" of {depth}" if isinstance(depth, int) and count < depth else ""
     if layers == ("mean",):
         part = "layers averaged while recording"
     elif layers == ("rollout",):
         part = "all layers"
-    elif depth == len(layers) > 1:
-        part = f"mean of all {depth} layers"
-    elif len(layers) == 1:
+    elif count == 1:
         part = f"layer {layers[0]}{of}"
+    elif depth == count:
+        part = f"mean of all {depth} layers"
     else:
         part = f"mean of layers {runs([layer for layer in layers if isinstance(layer, int)])}{of}"
     if len(maps.heads) == 1:
@@ -118,13 +119,13 @@ def foot(figure: Any, text: str = NOTE, *lines: str) -> None:
 def asked(maps: AttentionMaps, *others: AttentionMaps) -> list[str]:
     """Which model was asked what, under what interventions, and what it answered."""
     lines = []
-    prompts = maps.meta.get("prompts") or ()
+    prompts: Sequence[Any] = maps.meta.get("prompts") or ()
     if maps.meta.get("model"):
         lines.append(f"Model: {plain(str(maps.meta['model']), 80)}.")
     if len(prompts) == 1:
         lines.append(f"Prompt: “{plain(str(prompts[0]), 200)}”")
     for one in (maps, *others):
-        answers = one.meta.get("answers") or ()
+        answers: Sequence[Any] = one.meta.get("answers") or ()
         if len(answers) == 1:
             lines.append(f"Answer ({plain(full_name(one), 120)}): “{plain(str(answers[0]), 300)}”")
     return lines

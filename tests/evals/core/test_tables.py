@@ -45,6 +45,8 @@ def test_text_goes_on_below_itself():
     lines = plain(table, 50).splitlines()
     assert max(map(len, lines)) <= 50
     assert " ".join(lines).count("word") == 40
+    ids = Table("T", ("name", "e.g."), (("x" * 20, f"{'a-' * 30}z, b"), ("y", "c")), text_columns=2)
+    assert plain(ids, 70).splitlines()[2:] == ["x" * 20, f"    {'a-' * 30}z, b", f"{'y':22}c"]
     names = Table("T", ("name", "what"), (("x" * 45, "word " * 40),), text_columns=2)
     assert max(map(len, plain(names, 60).splitlines())) <= 60
 

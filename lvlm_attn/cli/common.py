@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lvlm_attn.errors import LvlmAttnError, closest, printable
+from lvlm_attn.errors import LvlmAttnError, closest, printable, shown
 
 if TYPE_CHECKING:
     from lvlm_attn.evals.controls.found import Controls
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lvlm_attn.evals.core.evaluate import Evaluation
     from lvlm_attn.interventions.base import Intervention
 
+SAME_ANSWERS = 4
+"""So many answers that are all the same are told."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 Model = Annotated[str, typer.Option("--model", help="`toy`, a hub id, or a folder.")]
@@ -255,6 +257,15 @@ def say(text: str) -> None:
     typer.echo(printable(text))
 
 
+def tell_same_answer(texts: Sequence[str], run: str = "") -> None:
+    """A remark where a model says the same whatever it is shown; few answers may be the same by chance."""
+    words = {text.strip().rstrip(".").lower() for text in texts}
+    if len(texts) >= SAME_ANSWERS and len(words) == 1:
+        tell(
+            f"note: {run}every answer is {shown(*words)}; look at the prompt and the method before the scores."
+        )
+
+
 def finish(done: Evaluation, table: Any, as_json: bool, controls: Controls | None = None) -> None:
     """Prints a finished evaluation, from rank 0 alone; failed samples are named and make the exit code 1."""
     if is_silent():
@@ -271,6 +282,7 @@ def finish(done: Evaluation, table: Any, as_json: bool, controls: Controls | Non
             show(controls.table())
             say(filled(controls.sentences()))
         say(f"Written to {done.folder}")
+    tell_same_answer([str(line.get("raw_text") or "") for line in done.lines if not line.get("error")])
     failed = [line for line in done.lines if line.get("error")]
     if failed:
         tell(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lvlm_attn.cli.chair import Captions, Instances, ground_truth_of
-from lvlm_attn.cli.common import Json, print_json, say, tell
+from lvlm_attn.cli.common import Json, print_json, say, tell, tell_same_answer
 
 if TYPE_CHECKING:
     from lvlm_attn.evals.pope.data import PopeData
@@ -93,7 +93,9 @@ def pope(
         return
     show(pope_table(results, f"POPE, parser {parser}, {made_with(answers)} (%)"))
     for name, result in results.items():
-        _comment(result, f"{name}: " if len(results) > 1 else "")
+        told = f"{name}: " if len(results) > 1 else ""
+        _comment(result, told)
+        tell_same_answer([item.text for item in runs[name].answered], told)
 
 
 def _relabelled(data: PopeData, files: list[Path] | None) -> tuple[Any, Relabelled | None]:

@@ -71,6 +71,8 @@ def test_a_corrupt_picture_fails_alone_and_is_told(capsys, untrained, tmp_path):
     assert (json.loads(out)["n"], json.loads(out)["failed"]) == (2, 1)
     assert "1 of 3 samples failed" in err
     assert "b.png cannot be read" in err
+    _, out, _ = call(capsys, *run, "--out", tmp_path / "run")
+    assert ", n=2 (1 of 3 failed)" in " ".join(out.split())
     Image.new("RGB", (60, 40), "blue").save(tmp_path / "b.png")
     code, out, _ = call(capsys, *run, "--out", tmp_path / "run", "--json")
     assert (code, json.loads(out)["n"]) == (0, 3)

@@ -334,6 +334,23 @@ def test_eval_chair_describes_the_pictures_of_coco_that_are_in_the_folder(capsys
     assert (code, json.loads(out)["n"]) == (0, 1), err
 
 
+def test_answers_that_are_all_the_same_are_told(capsys, write):
+    def told(texts):
+        asked = [
+            {"question_id": i, "image": f"{i}.jpg", "text": f"Is there a cat{i} in the image?"}
+            for i in range(4)
+        ]
+        questions = write(
+            "q.jsonl", [{**item, "label": ("yes", "no")[i % 2]} for i, item in enumerate(asked)]
+        )
+        answers = write("a.jsonl", [{"question_id": i, "answer": text} for i, text in enumerate(texts)])
+        _, _, err = call(capsys, "eval", "score", "pope", "--answers", answers, "--questions", questions)
+        return "every answer is 'no'" in err
+
+    assert told(["No", "no.", "No.", " no"])
+    assert not told(["No", "no.", "No.", "yes"])
+
+
 def test_scoring_imports_neither_torch_nor_transformers(tmp_path, write):
     import subprocess
     import sys

@@ -42,7 +42,7 @@ def pope_table(runs: Mapping[str, Mapping[str, Any]], title: str = "POPE (%)") -
             wide = _spread_of(result, category)
             cells = (with_spread(percent, row, wide, key, 2) for key in shares)
             rows.append((name, category, *cells, counted(row["unknown"]), str(row["n"])))
-    return Table(title, columns, tuple(rows), text_columns=2)
+    return Table(title + failed_told(runs), columns, tuple(rows), text_columns=2)
 
 
 def chair_table(runs: Mapping[str, Mapping[str, Any]], title: str = "CHAIR (%)") -> Table:
@@ -71,7 +71,7 @@ def chair_table(runs: Mapping[str, Mapping[str, Any]], title: str = "CHAIR (%)")
             rows.append((f"{name}, {subset}", *_chair_cells(part)))
         if "subsets" in row:
             rows.append((f"{name}, mean ± deviation of subsets", *_chair_cells(row["subsets"])))
-    return Table(title, columns, tuple(rows))
+    return Table(title + failed_told(runs), columns, tuple(rows))
 
 
 def _chair_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -129,6 +129,24 @@ def limits(generation: Mapping[str, Any]) -> str:
         decode = f"{beams} beams"
     limit = generation.get("max_new_tokens")
     return decode if limit is None else f"{decode}, at most {limit} tokens"
+
+
+def failed_told(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """What titles say of samples that failed and are in no score; nothing where none did.
+
+    Example:
+        >>> failed_told({"vhr": {"n": 4, "failed": 4}})
+        ', n=4 (4 of 8 failed)'
+    """
+    parts = []
+    for name, result in runs.items():
+        failed, scored = result.get("failed") or 0, result.get("n") or 0
+        if failed:
+            run = f"{name}: " if len(runs) > 1 else ""
+            parts.append(
+                f", {run}n={counted(scored)} ({counted(failed)} of {counted(scored + failed)} failed)"
+            )
+    return "".join(parts)
 
 
 def seeds_told(metrics: Mapping[str, Any]) -> str:

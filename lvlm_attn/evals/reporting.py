@@ -86,7 +86,7 @@ class Report:
         if form == "csv":
             return comma_separated(tidy_table(self.sections))
         write = {"md": markdown, "latex": latex}[form]
-        parts = []
+        parts = ["% The preamble needs \\usepackage{booktabs}.\n"] if form == "latex" else []
         for section in self.sections:
             parts += [write(table) for table in section.tables()]
             mark = "- " if form == "md" else "% "

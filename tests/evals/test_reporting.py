@@ -57,6 +57,9 @@ def test_csv_has_a_row_per_run_and_metric(folders):
 
 def test_latex_escapes_names(folders):
     text = report(folders).text("latex")
+    assert text.startswith("% The preamble needs \\usepackage{booktabs}.\n")
+    labels = re.findall(r"\\label\{(.*?)\}", text)
+    assert len(set(labels)) == len(labels) == text.count(r"\begin{table}")
     assert r"e\_vil" in text
     assert "e_vil" not in re.sub(r"(?m)^%.*$", "", text)
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 5

@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import math
+import re
 import shutil
 import sys
 import textwrap
@@ -254,15 +255,30 @@ def latex_text(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
+def _latex_line(table: Table, cells: Sequence[str]) -> str:
+    written = [
+        text if i < table.text_columns else re.sub(r"(?<![\w-])-(?=\d)", "$-$", text)
+        for i, text in enumerate(map(latex_text, cells))
+    ]
+    return " & ".join(written) + r" \\"
+
+
+def _latex_label(title: str) -> str:
+    """What the table is about, without the conditions in brackets."""
+    words = re.findall(r"[a-z0-9]+", title.split(" (")[0].lower())
+    return "tab:" + ("-".join(words) or "table")
+
+
 def latex(table: Table) -> str:
-    r"""The table for LaTeX, with `\usepackage{booktabs}`; the title is its caption."""
+    r"""The table for LaTeX, with `\usepackage{booktabs}`; the title is its caption, and its start the label."""
     kinds = "l" * table.text_columns + "r" * (len(table.columns) - table.text_columns)
-    head, *rows = (" & ".join(map(latex_text, line)) + r" \\" for line in [table.columns, *table.rows])
+    head, *rows = (_latex_line(table, line) for line in [table.columns, *table.rows])
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{latex_text(table.title)}}}",
+            rf"\label{{{_latex_label(table.title)}}}",
             rf"\begin{{tabular}}{{{kinds}}}",
             r"\toprule",
             head,

@@ -80,6 +80,16 @@ def test_halves_go_up_and_nothing_is_minus_zero():
     assert rounded(float("nan")) == percent(None) == "-"
 
 
+def test_latex_has_minus_signs_and_a_label():
+    table = Table(
+        "POPE: vhr-2 against bare (greedy; %)", ("run", "x"), (("vhr -2", "-0.3 to +1.4"), ("a", "-"))
+    )
+    text = latex(table)
+    assert r"vhr -2 & $-$0.3 to +1.4 \\" in text
+    assert r"a & - \\" in text
+    assert r"\label{tab:pope-vhr-2-against-bare}" in text
+
+
 def test_csv_is_read_back():
     table = Table("T", ("run", "x"), (('a "quoted", name', "1"),))
     assert list(csv.reader(io.StringIO(comma_separated(table)))) == [["run", "x"], ['a "quoted", name', "1"]]

@@ -203,7 +203,11 @@ def _contrast(maps: AttentionMaps, neutral: AttentionMaps | None = None, lam: fl
             here = value[row : row + 1, :, :, ours[row]]
             new[row : row + 1, :, :, ours[row]] = contrasted(here, mean[row : row + 1, :, theirs[row]], lam)
         weights[layer] = new
-    return _shown(maps, weights, "contrast", "ratio to the neutral prompt", "divided by a neutral prompt")
+    asked: Sequence[Any] = neutral.meta.get("prompts") or ()
+    note = "divided by " + (
+        f"the neutral prompt “{asked[0]}”" if len(set(asked)) == 1 else "a neutral prompt"
+    )
+    return _shown(maps, weights, "contrast", "ratio to the neutral prompt", note)
 
 
 def _rollout(maps: AttentionMaps, residual: float = 0.5) -> AttentionMaps:

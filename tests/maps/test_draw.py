@@ -75,6 +75,15 @@ def test_pictures_by_layer():
     assert "share of the attention (%)" in grid
     mass = 100 * float(maps.weights[1][0, 2, :, 2:14].sum(-1).mean())
     assert f"{mass:.3g}" in grid
+    assert "Attention of 7 tokens, mean, on the images" in grid
+    nothing = {
+        layer: value.index_fill(-1, torch.arange(2, 14), 2e-17) for layer, value in maps.weights.items()
+    }
+    nothing[0] = maps.weights[0]
+    word = words_of(replace(maps, weights=nothing)["hotdog"].layer_head_grid())
+    assert "Attention of “hotdog” on the images" in word
+    assert "e-" not in word
+    assert word.split("\n").count("0") >= 8
     assert "entropy (nats)" in words_of(maps.by_layer())
     stack = maps.class_plot()
     heights = [patch.get_height() for patch in stack.axes[0].patches]
@@ -107,16 +116,39 @@ def test_comparing_shows_the_difference():
         "bare: “dog”",
         "var:rho=0.5: “dog”",
         "difference",
-        "change of attention weight per patch (%)",
+        "change of attention weight per patch (percentage points)",
+        "dotted: fell by over ",
+        " points on the picture",
+        "Answer (var:rho=0.5)",
     ):
         assert part in shown
-    drawn = figure.axes[2].images[-1]
+    assert figure.axes[0].get_title() == "picture"
+    drawn = figure.axes[3].images[-1]
     wanted = other["dog"].grid()[0] - bare["dog"].grid()[0]
     assert np.allclose(np.asarray(drawn.get_array())[::10, ::10], 100 * wanted)
     with pytest.raises(LvlmAttnError, match="different pictures"):
         bare.compare(hand_made(size=(50, 30)))
     with pytest.raises(LvlmAttnError, match="other views, layers or heads"):
         bare.compare(other.layer(1))
+
+
+def test_ratios_have_a_log_scale_around_1():
+    maps, neutral = hand_made(), hand_made(seed=2)[:1]
+    weights = {
+        layer: value.index_fill(-1, torch.tensor([5]), 1e-9) for layer, value in neutral.weights.items()
+    }
+    shown = maps["dog"].view("contrast", neutral=replace(neutral, weights=weights))
+    figure = shown.overlay()
+    norm = figure.axes[1].images[-1].norm
+    most = float(heat_of(shown).values.max())
+    assert most > 1e3
+    assert norm.vmax >= most
+    assert float(norm(1.0)) == pytest.approx(0.5)
+    text = words_of(figure)
+    for part in ("(log scale)", f"{most:.2g}x", "the neutral prompt “Say it:”"):
+        assert part in text
+    other = maps["hotdog"].view("contrast", neutral=replace(neutral, weights=weights))
+    assert "second divided by first" in words_of(shown.compare(other))
 
 
 def test_methods_with_many_parameters_are_compared_by_name():

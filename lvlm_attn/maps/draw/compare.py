@@ -8,13 +8,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.maps.draw.heat import colour_bar, draw_heat, hatch, heat_of
-from lvlm_attn.maps.draw.overlay import _shape
-from lvlm_attn.maps.draw.style import INK, chosen, foot, new_figure, percent, plain, quoted
+from lvlm_attn.maps.draw.heat import Heat, colour_bar, draw_heat, draw_picture, hatch, heat_of, written
+from lvlm_attn.maps.draw.overlay import RING, _shape
+from lvlm_attn.maps.draw.style import (
+    INK,
+    NOTE,
+    asked,
+    chosen,
+    foot,
+    new_figure,
+    percent,
+    plain,
+    points,
+    quoted,
+)
 from lvlm_attn.maps.naming import short_name
 
 if TYPE_CHECKING:
     from lvlm_attn.maps.attention_maps import AttentionMaps
+
+_FALL = 0.15
+"""Which share of the largest change a fall has to be to be dotted."""
+_TINY = 1e-12
 
 
 def compare(
@@ -25,7 +40,7 @@ def compare(
     level: str = "all",
     smooth: bool = False,
 ) -> Any:
-    """Draws two maps of the same picture in the same colours, and the second minus the first.
+    """Draws the picture, two maps of it in the same colours, and the second minus the first (divided by it, if ratios).
 
     Args:
         bare: maps of a single sample.
@@ -45,32 +60,44 @@ def compare(
     """
     first, second = (heat_of(maps, image, level, smooth) for maps in (bare, intervened))
     _check_alike(bare, intervened, first.values.shape == second.values.shape)
-    change = replace(
-        first, values=second.values - first.values, mass=second.mass - first.mass, is_signed=True
-    )
     limit = max(first.limit, second.limit)
-    width, height = _shape(first, 3.1)
-    figure = new_figure(3 * width + 2.4, height + 1.5)
-    panels = figure.subplots(1, 3)
+    width, height = _shape(first, 2.9)
+    figure = new_figure(4 * width + 2.6, height + 2.3)
+    plain_picture, *panels = figure.subplots(1, 4)
+    draw_picture(plain_picture, first.known, "picture")
     for axes, heat, maps, name in zip(panels, (first, second), (bare, intervened), ("bare", "")):
         drawn = draw_heat(axes, heat, limit)
         axes.set_title(
             f"{name or _named(maps)}: {quoted(maps)}\n{_sum(heat.mass, bare)}", fontsize=9, color=INK
         )
     colour_bar(figure, drawn, panels[1], first.unit)
-    top = max(float(np.nanmax(np.abs(change.values))), 1e-12)
-    drawn = draw_heat(panels[2], change, top, mark=bool(np.nanmax(change.values) > 0))
-    axes = panels[2]
-    has_fallen = np.nan_to_num(change.values) < -0.15 * top
+    _draw_change(figure, panels[2], first, second)
+    figure.suptitle(chosen(bare), fontsize=10, color=INK)
+    foot(figure, NOTE, *asked(bare, intervened), RING)
+    return figure
+
+
+def _draw_change(figure: Any, axes: Any, first: Heat, second: Heat) -> None:
+    """The last panel: where it rose, and, dotted, where it fell."""
+    if first.is_ratio:
+        change = replace(first, values=second.values / np.maximum(first.values, _TINY))
+        top, fallen = change.limit, 0.8
+        has_fallen = np.nan_to_num(change.values, nan=1.0) < fallen
+        title, unit = f"second divided by first\n(dotted: below {fallen:g}x)", "quotient (log scale)"
+    else:
+        values, mass = second.values - first.values, second.mass - first.mass
+        change = replace(first, values=values, mass=mass, is_signed=True, sign=" points")
+        top = max(float(np.nanmax(np.abs(values))), 1e-12)
+        has_fallen = np.nan_to_num(values) < -_FALL * top
+        title = (
+            f"difference: {points(mass)} on the picture\ndotted: fell by over {written(_FALL * top)} points"
+        )
+        unit = f"change of {first.unit.replace('(%)', '(percentage points)')}"
+    drawn = draw_heat(axes, change, top, mark=bool(np.nanmax(change.values) > 0))
     if has_fallen.any():
         hatch(axes, has_fallen, "....")  # in grey both ends of the colours are dark
-    axes.set_title(
-        f"difference (dotted: fell)\n{_sum(change.mass, bare, signed=True)}", fontsize=9, color=INK
-    )
-    colour_bar(figure, drawn, axes, f"change of {first.unit}")
-    figure.suptitle(chosen(bare), fontsize=10, color=INK)
-    foot(figure)
-    return figure
+    axes.set_title(title, fontsize=9, color=INK)
+    colour_bar(figure, drawn, axes, unit)
 
 
 def _check_alike(bare: AttentionMaps, intervened: AttentionMaps, is_one_shape: bool) -> None:
@@ -89,8 +116,7 @@ def _named(maps: AttentionMaps) -> str:
     return plain(short_name(maps), 24) if maps.meta.get("interventions") else "other"
 
 
-def _sum(mass: float, maps: AttentionMaps, signed: bool = False) -> str:
+def _sum(mass: float, maps: AttentionMaps) -> str:
     if maps.view_name == "contrast":
         return "ratio to the neutral prompt"
-    sign = "+" if signed and mass > 0 else ""
-    return f"{sign}{percent(mass)} on the picture"
+    return f"{points(mass) if maps.view_name == 'relative' else percent(mass)} on the picture"

@@ -38,8 +38,16 @@ class Heat:
     sign: str = ""
 
     @property
+    def is_ratio(self) -> bool:
+        """Whether the values are ratios, coloured by their logarithm."""
+        return self.sign == "x"
+
+    @property
     def limit(self) -> float:
-        """The largest value, by size."""
+        """The largest value, by size; of ratios, how far the farthest is from 1, as a factor."""
+        if self.is_ratio:
+            known = self.values[np.nan_to_num(self.values) > 0]
+            return float(max(known.max(), 1 / known.min(), 10.0)) if known.size else 10.0
         return max(float(np.nanmax(np.abs(self.values))), 1e-12)
 
 
@@ -63,7 +71,7 @@ def heat_of(maps: AttentionMaps, image: int | None = None, level: str = "all", s
     area = width * height / (finest.rows * finest.cols)
     values = pixels if is_ratio else 100 * area * pixels
     values = np.where(maps.seen(number), values, np.nan)
-    unit = maps.unit if is_ratio else f"{maps.unit} per patch (%)"
+    unit = f"{maps.unit} (log scale)" if is_ratio else f"{maps.unit} per patch (%)"
     is_signed = maps.view_name == "relative"
     sign = "x" if is_ratio else " points" if is_signed else " %"
     return Heat(values, float(pixels.sum()), known, unit, is_signed, sign)
@@ -96,9 +104,8 @@ def draw_heat(
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(0, size[0], size[1], 0), interpolation="bilinear")
     drawn = axes.imshow(
         np.ma.masked_invalid(heat.values),
-        cmap=DIVERGING if signed else SEQUENTIAL,
-        vmin=-top if signed else 0,
-        vmax=top,
+        cmap=DIVERGING if signed or heat.is_ratio else SEQUENTIAL,
+        **_scale(heat, signed, top),
         alpha=alpha,
         extent=(0, size[0], size[1], 0),
         interpolation="nearest",
@@ -110,6 +117,15 @@ def draw_heat(
         mark_peak(axes, heat)
     _pixel_axes(axes, size)
     return drawn
+
+
+def _scale(heat: Heat, signed: bool, top: float) -> dict[str, Any]:
+    """Which values the first and the last colour stand for."""
+    if heat.is_ratio:
+        from matplotlib.colors import LogNorm
+
+        return {"norm": LogNorm(1 / top, top, clip=True)}
+    return {"vmin": -top if signed else 0, "vmax": top}
 
 
 def _pixel_axes(axes: Any, size: tuple[int, int]) -> None:
@@ -140,7 +156,8 @@ def mark_peak(axes: Any, heat: Heat) -> None:
     y, x = (np.argwhere(is_top).mean(0) + 0.5).tolist()
     size = heat.known.size
     assert size is not None
-    label = f"{written(float(np.nanmax(heat.values)))}{heat.sign}"
+    most = float(np.nanmax(heat.values))
+    label = f"{f'{most:.2g}' if heat.is_ratio else written(most)}{heat.sign}"
     right = x > 0.7 * size[0]
     axes.plot(
         [x],

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lvlm_attn.maps.draw.style import FAINT, INK, SEQUENTIAL, foot, new_figure, plain
+from lvlm_attn.maps.draw.style import FAINT, INK, SEQUENTIAL, foot, new_figure, plain, quoted
 from lvlm_attn.maps.maps import Map
 from lvlm_attn.maps.statistics import CLASSES, class_masses, entropies, image_mass
 
@@ -42,7 +42,13 @@ def heat_table(
             for col in range(across):
                 colour = "white" if values[row, col] < 0.55 * high else INK
                 axes.text(
-                    col, row, f"{values[row, col]:.3g}", ha="center", va="center", fontsize=7, color=colour
+                    col,
+                    row,
+                    _cell(float(values[row, col]), high),
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color=colour,
                 )
     bar = figure.colorbar(drawn, ax=axes, pad=0.02)
     bar.set_label(unit, fontsize=8)
@@ -67,11 +73,25 @@ def layer_head_grid(maps: AttentionMaps, *, image: int | None = None) -> Any:
         values,
         maps.layers,
         maps.heads,
-        title=f"Attention on {which}, mean of {len(maps)} token(s)",
+        title=f"Attention of {_whose(maps)} on {which}",
         unit="share of the attention (%)",
     )
     foot(figure)
     return figure
+
+
+def _whose(maps: AttentionMaps) -> str:
+    """The word, if the rows are of one; else how many tokens."""
+    if maps.batch == 1 and maps.pieces is not None and len(maps.words) == 1:
+        return quoted(maps)
+    return f"{len(maps)} tokens, mean,"
+
+
+def _cell(value: float, high: float) -> str:
+    """A number of a cell; rounding errors of sums are 0."""
+    if abs(value) < 1e-6 * high:
+        return "0"
+    return "<0.0001" if 0 < value < 1e-4 else f"{value:.3g}"
 
 
 def by_layer(maps: AttentionMaps) -> Any:

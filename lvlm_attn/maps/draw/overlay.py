@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.maps.draw.heat import Heat, colour_bar, draw_heat, draw_picture, heat_of
-from lvlm_attn.maps.draw.style import INK, NOTE, asked, chosen, foot, new_figure, percent, plain, quoted
+from lvlm_attn.maps.draw.style import (
+    INK,
+    NOTE,
+    asked,
+    chosen,
+    foot,
+    new_figure,
+    percent,
+    plain,
+    points,
+    quoted,
+)
 
 if TYPE_CHECKING:
     from lvlm_attn.maps.attention_maps import AttentionMaps
@@ -113,7 +124,7 @@ def _says(maps: AttentionMaps, heat: Heat) -> str:
     if maps.view_name == "contrast":
         return "above 1: more than for the neutral prompt"
     if heat.is_signed:
-        return f"above (+) or below (-) the mean; sum {percent(heat.mass)}"
+        return f"above (+) or below (-) the mean; sum {points(heat.mass)}"
     return f"{percent(heat.mass)} of the attention is on this picture"
 
 

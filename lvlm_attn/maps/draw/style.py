@@ -145,6 +145,16 @@ def percent(share: float) -> str:
     return f"{value:.{digits if abs(value) < 10 else 1}f} %"
 
 
+def points(share: float) -> str:
+    """A difference of shares, in percentage points.
+
+    Example:
+        >>> points(0.1234), points(-0.00096)
+        ('+12.3 points', '-0.096 points')
+    """
+    return f"{'+' if share > 0 else ''}{percent(share).removesuffix(' %')} points"
+
+
 def grey_picture(picture: Any, size: tuple[int, int]) -> Map:
     """`(height, width)` in 0 to 1: the picture without colours and with little contrast, to lie below a map."""
     if picture is None:

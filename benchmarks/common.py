@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -204,10 +205,23 @@ def ratio(times: Mapping[str, list[float]], name: str, base: str) -> float:
     return statistics.median(times[name]) / statistics.median(times[base])
 
 
-def peak_memory(module: str, arguments: list[str]) -> float:
-    """Peak memory in MiB of `python -m module arguments`, which prints it as its last line."""
+def peak_memory(module: str, arguments: list[str], give_back: bool = False) -> float:
+    """Peak memory in MiB of `python -m module arguments`, which prints it as its last line.
+
+    Args:
+        module: of the benchmark.
+        arguments: its arguments.
+        give_back: have glibc give every freed block of more than 64 KiB back at once. Otherwise it keeps the freed
+            copies of a growing cache wherever something small that lives on was put between them, and what is
+            resident says little about what is held.
+    """
+    more = {"MALLOC_MMAP_THRESHOLD_": "65536"} if give_back else {}
     output = subprocess.run(
-        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=True
+        [sys.executable, "-m", module, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **more},
     ).stdout
     return float(output.strip().splitlines()[-1])
 

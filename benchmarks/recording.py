@@ -65,10 +65,10 @@ def long_prompt(new_tokens: int, side: int) -> dict[str, Any]:
     """Memory and tensors of the long prompt, each run in a process of its own."""
     arguments = ["--new-tokens", str(new_tokens), "--side", str(side), "--part"]
     found: dict[str, Any] = {"new_tokens": new_tokens, "prompt_tokens": side**2 + LONG_TEXT}
-    plain = peak_memory("benchmarks.recording", [*arguments, "peak of plain"])
+    plain = peak_memory("benchmarks.recording", [*arguments, "peak of plain"], give_back=True)
     print(f"\nprompt of {found['prompt_tokens']:,} tokens, {new_tokens} new ones")
     for variant in VARIANTS[1:]:
-        peak = peak_memory("benchmarks.recording", [*arguments, f"peak of {variant}"]) - plain
+        peak = peak_memory("benchmarks.recording", [*arguments, f"peak of {variant}"], give_back=True) - plain
         predicted = peak_memory("benchmarks.recording", [*arguments, f"prediction of {variant}"])
         found[variant] = {"predicted_mib": predicted, "peak_beyond_plain_mib": peak}
         print(f"{variant:10}  predicted {predicted:7.1f} MiB, at its peak {peak:7.1f} MiB beyond plain")

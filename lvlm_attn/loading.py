@@ -82,9 +82,8 @@ def load(
         raise
     except Exception as error:  # readers of weights and settings fail in ways of their own on damaged files
         hint = "" if Path(name).exists() else closest(str(name), ("toy",), least=0.6)
-        raise LvlmAttnError(
-            f"Model {shown(str(name))} could not be loaded: {_reason(error)}{hint}"
-        ) from error
+        reason = f"Model {shown(str(name))} could not be loaded: {_reason(error)}{hint}"
+        raise LvlmAttnError(reason) from error
     _refuse_incomplete(name, told)
     if "device_map" not in options:
         model = model.to(place)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Measure hallucination: generate answers and score them.")
 
 
+# Long because every option of the command is a parameter.
 @app.command("pope")
 def pope(
     model: Model,

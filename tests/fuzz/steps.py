@@ -82,7 +82,7 @@ class Fuzz:
             self.errors += 1
         finally:
             interrupt.stop()
-            torch.set_grad_enabled(True)  # torch's own, which an interrupt may leave off
+            torch.set_grad_enabled(True)  # transformers' own no_grad, which a trace may leave before its end
         try:
             for one in self.subjects:
                 one.check()

@@ -33,12 +33,11 @@ class Subject:
         self.open = []
         self._weights = {key: value.clone() for key, value in self.model.state_dict().items()}
         self._said, self._states = {}, {}
-        with torch.no_grad():
-            for backend in reversed(BACKENDS):
-                self.set_backend(backend)
-                with la.wrap(self.model, la.PAINT(layers=(0,))):  # names are registered once in a process
-                    self.model(**self.inputs)
-                self._states[backend] = state(self.model)
+        for backend in reversed(BACKENDS):
+            self.set_backend(backend)
+            with torch.no_grad(), la.wrap(self.model, la.PAINT(layers=(0,))):  # names: once in a process
+                self.model(**self.inputs)
+            self._states[backend] = state(self.model)
 
     def set_backend(self, backend):
         """What a user may do at any time."""

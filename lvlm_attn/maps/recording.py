@@ -55,7 +55,9 @@ class Step:
         place = torch.zeros_like(own, dtype=torch.long).scatter(1, read.index, numbers)
         parts = []
         for is_kind in (own, following):
-            packed = Rows.of(is_kind)
+            packed = (
+                Rows.of(is_kind) if bool(is_kind.any()) else None
+            )  # a single query is packed untouched, too
             if packed is None:
                 continue
             rows = packed.index + first

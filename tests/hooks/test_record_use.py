@@ -9,6 +9,7 @@ import torch
 import lvlm_attn as la
 from lvlm_attn import toy
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.maps import recording
 from lvlm_attn.maps.recording import predicted_bytes
 from tests.maps.made import toy_maps, toy_model
 from tests.tiny import tiny_inputs, tiny_model
@@ -34,6 +35,24 @@ def test_maps_of_the_toy_are_those_of_eager_attention():
     for layer in wanted.layers:
         assert float((maps.weights[layer] - wanted.weights[layer]).abs().max()) < 5e-6
     assert maps["car"].pixels().sum() == pytest.approx(wanted["car"].pixels().sum(), abs=1e-6)
+
+
+def test_a_decoding_step_is_held_once(monkeypatch):
+    held = []
+    add = recording.Log.add
+
+    def noted(log, step, layer, weights):
+        held.append(weights)
+        return add(log, step, layer, weights)
+
+    monkeypatch.setattr(recording.Log, "add", noted)
+    model = tiny_model("llava")
+    inputs = tiny_inputs("llava", model, [(1,)])
+    with la.wrap(model, la.record()):
+        model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    assert len(held) > 2
+    assert [weights.shape[2] for weights in held] == [1] * len(held)
+    assert all(weights.untyped_storage().nbytes() == weights.numel() * 4 for weights in held)
 
 
 def test_an_answer_ends_with_its_end_token():

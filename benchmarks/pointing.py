@@ -4,16 +4,18 @@ The toy captions test scenes. For the first mention of every object that is in t
 word: is its highest place in a box of the object, how much of it lies there, and does it order regions as hiding them
 orders the word's logit? Nothing is tuned. Then words that name what is there against words that do not.
 
-    python -m benchmarks.pointing [--scenes 200] [--save]
+    python -m benchmarks.pointing [--scenes 200] [--keep words.jsonl] [--save]
 
-``--save`` writes the tables in ``docs/pointing.md`` anew, between their two markers; the prose is written by hand.
+``--keep`` writes the words of every scene to a file, and takes those that it holds from there. ``--save`` writes the
+tables in ``docs/pointing.md`` anew, between their two markers; the prose is written by hand.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +170,21 @@ def _order(grid: Any, drop: Any) -> float:
     return rank_correlation(regions, drop)
 
 
+def _kept(path: Path | None) -> dict[int, list[Word]]:
+    """The words of every scene in a file of an earlier run; a last line that was cut short is left out."""
+    found: dict[int, list[Word]] = {}
+    for line in path.read_text("utf-8").splitlines(keepends=True) if path and path.exists() else ():
+        if line.endswith("\n"):
+            scene, words = json.loads(line)
+            found[scene] = [Word(**word) for word in words]
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--split", default="test", choices=("dev", "test"))
+    parser.add_argument("--keep", type=Path, help="a file for the words of every scene, to go on with")
     parser.add_argument("--save", action="store_true", help="write the tables into docs/pointing.md")
     options = parser.parse_args()
 
@@ -182,7 +195,11 @@ def main() -> None:
 
     model, processor = la.load("toy")
     words: list[Word] = []
+    kept = _kept(options.keep)
     for scene in toy.scenes(options.split, options.scenes):
+        if scene.index in kept:
+            words += kept[scene.index]
+            continue
         picture = scene.image
         found = recorded(model, processor, picture)
         inputs = encode_prompts(processor, [picture], [PROMPT])
@@ -192,7 +209,11 @@ def main() -> None:
             so_far = found.maps.ids[:, length:target]
             return float(la.vhd(model, inputs, generated=so_far if so_far.shape[1] else None).t_vhd()[0])
 
-        words += measured(scene, found, divergence)
+        new = measured(scene, found, divergence)
+        words += new
+        if options.keep:
+            with options.keep.open("a", encoding="utf-8") as file:
+                file.write(json.dumps((scene.index, [asdict(word) for word in new])) + "\n")
         if (scene.index + 1) % 20 == 0:
             print(f"{scene.index + 1} scenes, {len(words)} words", flush=True)
     made = tables(words, list(VIEWS), f"{options.scenes} {options.split} scenes")

@@ -201,9 +201,10 @@ class AttentionMaps(Numbers, Drawing):
             LvlmAttnError: if one was not recorded, or heads were averaged.
         """
         if not self.heads:
-            raise LvlmAttnError(
-                "Heads were averaged in these maps; record them with reduce=None to choose one."
-            )
+            remedy = "record them with reduce=None to choose one"
+            if "averaged_heads" in self.meta:
+                remedy = f"choose before the view, as in maps.head(0).view({self.view_name!r}, ...)"
+            raise LvlmAttnError(f"Heads were averaged in these maps; {remedy}.")
         for head in heads:
             if head not in self.heads:
                 known = ", ".join(map(str, self.heads))

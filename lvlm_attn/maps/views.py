@@ -81,19 +81,28 @@ def relative(weights: Tensor, others: Tensor, is_row: Tensor) -> Tensor:
 
 
 def contrasted(weights: Tensor, neutral: Tensor, lam: float = 1e-8) -> Tensor:
-    """`w_ij / (g_j + lam)`, with g the attention of a prompt that asks for nothing in particular.
+    """`w_ij / (g_j + lam)`, with w and g the means over heads, g of a prompt that asks for nothing in particular.
 
-    Above 1 where this token attends more than the neutral prompt does.
+    Above 1 where this token attends more than the neutral prompt does. Heads are averaged before they are divided: the
+    mean of their ratios would be that of the heads which ignore a patch. Layers and tokens are divided each by itself.
 
-    Source: CARVE (Ge et al., arXiv 2509.06461, section 4), whose `lam` this is; the same ratio, with a generic
-    instruction, in Zhang et al. (arXiv 2502.17422).
+    Source: CARVE (Ge et al., arXiv 2509.06461, section 4), whose `lam` this is and which adds up the ratios of layers,
+    where maps take their mean; the same ratio, with a generic instruction, in Zhang et al. (arXiv 2502.17422).
 
     Args:
         weights: `(batch, heads, rows, keys)`.
         neutral: `(batch, heads, keys)`.
         lam: keeps empty keys from dividing by 0.
+
+    Returns:
+        `(batch, 1, rows, keys)`.
+
+    Example:
+        >>> weights, neutral = torch.tensor([[[[0.1]], [[0.5]]]]), torch.tensor([[[0.1], [0.2]]])
+        >>> contrasted(weights, neutral, lam=0.0)  # 0.3 / 0.15, not the mean of 1 and 2.5
+        tensor([[[[2.]]]])
     """
-    return weights / (neutral[:, :, None] + lam)
+    return weights.mean(1, keepdim=True) / (neutral.mean(1, keepdim=True)[:, :, None] + lam)
 
 
 def rollout(layers: Sequence[Tensor], residual: float = 0.5) -> Tensor:
@@ -198,7 +207,7 @@ def _contrast(maps: AttentionMaps, neutral: AttentionMaps | None = None, lam: fl
     for layer, value in maps.weights.items():
         keep = (neutral.rows >= 0)[:, None, :, None].to(value)
         mean = (neutral.weights[layer] * keep).sum(2) / keep.sum(2).clamp(min=1)
-        new = torch.zeros_like(value)
+        new = torch.zeros_like(value[:, :1])
         for row in range(maps.batch):
             here = value[row : row + 1, :, :, ours[row]]
             new[row : row + 1, :, :, ours[row]] = contrasted(here, mean[row : row + 1, :, theirs[row]], lam)
@@ -207,7 +216,10 @@ def _contrast(maps: AttentionMaps, neutral: AttentionMaps | None = None, lam: fl
     note = "divided by " + (
         f"the neutral prompt “{asked[0]}”" if len(set(asked)) == 1 else "a neutral prompt"
     )
-    return _shown(maps, weights, "contrast", "ratio to the neutral prompt", note)
+    shown = _shown(maps, weights, "contrast", "ratio to the neutral prompt", note)
+    if len(maps.heads) < 2:
+        return shown
+    return replace(shown, heads=(), extra={}, meta={**shown.meta, "averaged_heads": len(maps.heads)})
 
 
 def _rollout(maps: AttentionMaps, residual: float = 0.5) -> AttentionMaps:

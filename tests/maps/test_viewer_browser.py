@@ -156,11 +156,16 @@ def test_views(shown):
         wanted, abs=0.2
     )
     press(driver, "v")
-    wanted = float(maps[1].view("contrast", neutral=hand_made(seed=2)[:1]).mean()[2])
-    shown_ratio = float(driver.find_element("id", "status").text.split("bare: ")[1].rstrip("x"))
-    mean = maps[1].mean()[2] / (hand_made(seed=2)[:1].mean()[2] + 1e-8)
-    assert shown_ratio == pytest.approx(mean, rel=0.05)
-    assert wanted > 0
+    neutral = hand_made(seed=2)[:1]
+    for key, part in (
+        ("", lambda one: one),
+        ("]", lambda one: one.head(0)),
+        ("\ue013", lambda one: one.head(0).layer(0)),
+    ):
+        press(driver, key) if key else None
+        wanted = float(part(maps)[1].view("contrast", neutral=part(neutral)).mean()[2])
+        ratio = float(driver.find_element("id", "status").text.split("bare: ")[1].rstrip("x"))
+        assert ratio == pytest.approx(wanted, rel=0.05)
 
 
 def test_themes_and_pictures_are_painted(shown, tmp_path):

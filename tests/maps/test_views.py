@@ -39,9 +39,8 @@ def test_formulas():
     new = relative(weights[:, :, :1], weights, is_row)
     assert torch.allclose(new[0, 1, 0], weights[0, 1, 0] - (weights[0, 1, 0] + weights[0, 1, 1]) / 2)
     neutral = torch.rand(1, 2, 5, generator=generator)
-    assert torch.allclose(
-        contrasted(weights, neutral, 0.5)[0, 1, 2, 3], weights[0, 1, 2, 3] / (neutral[0, 1, 3] + 0.5)
-    )
+    heads = weights[0, :, 2, 3].mean() / (neutral[0, :, 3].mean() + 0.5)  # not the mean of two ratios
+    assert torch.allclose(contrasted(weights, neutral, 0.5)[0, 0, 2, 3], heads)
 
 
 def test_rollout_is_the_product_of_its_layers():
@@ -92,9 +91,25 @@ def test_sinks_by_score_and_by_column():
 def test_contrast_of_equal_maps_is_one():
     maps = hand_made()
     ones = maps[2].view("contrast", neutral=maps[2], lam=0)
-    assert np.allclose(ones.layer(0).head(0).grid()[0], 1)
+    assert np.allclose(ones.layer(0).grid()[0], 1)
     assert ones.pixels().max() == pytest.approx(1)
     assert ones.unit == "ratio to the neutral prompt"
+
+
+def test_contrast_is_carves_ratio_of_mean_heads_in_every_layer():
+    from lvlm_attn.maps.maps import contrast
+
+    maps, neutral = hand_made(), hand_made(seed=2)[:1]
+    asked, told = (
+        np.stack([one.layer(layer).head(0, 1)["dog" if one is maps else 0].grid()[0] for layer in (0, 1)])
+        for one in (maps, neutral)
+    )
+    shown = maps.head(0, 1)["dog"].view("contrast", neutral=neutral.head(0, 1))
+    assert np.allclose(shown.grid()[0], contrast(asked, told).mean(0), rtol=1e-5)
+    lone = maps.head(1)["dog"].view("contrast", neutral=neutral.head(1))
+    assert lone.heads == (1,)
+    with pytest.raises(LvlmAttnError, match="choose before the view"):
+        shown.head(0)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def first_group(maps: AttentionMaps, keys: Sequence[int], limit: int) -> int:
     """The fewest heads to average so that a guess from one layer fits; never too many by the guess's own error."""
     layer = maps.layers[len(maps.layers) // 2]
     heads = maps.weights[layer].shape[1]
-    one = len(_text(_block(_with_mean(_own(maps, layer, keys), 1)))) / (heads + 1)
+    one = len(packed_layer(with_mean(_own(maps, layer, keys), 1))) / (heads + 1)
     group = 1
     while group < heads and 0.8 * one * (len(maps.layers) + 1) * (-(-heads // group) + 1) > limit:
         group *= 2
@@ -104,13 +104,13 @@ def _packed(maps: AttentionMaps, keys: Sequence[int], group: int) -> Packed:
     total: Single | None = None
     blocks, masses = [], []
     for layer in maps.layers:
-        weights = _with_mean(_own(maps, layer, keys), group)
+        weights = with_mean(_own(maps, layer, keys), group)
         total = weights.astype(np.float32) if total is None else total + weights
         masses.append(weights[..., is_patch].sum(-1))
-        blocks.append(_text(_block(weights)))
+        blocks.append(packed_layer(weights))
     assert total is not None
     mean = (total / len(maps.layers)).astype(np.float32)
-    blocks.insert(0, _text(_block(mean)))
+    blocks.insert(0, packed_layer(mean))
     masses.insert(0, mean[..., is_patch].sum(-1))
     names = [str(head) for head in maps.heads] or (["mean"] if heads == 1 else list(map(str, range(heads))))
     named = tuple(
@@ -125,8 +125,13 @@ def _own(maps: AttentionMaps, layer: Any, keys: Sequence[int]) -> Single:
     return found
 
 
-def _with_mean(weights: Single, group: int) -> Single:
-    """`(1 + groups, rows, keys)`: the mean of all heads, then that of every group."""
+def packed_layer(weights: Single) -> str:
+    """Weights `(heads, rows, keys)` as one block in base64."""
+    return _text(_block(weights))
+
+
+def with_mean(weights: Single, group: int) -> Single:
+    """`(1 + groups, ...)` of `(heads, ...)`: the mean of all heads, then that of every group."""
     parts = [weights.mean(0, keepdims=True)]
     if group == 1:
         parts.append(weights)

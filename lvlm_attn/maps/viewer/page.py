@@ -8,17 +8,19 @@ import html
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.maps.naming import full_name
 from lvlm_attn.maps.picking import rows_of
 from lvlm_attn.maps.viewer.describe import images_of, kept_keys, tokens_of
-from lvlm_attn.maps.viewer.packing import base64_of, pack
+from lvlm_attn.maps.viewer.packing import base64_of, pack, packed_layer, with_mean
 from lvlm_attn.maps.views import apply_view, find_sinks
 
 if TYPE_CHECKING:
@@ -137,7 +139,10 @@ def _run(
     blocks: dict[str, str],
 ) -> dict[str, Any]:
     keys = kept_keys(maps)
-    packed = pack(maps, keys, room)
+    layers = len(maps.layers)
+    if neutral is not None:  # its weights of every head, and the contrast of all layers as one more layer
+        room = (room - len(_neutral(maps, neutral, keys, 1))) * (layers + 1) // (layers + 2)
+    packed = pack(maps, keys, max(room, 1))
     blocks |= {f"{name}-{place}": text for place, text in enumerate(packed.blocks)}
     blocks[f"{name}-mass"] = packed.masses
     told: dict[str, Any] = {
@@ -160,6 +165,7 @@ def _run(
         told["views"].append("relative")
     if neutral is not None:
         blocks[f"{name}-neutral"] = _neutral(maps, neutral, keys, packed.group)
+        blocks[f"{name}-contrast"] = _contrast(maps, neutral, keys, packed.group)
         told["views"].append("contrast")
     rolled = _rollout(maps)
     if rolled is not None:
@@ -184,7 +190,7 @@ def _sinks(maps: AttentionMaps, keys: list[int]) -> list[list[int]] | None:
 
 
 def _neutral(maps: AttentionMaps, neutral: AttentionMaps, keys: list[int], group: int) -> str:
-    """fp32 `(layers + 1, heads + 1, keys)`: the neutral prompt's weights at the patches, 0 elsewhere."""
+    """fp32 `(layers, heads + 1, keys)`: the neutral prompt's weights at the patches, 0 elsewhere."""
     apply_view(maps, "contrast", neutral=neutral)  # says why, where the two do not fit together
     is_patch = maps.layout.is_patch[0]
     by_layer = []
@@ -192,11 +198,25 @@ def _neutral(maps: AttentionMaps, neutral: AttentionMaps, keys: list[int], group
         mean = neutral.weights[layer][0].mean(1)  # (heads, keys)
         full = torch.zeros(mean.shape[0], maps.layout.length)
         full[:, is_patch] = mean[:, neutral.layout.is_patch[0]]
-        parts = [full.mean(0, keepdim=True)]
-        parts += [full[start : start + group].mean(0, keepdim=True) for start in range(0, len(full), group)]
-        by_layer.append(torch.cat(parts)[:, keys])
-    stacked = torch.stack(by_layer)
-    return base64_of(torch.cat((stacked.mean(0, keepdim=True), stacked)).numpy())
+        by_layer.append(with_mean(full.numpy(), group)[:, keys])
+    return base64_of(np.stack(by_layer))
+
+
+def _contrast(maps: AttentionMaps, neutral: AttentionMaps, keys: list[int], group: int) -> str:
+    """The mean over layers of the view `contrast`, of the mean head and of every group, packed as a layer is."""
+    found = []
+    heads = next(iter(maps.weights.values())).shape[1]
+    for start, stop in [(0, heads), *((start, start + group) for start in range(0, heads, group))]:
+        ratios = apply_view(_cut(maps, start, stop), "contrast", neutral=_cut(neutral, start, stop)).weights
+        total = sum(value[0, 0].double() for value in ratios.values())
+        found.append((cast("torch.Tensor", total) / len(ratios)).float().numpy()[:, keys])
+    return packed_layer(np.stack(found))
+
+
+def _cut(maps: AttentionMaps, start: int, stop: int) -> AttentionMaps:
+    """Heads by number, also of maps whose heads have no names."""
+    weights = {layer: value[:, start:stop] for layer, value in maps.weights.items()}
+    return replace(maps, weights=weights, heads=maps.heads[start:stop], parent=None)
 
 
 def _rollout(maps: AttentionMaps) -> AttentionMaps | None:

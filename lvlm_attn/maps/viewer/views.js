@@ -11,6 +11,7 @@ const VIEWS = {
 // The weights of one row under a view: (keys,).
 async function rowUnder(run, view, layer, head, row) {
   if (view === "rollout") return run.row(await run.layer(0, `${run.id}-rollout`), 0, row);
+  if (view === "contrast" && layer === 0) return run.row(await run.layer(0, `${run.id}-contrast`), head, row);
   const data = await run.layer(layer);
   const values = run.row(data, head, row);
   if (view === "no_sinks") for (const key of run.sinks[layer]) values[key] = 0;
@@ -20,7 +21,7 @@ async function rowUnder(run, view, layer, head, row) {
   }
   if (view === "contrast") {
     const neutral = await run.single("neutral");
-    const start = (layer * run.heads.length + head) * run.keys;
+    const start = ((layer - 1) * run.heads.length + head) * run.keys;
     for (let key = 0; key < values.length; key++) {
       const below = neutral[start + key];
       values[key] = below > 0 ? values[key] / (below + 1e-8) : 0;

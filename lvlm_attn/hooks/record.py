@@ -207,7 +207,8 @@ class Record(Intervention):
         # A static cache has more columns than there are positions, and a sliding one fewer.
         length = layer.call.length
         weights = weights[..., :length] if weights.shape[-1] > length else weights
-        weights = torch.nn.functional.pad(weights, (length - weights.shape[-1], 0))
+        if weights.shape[-1] < length:
+            weights = torch.nn.functional.pad(weights, (length - weights.shape[-1], 0))
         weights = step.ordered(weights)
         if self.reduce not in ("layers", "all"):
             log.add(step, layer.index, weights)

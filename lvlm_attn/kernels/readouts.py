@@ -129,7 +129,8 @@ def read(
     for start in range(0, rows.index.shape[1], step):
         part = rows.part(slice(start, start + step))
         scores = _scores(call, part, visibility, amplification)
-        scores = scores.masked_fill(~part.is_touched[:, None, :, None], -torch.inf)
+        if device.type != "cpu" or not bool(part.is_touched.all()):  # asking another device would wait for it
+            scores = scores.masked_fill(~part.is_touched[:, None, :, None], -torch.inf)
         weights, total = _softmax(scores)
         if redistribution is not None:
             new, is_changed, _ = redistribute(weights, redistribution, geometry)
@@ -200,7 +201,11 @@ class _Gathered:
 
     def reading(self, rows: Rows) -> Reading:
         """All of it."""
-        joined = {name: torch.cat(parts, 2) for name, parts in self.parts.items() if parts}
+        joined = {
+            name: torch.cat(parts, 2) if len(parts) > 1 else parts[0]
+            for name, parts in self.parts.items()
+            if parts
+        }
         return Reading(rows.index, rows.is_touched, column_sums=self.sums, **joined)
 
 
@@ -243,6 +248,7 @@ def _scores(
 
 def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The weights, 0 in rows without any key, and the log-sum-exp of every row."""
-    total = scores.logsumexp(-1)
-    finite = torch.where(total == -torch.inf, 0.0, total)
-    return (scores - finite[..., None]).exp(), total
+    peak = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)  # finite without any key, too
+    parts = (scores - peak).exp()
+    total = parts.sum(-1, keepdim=True)
+    return parts / total.clamp(min=1), (peak + total.log()).squeeze(-1)

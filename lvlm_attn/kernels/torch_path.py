@@ -78,7 +78,10 @@ def row_scores(query: Tensor, key: Tensor, *, scaling: float, softcap: float | N
     dtype = torch.promote_types(query.dtype, torch.float32)
     # Heads that share a key head stand together, so that keys are read once and never repeated.
     grouped = (query.to(dtype) * scaling).reshape(batch, kv_heads, heads // kv_heads * rows, dim)
-    scores = (grouped @ key.to(dtype).transpose(-1, -2)).view(batch, heads, rows, keys)
+    if grouped.shape[2] == 1:  # the same numbers; on a CPU a matrix by a vector takes a third less time
+        scores = (key.to(dtype) @ grouped.transpose(-1, -2)).view(batch, heads, rows, keys)
+    else:
+        scores = (grouped @ key.to(dtype).transpose(-1, -2)).view(batch, heads, rows, keys)
     return scores if softcap is None else (scores / softcap).tanh() * softcap
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from lvlm_attn.decoding.contrast import count_choices
-from lvlm_attn.decoding.features import FeatureBank, can_share
+from lvlm_attn.decoding.features import FeatureBank, can_share, encoding_once
 from lvlm_attn.decoding.joined_rows import Fuse, JoinedRows
 from lvlm_attn.decoding.loop import decode
 from lvlm_attn.decoding.options import (
@@ -93,11 +94,14 @@ def _generated(session: Session, asked: _Asked, options: Mapping[str, Any]) -> A
     model, request = cast("Any", session.target.model), asked.request
     if asked.branches:
         return _generate_joined(model, request, asked.branches, options)
-    if asked.loop is None:
-        return model.generate(**with_roomy_cache(model, dict(**request.inputs, **options)))
-    options = own_stop_strings(dict(options), model.generation_config)
-    given = with_roomy_cache(model, dict(**request.inputs, **options))
-    return model.generate(**given, custom_generate=asked.loop)
+    # What methods read in the image encoder belongs to the rows that it encodes.
+    reads_encoder = any(item.overrides("vision") for item in session.interventions)
+    with nullcontext() if reads_encoder else encoding_once(request):
+        if asked.loop is None:
+            return model.generate(**with_roomy_cache(model, dict(**request.inputs, **options)))
+        options = own_stop_strings(dict(options), model.generation_config)
+        given = with_roomy_cache(model, dict(**request.inputs, **options))
+        return model.generate(**given, custom_generate=asked.loop)
 
 
 def _rewritten(item: Intervention, state: State, request: Request) -> Request:

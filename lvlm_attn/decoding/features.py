@@ -6,19 +6,27 @@ joined and encoded for every row.
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
+from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.families.family import features_of
 from lvlm_attn.prompts.pixels import Picture, join_pictures
+from lvlm_attn.runtime.attributes import Attributes
 from lvlm_attn.runtime.transformers_private import takes_encoded_images
 
 if TYPE_CHECKING:
     from lvlm_attn.families.target import Target
+    from lvlm_attn.prompts.request import Request
+
+FEW = 16
+"""Values of a picture by which most pictures are told apart."""
 
 
 def can_share(target: Target) -> bool:
@@ -39,6 +47,65 @@ def encode(target: Target, inputs: Mapping[str, Any], options: Mapping[str, Any]
     given = {**(options or {}), **inputs}
     with torch.no_grad():
         return function(**{key: given[key] for key in names if key in given}, return_dict=True)
+
+
+@contextmanager
+def encoding_once(request: Request) -> Iterator[None]:
+    """Inside the block the model encodes a picture once for all images of a request that show it.
+
+    Stays off where the request does not ask for it, and in training, where dropout differs between rows.
+
+    Args:
+        request: what `generate` is called with inside the block, its pixels as they are.
+    """
+    target, attributes = request.target, Attributes()
+    base = cast("Any", target.parts.base)
+    pixels = request.inputs.get("pixel_values")
+    if not request.encodes_once or pixels is None or target.model.training or not can_share(target):
+        yield
+        return
+    method = base.get_image_features
+    names = tuple(inspect.signature(method).parameters)
+
+    @functools.wraps(method)
+    def encoded(*args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(names, args)) | kwargs
+        is_ours = given.get("pixel_values") is pixels and given.pop("return_dict", None) is True
+        flat = _all_pictures(request) if is_ours else []
+        if not _repeats(flat):
+            return method(*args, **kwargs)
+        bank = FeatureBank(target, given)
+        bank.add(request.pictures, request.inputs)
+        return bank.outputs(flat)
+
+    try:
+        attributes.put(base, "get_image_features", encoded)
+        yield
+    finally:
+        attributes.restore()
+
+
+def _all_pictures(request: Request) -> list[Picture]:
+    """The pictures of all rows; none where the family cannot tell them apart, which is then no reason to fail."""
+    try:
+        return [picture for row in request.pictures for picture in row]
+    except LvlmAttnError:
+        return []
+
+
+def _repeats(pictures: Sequence[Picture]) -> bool:
+    """Whether a picture comes more than once; all are told apart by a few values, before any is compared whole."""
+    if len(pictures) < 2:
+        return False
+    flat = [picture.pixels.flatten() for picture in pictures]
+    few = torch.stack([values[:: max(1, len(values) // FEW)][:FEW] for values in flat])
+    seen: dict[tuple[float, ...], list[Picture]] = {}
+    for picture, key in zip(pictures, few.tolist()):
+        alike = seen.setdefault(tuple(key), [])
+        if any(picture.same_as(other) for other in alike):
+            return True
+        alike.append(picture)
+    return False
 
 
 class FeatureBank:

@@ -37,6 +37,8 @@ class Request:
         chats: what the user asked in each row, as turns, or None.
         details: what methods found out on the way (maps, masks, boxes), by the name of the method; shown as
             `lvlm.details`.
+        encodes_once: whether images that are equal may be encoded once for all rows, which can change the last digits
+            of their features.
 
     Example:
         >>> request = Request.of_prompts(target, [image], ["Is there a dog?"])  # doctest: +SKIP
@@ -50,6 +52,7 @@ class Request:
     texts: list[str] | None = None
     chats: list[Chat] | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    encodes_once: bool = False
 
     @staticmethod
     def of_prompts(

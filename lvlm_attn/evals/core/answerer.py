@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers import MinPLogitsWarper
 
+from lvlm_attn.decoding.features import encoding_once
 from lvlm_attn.errors import LvlmAttnError, closest
 from lvlm_attn.evals.core.first_token import FirstToken, yes_no_ids
 from lvlm_attn.evals.core.runner import Answer
@@ -181,7 +183,8 @@ class ModelAnswerer:
         """
         if self._target is None:
             raise LvlmAttnError("the answerer works inside its `with` block only.")
-        return Request.of_prompts(self._target, list(images), prompts)
+        made = Request.of_prompts(self._target, list(images), prompts)
+        return dataclasses.replace(made, encodes_once=True)
 
     @torch.inference_mode()
     def answer_prepared(
@@ -212,7 +215,7 @@ class ModelAnswerer:
         if self.wrapped is not None:
             output, request = self.wrapped.ask(request, **options)
         else:
-            with keeping_processors(self.model, processors):
+            with keeping_processors(self.model, processors), encoding_once(request):
                 output = self.model.generate(**request.inputs, **options)
         inputs = request.inputs
         length = inputs["input_ids"].shape[1]

@@ -29,7 +29,9 @@ def groups(samples: Sequence[Sample], share_identical: bool) -> list[Group]:
 
 
 def batches(samples: Sequence[Sample], batch_size: int, share_identical: bool) -> list[list[Group]]:
-    """Cuts a benchmark into batches of prompts of about the same length, so that little is padded.
+    """Cuts a benchmark into batches: questions about one picture together, prompts of about the same length.
+
+    A picture is encoded once for all questions of its batch, and little is padded.
 
     Args:
         samples: all samples.
@@ -42,9 +44,24 @@ def batches(samples: Sequence[Sample], batch_size: int, share_identical: bool) -
     for start in range(0, len(listed), batch_size * _WINDOW):
         window = listed[start : start + batch_size * _WINDOW]
         if batch_size > 1:
-            window = sorted(window, key=lambda group: (_pixels(group[0], sizes), len(group[0].prompt)))
+            window = _sorted(window, sizes)
         found += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
     return found
+
+
+def _sorted(window: Sequence[Group], sizes: dict[str, int]) -> list[Group]:
+    """By size of picture, then by its longest question, then by picture; questions about one picture by length."""
+    longest: dict[str, int] = {}
+    for group in window:
+        name, length = group[0].image_name, len(group[0].prompt)
+        longest[name] = max(longest.get(name, 0), length)
+    first = {name: place for place, name in enumerate(longest)}
+
+    def key(group: Group) -> tuple[int, int, int, int]:
+        name = group[0].image_name
+        return _pixels(group[0], sizes), longest[name], first[name], len(group[0].prompt)
+
+    return sorted(window, key=key)
 
 
 def _pixels(sample: Sample, known: dict[str, int]) -> int:

@@ -179,11 +179,16 @@ class _Asking:
         """Lines of pictures that cannot be read, and what is to be asked."""
         failed: list[dict[str, Any]] = []
         rows: list[tuple[Group, Image]] = []
+        opened: dict[str, Image | LvlmAttnError] = {}
         for group in batch:
-            try:
-                rows.append((group, as_image(group[0].image)))
-            except LvlmAttnError as error:
-                failed += [_line(sample, {"raw_text": None, "error": str(error)}) for sample in group]
+            first = group[0]
+            if first.image_name not in opened:
+                opened[first.image_name] = _opened(first)
+            found = opened[first.image_name]
+            if isinstance(found, LvlmAttnError):
+                failed += [_line(sample, {"raw_text": None, "error": str(found)}) for sample in group]
+            else:
+                rows.append((group, found))
         size = min(filter(None, (self._limit, self._at_once, len(rows))), default=1)
         return failed, [self._piece(rows[i : i + size]) for i in range(0, len(rows), size)]
 
@@ -245,6 +250,14 @@ class _Asking:
         size = self._limit or len(rows)
         parts = [rows[i : i + size] for i in range(0, len(rows), size)]
         return [line for part in parts for line in self._ask(self._piece(part))]
+
+
+def _opened(sample: Sample) -> Image | LvlmAttnError:
+    """The picture of a sample, or why it cannot be read."""
+    try:
+        return as_image(sample.image)
+    except LvlmAttnError as error:
+        return error
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -7,16 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
+from lvlm_attn.evals.core import runner
 from lvlm_attn.evals.core.benchmark import Sample
 from lvlm_attn.evals.core.plan import batches, left_to_ask
 from lvlm_attn.evals.core.run_folder import RunFolder
 from lvlm_attn.evals.core.runner import Answer, is_out_of_memory, run
+from lvlm_attn.prompts.images import as_image
 
 IMAGE = Image.new("RGB", (4, 4))
 
 
-def sample(i, prompt=None, image=IMAGE):
-    return Sample(f"s{i}", image, f"{i}.png", prompt or f"q{i}")
+def sample(i, prompt=None, image=IMAGE, name=None):
+    return Sample(f"s{i}", image, name or f"{i}.png", prompt or f"q{i}")
 
 
 def names(planned):
@@ -29,6 +31,41 @@ def test_prompts_of_a_length_are_asked_together():
     assert names(batches(listed, 1, False)) == [[f"s{i}"] for i in range(8)]
     large = [sample(i, image=Image.new("RGB", (4 + i % 2, 4))) for i in range(4)]
     assert names(batches(large, 2, False)) == [["s0", "s2"], ["s1", "s3"]]
+
+
+def test_questions_about_a_picture_are_asked_together():
+    """Pictures whose longest questions are of a length lie side by side, and so do the questions of each."""
+    listed = [sample(i, "x" * (1 + i % 4 * 9), name="abc"[i % 3]) for i in range(12)]
+    assert names(batches(listed, 4, False)) == [
+        ["s0", "s9", "s6", "s3"],
+        ["s4", "s1", "s10", "s7"],
+        ["s8", "s5", "s2", "s11"],
+    ]
+    assert names(batches(listed, 1, False)) == [[f"s{i}"] for i in range(12)]
+
+
+class Opens:
+    """A model that notes which pictures it is asked about."""
+
+    def __init__(self):
+        self.images = []
+
+    def answer(self, images, prompts, seeds):
+        self.images += images
+        return [Answer(prompt) for prompt in prompts]
+
+
+def test_a_picture_is_opened_once_per_batch(tmp_path, monkeypatch):
+    IMAGE.save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no picture")
+    asked = [sample(i, image=tmp_path / f"{name}.png", name=name) for i, name in enumerate("aaabb")]
+    opened, model = [], Opens()
+    monkeypatch.setattr(runner, "as_image", lambda path: opened.append(path.name) or as_image(path))
+    lines = run(asked, model, RunFolder(tmp_path / "r", {}), batch_size=8)
+    assert sorted(opened) == ["a.png", "b.png"]
+    assert len(model.images) == 3
+    assert len({id(image) for image in model.images}) == 1
+    assert ["error" in line for line in lines] == [False] * 3 + [True] * 2
 
 
 def test_a_run_still_goes_from_front_to_back():

@@ -63,24 +63,38 @@ class Geometry:
         missing = self.keys - values.shape[1]
         return torch.nn.functional.pad(values, (0, missing)) if missing else values
 
-    def may_attend(self, query_index: Tensor) -> Tensor | None:
+    def may_attend(self, query_index: Tensor, columns: Tensor | None = None) -> Tensor | None:
         """Says which key columns the given queries may attend to under the causal rule.
 
         Args:
             query_index: `(batch, rows)` indices of the queries in the sequence.
+            columns: `(n,)` or `(batch, n)`, the key columns that are asked about; None for all.
 
         Returns:
             `(batch, rows, keys)`, or None if every query may attend to every key.
         """
         if self.queries == 1 and self.keys == self.length and self.is_valid is None and self.window is None:
             return None
-        key_index = torch.arange(self.first_key, self.first_key + self.keys, device=query_index.device)
+        key_index = self.key_index(columns, query_index.device)
         allowed = key_index <= query_index[..., None]
         if self.window is not None:
             allowed &= key_index > query_index[..., None] - self.window
         if self.is_valid is not None:
-            allowed &= self.to_columns(self.is_valid.to(query_index.device))[:, None]
+            allowed &= at_columns(self.to_columns(self.is_valid.to(query_index.device)), columns)[:, None]
         return allowed
+
+    def key_index(self, columns: Tensor | None, device: torch.device) -> Tensor:
+        """`(1 or batch, 1, n)`, the positions of key columns `(n,)` or `(batch, n)`, or of all."""
+        if columns is None:
+            columns = torch.arange(self.keys, device=device)
+        return (columns.expand(1, -1) if columns.dim() == 1 else columns)[:, None] + self.first_key
+
+
+def at_columns(values: Tensor, columns: Tensor | None) -> Tensor:
+    """Picks columns `(n,)` or `(batch, n)` out of values `(batch, keys)`; all for None."""
+    if columns is None:
+        return values
+    return values[:, columns] if columns.dim() == 1 else values.gather(1, columns)
 
 
 @dataclass(frozen=True, eq=False)

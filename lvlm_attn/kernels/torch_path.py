@@ -156,8 +156,13 @@ def attend_masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, call:
     )
 
 
-def mask_rows(call: AttentionCall, rows: Rows) -> Tensor | None:
+def mask_rows(call: AttentionCall, rows: Rows, columns: Tensor | None = None) -> Tensor | None:
     """Picks the mask of some rows of a call.
+
+    Args:
+        call: the attention call.
+        rows: which rows.
+        columns: `(n,)` or `(batch, n)`, which key columns; None for all.
 
     Returns:
         `(batch, 1 or heads, rows, keys)`, boolean or additive, or None if no key is masked.
@@ -171,8 +176,13 @@ def mask_rows(call: AttentionCall, rows: Rows) -> Tensor | None:
         if keys < geometry.keys:
             blocked: float = False if dense.dtype == torch.bool else torch.finfo(dense.dtype).min
             dense = torch.nn.functional.pad(dense, (0, geometry.keys - keys), value=blocked)
-        return dense[..., : geometry.keys]
-    allowed = geometry.may_attend(rows.index + geometry.start)
+        dense = dense[..., : geometry.keys]
+        if columns is None:
+            return dense
+        if columns.dim() == 1:
+            return dense.index_select(3, columns)
+        return dense.gather(3, columns[:, None, None].expand(-1, *dense.shape[1:3], -1))
+    allowed = geometry.may_attend(rows.index + geometry.start, columns)
     return None if allowed is None else allowed[:, None]
 
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lvlm_attn.kernels.spec import Geometry
+from lvlm_attn.kernels.spec import Geometry, at_columns
 
 ALL = 2**30
 """A reach without limit."""
@@ -109,6 +109,7 @@ def allowed_keys(
     query_index: Tensor,
     causal: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    columns: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Says which keys some queries may attend to under all of some visibilities.
 
@@ -123,23 +124,25 @@ def allowed_keys(
         query_index: `(batch, rows)` indices of the queries in the sequence.
         causal: `(batch, rows, keys)`, what the rows may attend to without the visibilities; from `geometry` if None.
         dtype: of the bias.
+        columns: `(n,)` or `(batch, n)`, the key columns that are asked about; None for all.
 
     Returns:
         `(batch, rows, keys)` booleans, and a bias of that shape to add to the scores, or None if there is none.
     """
     device = query_index.device
     if causal is None:
-        causal = geometry.may_attend(query_index)
-    first = geometry.first_key
-    key_index = torch.arange(first, first + geometry.keys, device=device)
-    query, key = query_index[..., None], key_index[None, None]
+        causal = geometry.may_attend(query_index, columns)
+    query, key = query_index[..., None], geometry.key_index(columns, device)
     distance = query - key
-    written = key_index < geometry.length
+    written = key < geometry.length
     if geometry.is_valid is not None:
-        written = written & geometry.to_columns(geometry.is_valid.to(device))[:, None]
+        written = written & at_columns(geometry.to_columns(geometry.is_valid.to(device)), columns)[:, None]
     allowed = torch.ones_like(distance, dtype=torch.bool) if causal is None else causal
     groups = [
-        (_of_positions(item.group.to(device), query_index), geometry.to_columns(item.group.to(device)).long())
+        (
+            _of_positions(item.group.to(device), query_index),
+            at_columns(geometry.to_columns(item.group.to(device)), columns).long(),
+        )
         for item in visibilities
     ]
     for item, (of_query, of_key) in zip(visibilities, groups):

@@ -28,31 +28,34 @@ KEPT_PLANS = 8
 """Most plans kept in one call: of few rows and of touched ones, with and without a window, and another device."""
 
 
-def visible_mask(call: AttentionCall, visibilities: Sequence[Visibility], rows: Rows) -> Tensor:
+def visible_mask(
+    call: AttentionCall, visibilities: Sequence[Visibility], rows: Rows, columns: Tensor | None = None
+) -> Tensor:
     """The mask of some rows of a call under visibilities.
 
     Args:
         call: the attention call.
         visibilities: what restricts and what unlocks.
         rows: which rows.
+        columns: `(n,)` or `(batch, n)`, which key columns; None for all.
 
     Returns:
         `(batch, 1 or heads, rows, keys)`, boolean, or additive where the backend's mask or a strength is. In an
         additive mask the lowest finite number blocks, so that no row is all minus infinity.
     """
     geometry, dtype = call.geometry, call.score_dtype
-    base = mask_rows(call, rows)
+    base = mask_rows(call, rows, columns)
     index = rows.index + geometry.start
     kept: Tensor | None = None
     if base is None:
-        shape = (*index.shape, geometry.keys)
+        shape = (*index.shape, geometry.keys if columns is None else columns.shape[-1])
         may_attend = torch.ones((), dtype=torch.bool, device=index.device).expand(shape)
     elif base.dtype == torch.bool:
         may_attend = base.any(1)
     else:
         is_open = base > torch.finfo(base.dtype).min / 2
         may_attend, kept, dtype = is_open.any(1), torch.where(is_open, base, 0), base.dtype
-    allowed, bias = allowed_keys(visibilities, geometry, index, may_attend, dtype)
+    allowed, bias = allowed_keys(visibilities, geometry, index, may_attend, dtype, columns)
     if kept is not None:
         kept = kept if bias is None else kept + bias[:, None]
     elif bias is not None:

@@ -1,0 +1,166 @@
+"""The log-sum-exp of every row, off the operator that the user's backend runs anyway.
+
+Attention through `torch.nn.functional.scaled_dot_product_attention` ends, on the CPU, in a flash operator that
+returns the log-sum-exp too; the function drops it. Here the backend runs as it is, and where it calls that function
+the operator is called instead, with the arguments that the function would hand on: the output keeps its bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from lvlm_attn.kernels.call import AttentionCall, Memo
+from lvlm_attn.kernels.torch_path import Rows, mask_rows, row_scores
+
+_FLASH = 1
+"""What `torch._fused_sdp_choice` calls the flash operator."""
+_LARGEST_SHARED_MASK = 2**20
+_CHUNK_BYTES = 64 * 2**20
+
+Attended = tuple[Tensor, Tensor | None, Tensor | None]
+"""Output, the weights if the backend gives them, and the log-sum-exp `(batch, heads, queries)` if it is known."""
+
+
+def with_log_sum_exp(run: Callable[[], tuple[Tensor, Tensor | None]], call: AttentionCall) -> Attended:
+    """Runs the user's backend, and keeps the log-sum-exp of its rows where the operator gives it.
+
+    Args:
+        run: runs the backend; gives output `(batch, queries, heads, width)` and weights or None.
+        call: the attention call that it runs.
+
+    Returns:
+        Output and weights as the backend makes them, bit by bit, and the log-sum-exp `(batch, heads, queries)` in
+        fp32 (fp64 for fp64), or None. It is 0 in rows without any key.
+
+    Example:
+        >>> from lvlm_attn.kernels.spec import Geometry
+        >>> q = torch.zeros(1, 1, 2, 8)
+        >>> call = AttentionCall(q, q, q, Geometry(0, 2, 2), scaling=1.0)
+        >>> run = lambda: (scaled_dot_product_attention(q, q, q, is_causal=True), None)
+        >>> with_log_sum_exp(run, call)[2]
+        tensor([[[0.0000, 0.6931]]])
+    """
+    if not may_give(call):
+        return *run(), None
+    watch = _Watch(call.memo)
+    with watch:
+        output, weights = run()
+    batch, heads, queries, _ = call.query.shape
+    found = watch.found
+    if found is None or found.numel() != batch * heads * queries:
+        return output, weights, None
+    # Heads that share keys may have stood in the place of queries.
+    return output, weights, found if found.shape[2] == queries else found.reshape(batch, heads, queries)
+
+
+def may_give(call: AttentionCall) -> bool:
+    """Whether the log-sum-exp of a call may be got from the operator, and means what the call says."""
+    known = _private() is not None and call.query.device.type == "cpu" and call.softcap is None
+    asked = call.kwargs
+    return known and asked.get("position_bias") is None and asked.get("s_aux") is None
+
+
+def row_log_sum_exp(call: AttentionCall, rows: Rows) -> Tensor:
+    """The log-sum-exp of some rows, computed: one pass over the keys, without the values, in chunks of rows.
+
+    Returns:
+        `(batch, heads, rows)` in fp32 (fp64 for fp64); 0 in rows without any key.
+    """
+    batch, heads = call.query.shape[:2]
+    size = batch * heads * call.key.shape[2] * call.score_dtype.itemsize
+    step = max(_CHUNK_BYTES // max(size, 1), 1)
+    found = []
+    for start in range(0, rows.index.shape[1], step):
+        part = rows.part(slice(start, start + step))
+        scores = row_scores(part.take(call.query), call.key, scaling=call.scaling, softcap=call.softcap)
+        mask = mask_rows(call, part)
+        if mask is not None and mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        elif mask is not None:
+            scores = scores + mask
+        found.append(scores.logsumexp(-1))
+    total = torch.cat(found, 2)
+    return torch.where(total == -torch.inf, 0.0, total)
+
+
+class _Watch(TorchFunctionMode):
+    """Exchanges one function for the operator behind it, which says more."""
+
+    def __init__(self, memo: Memo):
+        super().__init__()
+        self.memo = memo
+        self.found: Tensor | None = None
+        self.seen = 0
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        self.seen += 1
+        made = _flash(self.memo, *args, **kwargs)
+        if made is None or self.seen > 1:
+            self.found = None
+            return func(*args, **kwargs)
+        self.found = made[1]
+        return made[0]
+
+
+def _flash(
+    memo: Memo,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> tuple[Tensor, Tensor] | None:
+    """Output and log-sum-exp `(batch, heads, queries)`; None where the function would not take the flash operator."""
+    private = _private()
+    if private is None or dropout_p or _needs_gradient(query, key, value):
+        return None
+    choose, flash = private
+    choice = choose(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if choice != _FLASH:
+        return None
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = _additive(memo, attn_mask, query.dtype)
+    output, total = flash(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)
+    return output, total
+
+
+def _additive(memo: Memo, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as the function makes it additive; once for all layers unless it is large."""
+
+    def made() -> Tensor:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+
+    return memo.shared((_additive, mask, dtype), made) if mask.numel() <= _LARGEST_SHARED_MASK else made()
+
+
+def _needs_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _private() -> tuple[Callable[..., int], Callable[..., tuple[Tensor, Tensor]]] | None:
+    """What torch does not promise to keep: how it chooses an operator, and the operator; None where either is gone.
+
+    When its test fails: see what `scaled_dot_product_attention` calls on the CPU in ATen's `attention.cpp`. Without it
+    everything is computed as for backends that give no log-sum-exp.
+    """
+    choose = getattr(torch, "_fused_sdp_choice", None)
+    flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+    return None if choose is None or flash is None else (choose, flash.default)

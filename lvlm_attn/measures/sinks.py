@@ -7,7 +7,7 @@ Language Models" (arXiv 2402.17762), for why a few fixed dimensions are enough.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from lvlm_attn.families.devices import execution_device
 from lvlm_attn.interventions.presets import Published
 from lvlm_attn.runtime.active import without_interventions
+from lvlm_attn.runtime.fingerprint import arithmetic, digest, structure_of, weights_of
+from lvlm_attn.runtime.remembered import Remembered
 
 if TYPE_CHECKING:
     from lvlm_attn.families.target import Target
@@ -49,6 +51,9 @@ KNOWN = (
 )
 """Base models whose dimensions a source gives; those of all others, LLaVA-OneVision-7B among them, are measured.
 The key is model type, hidden size, layers and key-value heads of the text configuration."""
+
+FOUND = Remembered(most=8)
+"""The scores of first tokens by model: its modules, its weights, and the texts."""
 
 _PROMPTS = (
     "The quick brown fox jumps over the lazy dog. It was a bright cold day.",
@@ -119,7 +124,8 @@ def find_sink_dims(target: Target, *, most: int = 3) -> SinkDims:
 
     The first token of a text is a sink in every language model that has them, so the dimensions whose
     activation there stands out, in nearly all middle layers and for all texts, are the ones. No images are
-    needed, since sinks are a property of the language model.
+    needed, since sinks are a property of the language model. A model is measured once, and again when its modules or
+    weights have changed (`runtime.fingerprint`).
 
     Args:
         target: the model. With a processor its tokenizer encodes the texts; without one, fixed token ids are used.
@@ -128,7 +134,10 @@ def find_sink_dims(target: Target, *, most: int = 3) -> SinkDims:
     Returns:
         Never empty: if no dimension stands out, the two largest, marked as not confident.
     """
-    scores = _first_token_scores(target)  # (layers * prompts, hidden)
+    prompts = _prompt_ids(target)
+    scores = FOUND.found(
+        target.parts.language_model, _key(target, prompts), lambda: _first_token_scores(target, prompts)
+    )  # (layers * prompts, hidden)
     median = scores.median(0).values
     size = target.hidden_size
     floor = 20.0 if size > 400 else 0.3 * math.sqrt(size)
@@ -146,7 +155,17 @@ def find_sink_dims(target: Target, *, most: int = 3) -> SinkDims:
     return SinkDims(dims, tuple(float(median[dim]) for dim in dims), is_confident, "measured")
 
 
-def _first_token_scores(target: Target) -> Tensor:
+def _key(target: Target, prompts: Sequence[Tensor]) -> Hashable | None:
+    """All that the scores depend on; None where that cannot be told."""
+    model = target.parts.language_model
+    structure, weights = structure_of(model), weights_of(model)
+    if structure is None or structure.is_training or weights is None:
+        return None
+    told, sampled = weights
+    return structure.key, told, digest([*sampled, *prompts]), arithmetic(execution_device(model))
+
+
+def _first_token_scores(target: Target, texts: Sequence[Tensor]) -> Tensor:
     """`(middle layers * prompts, hidden)`: |x| / RMS(x) of the first token as it enters each middle layer."""
     count = target.layers
     first, last = min(max(2, math.ceil(0.15 * count)), count - 1), max(math.floor(0.85 * count), 1)
@@ -161,7 +180,7 @@ def _first_token_scores(target: Target) -> Tensor:
     embed, device = model.get_input_embeddings(), execution_device(model)
 
     def prompts() -> None:
-        for ids in _prompt_ids(target):
+        for ids in texts:
             model(inputs_embeds=embed(ids.to(device)[None]), use_cache=False)
 
     handles = []

@@ -10,10 +10,18 @@ from lvlm_attn.errors import UnsupportedError
 from lvlm_attn.families.devices import execution_device
 from lvlm_attn.families.target import Target
 from lvlm_attn.runtime.active import without_interventions
+from lvlm_attn.runtime.fingerprint import structure_of
+from lvlm_attn.runtime.remembered import Remembered
+
+SEEN = Remembered(most=8)
+"""The layers whose attention went through the registry, by model and what it is made of."""
 
 
 def probe(target: Target) -> None:
     """Checks that every layer's attention really goes through the registry, on one token.
+
+    A model is looked at once, and again when its modules, their settings, the names of their attention, or the
+    functions of their files are others (`runtime.fingerprint`).
 
     Raises:
         UnsupportedError: naming the layers that do not.
@@ -24,9 +32,13 @@ def probe(target: Target) -> None:
         ids = torch.zeros(1, 1, dtype=torch.long, device=execution_device(model))
         model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=False)
 
-    # As a call, not as a block: an interrupt on the way out of a block of ours would leave gradients off.
-    seen = torch.no_grad()(without_interventions)(one_token).seen
-    missing = sorted(set(target.parts.softmax_layers) - seen)
+    def seen() -> frozenset[int]:
+        # As a call, not as a block: an interrupt on the way out of a block of ours would leave gradients off.
+        return frozenset(torch.no_grad()(without_interventions)(one_token).seen)
+
+    structure = structure_of(model)
+    found = SEEN.found(model, structure and structure.key, seen)
+    missing = sorted(set(target.parts.softmax_layers) - found)
     if missing:
         raise UnsupportedError(
             f"The attention of layers {missing} of {type(model).__name__} does not go through transformers' "

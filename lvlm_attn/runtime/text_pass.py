@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+import contextlib
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,35 +14,51 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.families.target import Target
 from lvlm_attn.layout.prompt import PromptLayout
 from lvlm_attn.runtime.active import without_interventions
+from lvlm_attn.runtime.fingerprint import Structure, arithmetic, digest, structure_of, weights_of
+from lvlm_attn.runtime.remembered import Remembered
+
+TEXTS = Remembered(most=32)
+"""Head outputs of the latest texts, by model: 250 KB each for a 7B model and one row."""
 
 
-def text_only(embeds: Tensor, layout: PromptLayout) -> tuple[Tensor, Tensor]:
-    """Drops every image token, and packs the rest to the right.
+class Text(NamedTuple):
+    """Where the text of a prompt stands, packed to the right.
 
-    Args:
-        embeds: `(batch, length, hidden)`.
-        layout: of the same positions, or of more.
-
-    Returns:
-        Embeddings `(batch, longest text, hidden)` padded on the left, and their mask `(batch, longest text)`.
-
-    Raises:
-        LvlmAttnError: if a sample has no text at all.
+    Attributes:
+        order: `(batch, longest text)`, which position each one was.
+        mask: `(batch, longest text)`, False at padding.
+        is_padded: whether there is any.
     """
-    length = embeds.shape[1]
-    is_kept = (layout.is_text & layout.is_prompt)[:, :length]
-    counts = is_kept.sum(1)
-    if int(counts.min()) == 0:
-        raise LvlmAttnError(
-            f"Row {int(counts.argmin())} of the prompt is all image; a text-only pass needs at least one text "
-            f"token."
-        )
-    longest = int(counts.max())
-    # A stable sort moves the kept positions to the right end and keeps their order.
-    order = is_kept.to(torch.uint8).argsort(dim=1, stable=True)[:, -longest:]
-    mask = is_kept.gather(1, order)
-    packed = embeds.gather(1, order[..., None].expand(-1, -1, embeds.shape[2]))
-    return packed.masked_fill(~mask[..., None], 0), mask
+
+    order: Tensor
+    mask: Tensor
+    is_padded: bool
+
+    @staticmethod
+    def of(layout: PromptLayout, length: int) -> Text:
+        """The text among the first `length` positions; waits for the device once.
+
+        Raises:
+            LvlmAttnError: if a sample has no text at all.
+        """
+        is_kept = (layout.is_text & layout.is_prompt)[:, :length]
+        counts = cast("list[int]", is_kept.sum(1).tolist())
+        if 0 in counts:
+            raise LvlmAttnError(
+                f"Row {counts.index(0)} of the prompt is all image; a text-only pass needs at least one text token."
+            )
+        # A stable sort moves the kept positions to the right end and keeps their order.
+        order = is_kept.to(torch.uint8).argsort(dim=1, stable=True)[:, -max(counts) :]
+        return Text(order, is_kept.gather(1, order), min(counts) < max(counts))
+
+    def packed(self, values: Tensor) -> Tensor:
+        """The text of `(batch, length, size)`, 0 at padding."""
+        found = values.gather(1, self.order[..., None].expand(-1, -1, values.shape[2]))
+        return found.masked_fill(~self.mask[..., None], 0)
+
+
+class _Enough(Exception):
+    """Ends the pass at the last layer that is wanted."""
 
 
 def text_heads(
@@ -50,7 +67,9 @@ def text_heads(
     """Runs the language model on the text of a prompt and returns head outputs at its last token.
 
     The pass has no cache, counts positions afresh, and changes nothing: interventions are silent, and neither
-    the cache, the random state nor what the model remembers of its last prompt is touched.
+    the cache, the random state nor what the model remembers of its last prompt is touched. It ends at the last of the
+    layers. The same text is not run again while the model is the same (`runtime.fingerprint` says what that is); what
+    is compared are the embeddings of the whole batch, so a remembered output has the bits of a new one.
 
     Args:
         target: the model.
@@ -61,14 +80,68 @@ def text_heads(
 
     Returns:
         For each layer `(batch, heads, head_dim)` in fp32.
+
+    Raises:
+        LvlmAttnError: if a sample has no text at all.
     """
     assert layout is not None
-    packed, mask = text_only(inputs["inputs_embeds"].detach(), layout)
-    more = {}
+    embeds = inputs["inputs_embeds"].detach()
+    text = Text.of(layout, embeds.shape[1])
+    packed, more = text.packed(embeds), {}
     if (per_layer := inputs.get("per_layer_inputs")) is not None:
-        flat, _ = text_only(per_layer.detach().flatten(2), layout)
+        flat = text.packed(per_layer.detach().flatten(2))
         more["per_layer_inputs"] = flat.view(*flat.shape[:2], *per_layer.shape[2:])
-    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    projections = {
+        layer: projection
+        for layer in sorted(layers)
+        if (projection := target.parts.output_projections[layer]) is not None
+    }
+    if not projections:
+        return {}
+    structure = structure_of(target.parts.language_model)
+
+    def run() -> dict[int, Tensor]:
+        return _run(target, text, packed, more, projections, may_stop=structure is not None)
+
+    key = _key(target, structure, text, (packed, *more.values()), tuple(projections))
+    found = TEXTS.found(target.parts.language_model, key, run)
+    return {layer: heads.clone() for layer, heads in found.items()}
+
+
+def _key(
+    target: Target, structure: Structure | None, text: Text, given: Sequence[Tensor], layers: tuple[int, ...]
+) -> Hashable | None:
+    """All that the heads of a text depend on; None where that cannot be told."""
+    if structure is None or structure.is_training:
+        return None
+    weights = weights_of(target.parts.language_model)
+    if weights is None:
+        return None
+    told, sampled = weights
+    content = digest([*given, text.mask, *sampled])
+    return structure.key, told, content, layers, arithmetic(given[0].device)
+
+
+def _run(
+    target: Target,
+    text: Text,
+    packed: Tensor,
+    more: Mapping[str, Tensor],
+    projections: Mapping[int, nn.Module],
+    *,
+    may_stop: bool,
+) -> dict[int, Tensor]:
+    """The pass itself.
+
+    Args:
+        target: the model.
+        text: where the text stands.
+        packed: its embeddings `(batch, longest text, hidden)`.
+        more: what else the language model is given.
+        projections: by layer, what the heads enter.
+        may_stop: whether nothing waits for the end of the modules that are left unfinished.
+    """
+    positions = (text.mask.long().cumsum(1) - 1).clamp(min=0)
     heads: dict[int, Tensor] = {}
 
     def reader(layer: int) -> Any:
@@ -76,40 +149,42 @@ def text_heads(
             last = args[0][:, -1]
             last = last if last.dtype == torch.float64 else last.float()
             heads[layer] = last.view(last.shape[0], target.heads, -1).clone()
+            if may_stop and len(heads) == len(projections):
+                raise _Enough
 
         return read
 
-    def text() -> None:
-        cast("Any", target.parts.language_model)(
-            inputs_embeds=packed,
-            attention_mask=_mask(target, packed, mask, positions),
-            position_ids=positions,
-            use_cache=False,
-            **more,
-        )
+    def run() -> None:
+        with contextlib.suppress(_Enough):
+            cast("Any", target.parts.language_model)(
+                inputs_embeds=packed,
+                attention_mask=_mask(target, packed, text, positions),
+                position_ids=positions,
+                use_cache=False,
+                **more,
+            )
 
     handles = []
     try:
         handles += [
             projection.register_forward_pre_hook(reader(layer), prepend=True)
-            for layer in layers
-            if (projection := target.parts.output_projections[layer]) is not None
+            for layer, projection in projections.items()
         ]
-        torch.no_grad()(without_interventions)(text)
+        torch.no_grad()(without_interventions)(run)
     finally:
         for handle in handles:
             handle.remove()
     return heads
 
 
-def _mask(target: Target, embeds: Tensor, is_text: Tensor, positions: Tensor) -> Any:
+def _mask(target: Target, embeds: Tensor, text: Text, positions: Tensor) -> Any:
     """What the language model is given as its mask: padding, or all of it where a prompt attends to itself."""
     if target.family.mask_of(cast("Any", target.parts.base).config) != "bidirectional_prompt":
-        return None if bool(is_text.all()) else is_text.long()
+        return text.mask.long() if text.is_padded else None
     settings = {
         "config": target.config,
         "inputs_embeds": embeds,
-        "attention_mask": is_text.long(),
+        "attention_mask": text.mask.long(),
         "past_key_values": None,
         "position_ids": positions,
         "block_sequence_ids": torch.zeros_like(positions),

@@ -109,6 +109,25 @@ def backend_function(backend: str, module: nn.Module) -> Attend:
     )
 
 
+def attention_functions() -> tuple[tuple[str, Attend], ...]:
+    """The attention functions by name.
+
+    When it fails: see `register`. They only tell whether a model would compute the same as before.
+    """
+    return tuple(
+        (name, ALL_ATTENTION_FUNCTIONS[name]) for name in sorted(ALL_ATTENTION_FUNCTIONS.valid_keys())
+    )
+
+
+def is_capturing_hook(hook: Any) -> bool:
+    """Whether a hook is one by which transformers collects hidden states and weights, which changes nothing.
+
+    When it fails: return False; then models that have once been asked for such outputs are computed again where they
+    need not be.
+    """
+    return getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
+
+
 def generate_variables() -> Iterator[Mapping[str, Any]]:
     """The local variables of the `generate` calls on the stack, innermost first.
 

@@ -4,8 +4,9 @@ A random LLaVA with LLaVA-1.5's prompt shape: hidden 1024, 8 layers, 16 heads, 5
 tokens; every run stands between two plain ones. `all heads` records all 8 layers as they are, `mean head` averages
 heads while recording, `disk` streams all heads into files.
 
-Then the same model with a prompt of 2,900 tokens: memory that recording takes while the answer is decoded, beyond plain
-`generate`, against the prediction; and whether any operation makes a tensor of queries by keys.
+Then the same model with a prompt of 2,900 tokens: the bytes of recorded weights that are held at once, counted, against
+the prediction; resident memory while the answer is decoded beyond plain `generate`, which says less; and whether any
+operation makes a tensor of queries by keys.
 
     python -m benchmarks.recording [--repeats 9] [--save]
 """
@@ -18,6 +19,7 @@ import tempfile
 from typing import Any
 
 from benchmarks.common import decode_peak, generate_ratios, llava_inputs, peak_memory, random_llava, save
+from benchmarks.recording_memory import counted
 
 LONG_SIDE, LONG_TEXT = 53, 91  # 53 x 53 patches and 91 words are 2,900 tokens
 VARIANTS = ("plain", "all heads", "mean head", "disk")
@@ -70,8 +72,12 @@ def long_prompt(new_tokens: int, side: int) -> dict[str, Any]:
     for variant in VARIANTS[1:]:
         peak = peak_memory("benchmarks.recording", [*arguments, f"peak of {variant}"], give_back=True) - plain
         predicted = peak_memory("benchmarks.recording", [*arguments, f"prediction of {variant}"])
-        found[variant] = {"predicted_mib": predicted, "peak_beyond_plain_mib": peak}
-        print(f"{variant:10}  predicted {predicted:7.1f} MiB, at its peak {peak:7.1f} MiB beyond plain")
+        held = peak_memory("benchmarks.recording", [*arguments, f"held of {variant}"])
+        found[variant] = {"predicted_mib": predicted, "held_mib": held, "peak_beyond_plain_mib": peak}
+        print(
+            f"{variant:10}  predicted {predicted:7.1f} MiB, held at once {held:7.1f} MiB, resident {peak:7.1f} MiB "
+            f"beyond plain"
+        )
     for name in ("recorded", "eager"):
         count, largest = (
             peak_memory("benchmarks.recording", [*arguments, f"{what} of {name}"])
@@ -93,6 +99,10 @@ def one_part(part: str, new_tokens: int, side: int) -> float:
         return squares(model, run, inputs["input_ids"].shape[1])[what == "largest"]
     with tempfile.TemporaryDirectory() as folder:
         run = runner(model, inputs, name, new_tokens, folder)
+        if what == "held":
+            with counted() as held:
+                run()
+            return held.bytes / 2**20
         return decode_peak(model, run) if what == "peak" else run()[1]
 
 

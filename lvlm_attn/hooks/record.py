@@ -22,7 +22,7 @@ from lvlm_attn.interventions.ended import Ended
 from lvlm_attn.interventions.layers import Layers, canonical_layers
 from lvlm_attn.kernels.readouts import Reading, Readout
 from lvlm_attn.maps.attention_maps import AttentionMaps
-from lvlm_attn.maps.recording import PAUSED, Log, Step, predicted_bytes, wanted_rows
+from lvlm_attn.maps.recording import PAUSED, Log, Step, predicted_bytes, recorded_keys, wanted_rows
 from lvlm_attn.maps.spool import Spool
 from lvlm_attn.measures.sinks import find_sink_dims, known_sink_dims, sink_score
 from lvlm_attn.runtime.active import acting
@@ -147,11 +147,12 @@ class Record(Intervention):
         context.memory["log"] = Log(spool=self._spool(context.stats))
         length = call.length if generation is None else generation.prompt_length
         longest = length if generation is None else max(generation.max_length or length, length)
-        count = _row_count(self.rows, length, longest)
+        early = recorded_keys(self.rows, length, longest)
+        count = len(early)
         batch = call.prompt.batch // (1 + call.views)
         layers = 1 if self.reduce in ("layers", "all") else len(_layers(self, call.target))
         heads = 1 if self.reduce in ("heads", "all") else len(_heads(self, call.target))
-        size = predicted_bytes(batch, layers, heads, count, max(longest - 1, length))
+        size = predicted_bytes(batch, layers, heads, count, max(longest - 1, length), sum(early))
         context.stats["predicted"] = size
         if size > self.limit and self.to is None:
             raise LvlmAttnError(
@@ -200,7 +201,7 @@ class Record(Intervention):
         _, step = layer.shared("rows", partial(self._begin_call, layer))
         assert step is not None
         log: Log = layer.memory["log"]
-        weights = cast("Tensor", reading.rows)[: _main_rows(layer)]
+        weights = cast("Tensor", reading.rows).detach()[: _main_rows(layer)].float()
         if self.heads is not None and weights.shape[1] > 1:
             weights = weights[:, list(cast("tuple[int, ...]", self.heads))]
             weights = weights.mean(1, keepdim=True) if self.reduce in ("heads", "all") else weights
@@ -210,14 +211,17 @@ class Record(Intervention):
         if weights.shape[-1] < length:
             weights = torch.nn.functional.pad(weights, (length - weights.shape[-1], 0))
         weights = step.ordered(weights)
+        if weights.untyped_storage().nbytes() > weights.numel() * weights.element_size():
+            weights = weights.clone()  # or rows of views and columns past the sequence would be held along
         if self.reduce not in ("layers", "all"):
             log.add(step, layer.index, weights)
             return
         layers = _layers(self, layer.call.target)
         total = layer.memory.get("sum")
-        layer.memory["sum"] = weights if total is None or layer.index == layers[0] else total + weights
+        is_first = total is None or layer.index == layers[0]
+        layer.memory["sum"] = weights if is_first else total.add_(weights)
         if layer.index == layers[-1]:
-            log.add(step, "mean", layer.memory.pop("sum") / len(layers))
+            log.add(step, "mean", layer.memory.pop("sum").div_(len(layers)))
 
     def _begin_call(self, layer: Layer) -> tuple[Readout | None, Step | None]:
         """Which rows of this call are kept, and where they go."""
@@ -286,14 +290,6 @@ def _heads(item: Record, target: Target) -> tuple[int, ...]:
 def _layers(item: Record, target: Target) -> list[int]:
     """The chosen layers that have weights to record."""
     return [layer for layer in cast("Sequence[int]", item.layers) if layer not in target.skipped_layers]
-
-
-def _row_count(rows: str | Sequence[int], prompt: int, longest: int) -> int:
-    """The most rows a prompt can have."""
-    if not isinstance(rows, str):
-        return len(rows)
-    answer = max(longest - prompt, 1)
-    return {"generated": answer, "last": 1, "prompt": prompt, "all": prompt + answer}[rows]
 
 
 def _whole_numbers(name: str, values: Any) -> tuple[int, ...]:

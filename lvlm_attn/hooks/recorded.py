@@ -43,27 +43,29 @@ def maps_of(item: Record, state: State, ended: Ended | None) -> AttentionMaps:
     target, request, beside = state.memory["call"]
     whole = log.assembled()
     ids = torch.cat([piece for _, piece in log.ids], 1).cpu()
+    keys = slice(0, log.length)
     layout = extended(cast("PromptLayout", log.prompt), log.length).to("cpu").select(range(len(ids)))
     # A view with a longer prompt pushes the rows that were asked for to the right.
     offset = 0 if request is None else log.prompt_length - request.inputs["input_ids"].shape[1]
     offset = max(offset, 0) if ended is not None and ended.request is not None else 0
-    weights = cast("dict[LayerKey, Tensor]", whole.weights)
     rows, targets = whole.rows, whole.targets
     if ended is not None:
         ids = ended.sequences.cpu()
-        weights, layout, rows, targets = _shifted(weights, layout, rows, targets, offset, ids.shape[1])
+        keys, layout, rows, targets = _shifted(layout, rows, targets, offset, ids.shape[1])
         prompt = log.prompt_length - offset
         lengths = answer_lengths(ids, prompt, end_ids(ended.options, target.model))
         rows, targets, layout = _ended(rows, targets, layout, prompt + lengths)
     targets = torch.where(targets < ids.shape[1], targets, rows)
     is_new = (rows < 0) & (whole.rows >= 0)
+    weights = cast("dict[LayerKey, Tensor]", whole.weights)
     if bool(is_new.any()):
         for value in weights.values():
             value.masked_fill_(is_new[:, None, :, None], 0.0)
     kept = (rows >= 0).any(0)
     if not bool(kept.all()):
-        weights = {layer: value[:, :, kept] for layer, value in weights.items()}
+        whole.keep(kept)
         rows, targets = rows[:, kept], targets[:, kept]
+    weights = {layer: value[..., keys] for layer, value in weights.items()}
     tokenizer = getattr(target.processor, "tokenizer", target.processor)
     inputs = request.inputs if request is not None else _tensors(ended)
     reads_more = any(other.overrides("extra_keys") for other in beside)
@@ -84,23 +86,20 @@ def maps_of(item: Record, state: State, ended: Ended | None) -> AttentionMaps:
 
 
 def _shifted(
-    weights: dict[LayerKey, Tensor],
-    layout: PromptLayout,
-    rows: Tensor,
-    targets: Tensor,
-    offset: int,
-    length: int,
-) -> tuple[dict[LayerKey, Tensor], PromptLayout, Tensor, Tensor]:
-    """Leaves out the first positions and those past the returned sequence, and rows about tokens past it."""
+    layout: PromptLayout, rows: Tensor, targets: Tensor, offset: int, length: int
+) -> tuple[slice, PromptLayout, Tensor, Tensor]:
+    """Leaves out the first positions and those past the returned sequence, and rows about tokens past it.
+
+    Returns:
+        Which keys stay; and the layout, rows and targets by their new positions.
+    """
     keys = min(layout.length - offset, length)
     is_gone = (targets - offset >= length) | (rows < 0)
     rows, targets = (rows - offset).masked_fill(is_gone, -1), (targets - offset).masked_fill(is_gone, -1)
     if offset:
         kind, image, block, row, col = (tensor[:, offset:] for tensor in layout.tensors)
         layout = PromptLayout(kind, image, block, row, col, layout.grids, layout.unfinished)
-    if keys < layout.length or offset:
-        weights = {layer: value[..., offset : offset + keys] for layer, value in weights.items()}
-    return weights, layout.crop(keys), rows, targets
+    return slice(offset, offset + keys), layout.crop(keys), rows, targets
 
 
 def _ended(

@@ -248,7 +248,9 @@ def _scores(
 
 def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The weights, 0 in rows without any key, and the log-sum-exp of every row."""
-    peak = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)  # finite without any key, too
+    peak = scores.amax(-1, keepdim=True).clamp(
+        min=torch.finfo(scores.dtype).min
+    )  # finite without any key, too
     parts = (scores - peak).exp()
     total = parts.sum(-1, keepdim=True)
     return parts / total.clamp(min=1), (peak + total.log()).squeeze(-1)

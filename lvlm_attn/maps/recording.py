@@ -70,6 +70,21 @@ class Step:
         is_plain = order.shape == numbers.shape and torch.equal(order, numbers)
         return Step(joined[0], joined[1], first, None if is_plain else order)
 
+    def keep(self, is_kept: Tensor) -> None:
+        """Leaves out some of the rows, in place.
+
+        Args:
+            is_kept: `(rows,)`.
+        """
+        kept = is_kept.nonzero().flatten()
+        self.rows, self.targets = self.rows[:, kept], self.targets[:, kept]
+        for layer, value in self.weights.items():
+            assert isinstance(value, Tensor)
+            for place, row in enumerate(kept.tolist()):
+                if place != row:
+                    value[:, :, place] = value[:, :, row]
+            self.weights[layer] = value[:, :, : len(kept)]
+
     def ordered(self, weights: Tensor) -> Tensor:
         """The rows of `(batch, heads, read rows, keys)` as this step has them."""
         if self.order is None:
@@ -149,40 +164,64 @@ class Log:
         return whole
 
     def _joined(self, layer: LayerKey, rows: Tensor) -> Tensor:
-        joined: Tensor | None = None
+        first = self.steps[0].weights[layer].shape
+        joined = self._room(layer, (*first[:2], rows.shape[1], self.length))
         place = 0
         for step in self.steps:
             held = step.weights.pop(layer)
             part = held if isinstance(held, Tensor) else self._read(layer, held)
-            if joined is None:
-                shape = (*part.shape[:2], rows.shape[1], self.length)
-                joined = torch.zeros(shape) if self.spool is None else self.spool.whole(layer, shape)
-            count, keys = (
-                part.shape[2],
-                min(part.shape[3], self.length),
-            )  # candidates that were not taken fall away
+            count, keys = part.shape[2], min(part.shape[3], self.length)  # candidates not taken fall away
             joined[:, :, place : place + count, :keys] = part[..., :keys].float().cpu()
             place += count
-        assert joined is not None
         if self.spool is not None:
             self.spool.drop(layer)
         if bool((rows < 0).any()):
             joined.masked_fill_((rows < 0)[:, None, :, None], 0.0)
         return joined
 
+    def _room(self, layer: LayerKey, shape: tuple[int, ...]) -> Tensor:
+        return torch.zeros(shape) if self.spool is None else self.spool.whole(layer, shape)
+
     def _read(self, layer: LayerKey, stored: Stored) -> Tensor:
         assert self.spool is not None
         return self.spool.get(layer, stored)
 
 
-def predicted_bytes(batch: int, layers: int, heads: int, rows: int, keys: int) -> int:
-    """The most memory a recording takes, in bytes: its weights in fp32, and one layer more while they are joined.
+def predicted_bytes(batch: int, layers: int, heads: int, rows: int, keys: int, early: int) -> int:
+    """The most bytes that a recording holds: its weights in fp32, and one layer once more while its steps are joined.
+
+    Args:
+        batch: number of samples.
+        layers: layers to keep; 1 where they are averaged.
+        heads: heads to keep; 1 where they are averaged.
+        rows: rows of a sample.
+        keys: how long each is in the end.
+        early: how long all of them together were when they were recorded, see `recorded_keys`.
 
     Example:
-        >>> predicted_bytes(1, 8, 32, 128, 3000) / 2**20
-        421.875
+        >>> predicted_bytes(1, 8, 32, 128, 3000, 128 * 2900) / 2**20
+        420.3125
     """
-    return 4 * batch * heads * rows * keys * (layers + 1)
+    return 4 * batch * heads * (layers * rows * keys + early)
+
+
+def recorded_keys(rows: str | Sequence[int], prompt: int, longest: int) -> list[int]:
+    """How many keys every row of a prompt's recording has when it is recorded, the most there can be.
+
+    Args:
+        rows: the choice, see `la.record`.
+        prompt: where the answer begins.
+        longest: where it ends at the latest.
+
+    Example:
+        >>> recorded_keys("generated", 10, 13)
+        [10, 11, 12]
+    """
+    if not isinstance(rows, str):
+        return [max(prompt, row + 1) for row in rows]
+    answer = list(range(prompt, max(longest, prompt + 1)))
+    own = [prompt] * prompt
+    return {"generated": answer, "last": answer[:1], "prompt": own, "all": own + answer}[rows]
 
 
 def wanted_rows(

@@ -31,7 +31,6 @@ from lvlm_attn.cli.common import (
     tell,
 )
 from lvlm_attn.cli.data import Images
-from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.closed.catalogue import CLOSED
 
 if TYPE_CHECKING:
@@ -100,11 +99,6 @@ def _evaluate(spec: Closed) -> Callable[..., None]:
 
         benchmark = load(spec, data, images, parser, subset, limit)
         benchmark.samples()  # pictures that are elsewhere are said before a model is loaded
-        if controls and any(item.options for item in benchmark.questions):
-            raise LvlmAttnError(
-                f"--controls are for yes/no questions; {spec.title} also asks for letters, so leave them out"
-                + (" or pass --subset yes_no." if "yes_no" in spec.parts else ".")
-            )
         generation = Generation(
             decode=decode, temperature=temperature, suffix=suffix, max_new_tokens=max_new_tokens,
             batch_size=batch_size, seed=seed, seeds=seeds, controls=controls, out=out,

@@ -57,7 +57,9 @@ class ClosedBenchmark:
         require_rule(parser, any(item.options for item in questions))
         self.spec, self.remarks = spec, tuple(remarks)
         self.questions = _first(_of_parts(spec, questions, subsets), limit)
-        self.name, self.max_new_tokens, self.asks_yes_no = spec.name, spec.max_new_tokens, spec.asks_yes_no
+        self.name, self.max_new_tokens = spec.name, spec.max_new_tokens
+        self.asks_letters = any(item.options for item in self.questions)
+        self.asks_yes_no = not all(item.options for item in self.questions)
         self._parser, self._subsets = parser, tuple(subsets)
         self._pictures: Path | None = None
         self._sizes = Counter((kind, name) for item in self.questions for kind, name in item.groups.items())

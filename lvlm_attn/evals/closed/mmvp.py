@@ -97,6 +97,5 @@ MMVP = Closed(
     metrics=metrics,
     kinds=("pair",),
     hub="lmms-lab-eval/MMVP",
-    asks_yes_no=False,
     max_new_tokens=32,
 )

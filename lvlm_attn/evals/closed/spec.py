@@ -40,7 +40,6 @@ class Closed:
         subsets: names for several parts.
         units: metrics that are no shares of 1, with their unit.
         hub: its data set on the hub, where there is one.
-        asks_yes_no: whether the answers are yes and no, not letters.
         max_new_tokens: length limit of an answer.
     """
 
@@ -56,7 +55,6 @@ class Closed:
     subsets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
     hub: str | None = None
-    asks_yes_no: bool = True
     max_new_tokens: int = 16
     neither: frozenset[str] = frozenset({"yes_ratio"})
 

@@ -16,7 +16,7 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.controls.found import FILE, Controls
 from lvlm_attn.evals.controls.identity import identity_of
 from lvlm_attn.evals.controls.judge import PREFER_YES, Judge
-from lvlm_attn.evals.core.benchmark import Benchmark
+from lvlm_attn.evals.core.benchmark import Benchmark, asks_letters
 from lvlm_attn.evals.core.evaluate import Evaluation, evaluate
 from lvlm_attn.evals.core.finished import Run, read_run
 from lvlm_attn.evals.core.jsonio import write_json
@@ -48,8 +48,9 @@ def evaluate_with_controls(
     The runs of the controls lie in ``controls`` in the method's run folder, and ``controls.json`` beside them says what
     they show; all are continued like any run. Everywhere: the bare model; an identity that goes the method's way
     through the machinery without its effect. Of yes/no benchmarks: the bare model asked to prefer yes; the bare
-    model with its yes/no threshold moved to the method's share of yes, with AUROC. Of captions: both cut to equal
-    length. When sampling: the cut to plausible tokens alone.
+    model with its yes/no threshold moved to the method's share of yes, with AUROC. Of questions answered by a letter:
+    the same threshold between A and B. Of captions: both cut to equal length. When sampling: the cut to plausible
+    tokens alone.
 
     Args:
         model: the model.
@@ -86,7 +87,7 @@ def evaluate_with_controls(
         return None if process_rank()[0] else read_run(out, name)
 
     others = {"bare": run("bare", (), decoding), "identity": run("identity", identity_of(methods), decoding)}
-    if benchmark.asks_yes_no:
+    if benchmark.asks_yes_no and not asks_letters(benchmark):
         others["prefer-yes"] = run("prefer-yes", (), replace(decoding, suffix=decoding.suffix + PREFER_YES))
     beta = _beta(methods)
     if decoding.decode == "sample":

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lvlm_attn.evals.compare import compare
 from lvlm_attn.evals.controls.equal_length import cut_to_equal_length
 from lvlm_attn.evals.controls.found import LEVEL, Change, Control, Controls
-from lvlm_attn.evals.controls.matched import auroc, matched_answers
+from lvlm_attn.evals.controls.matched import Kind, auroc, held, kinds_of, matched_answers
 from lvlm_attn.evals.core.finished import Run
-from lvlm_attn.evals.core.parsers import PARSERS, get_parser
 from lvlm_attn.evals.core.report import limits
 from lvlm_attn.evals.pairing import Compared, Pairing
 from lvlm_attn.evals.wording import size_of
@@ -47,9 +46,11 @@ class Judge:
         conditions = f"{limits(self.method.generation)}; {size_of(self._pairing(compared))}"
         rows = [self._identity()]
         details: dict[str, float | None] = {}
+        kinds = kinds_of(self.method.lines)
         if asks_yes_no:
-            rows.append(self._against("prefer-yes", f"the bare model asked “{PREFER_YES.strip()}”"))
-            matched, details = self._matched()
+            rows.append(self._prefer_yes())
+        if kinds:
+            matched, details = self._matched(kinds)
             rows.append(matched)
         elif "label" not in self.method.lines[0]:
             rows.append(self._equal_length())
@@ -96,29 +97,57 @@ class Judge:
         row = self._against("identity", "the same machinery without the method's effect")
         return replace(row, remark=remark)
 
-    def _matched(self) -> tuple[Control, dict[str, float | None]]:
-        about = "the bare model with its yes/no threshold moved"
-        bare = self.others["bare"]
-        parser = str(self.method.scoring.get("parser", "strict"))
-        read = get_parser(parser if parser in PARSERS else "strict")
-        verdicts = [
-            read(str(line["raw_text"]), "yes" if line.get("label") == "yes" else "no") == "yes"
-            for lines in self.method.seeds
-            for line in lines
-        ]
-        share = sum(verdicts) / len(verdicts)
-        answered = matched_answers(bare.lines, share)
-        details = {"AUROC of the bare model": auroc(bare.lines), "of the method": auroc(self.method.lines)}
-        if answered is None:
-            remark = "The yes-logit shift needs the probabilities of yes and no, which this model's tokens do not give."
-            return Control("yes-logit shift", about, None, None, remark), details
-        reached = sum(line["raw_text"] == "Yes" for line in answered) / len(answered)
+    def _prefer_yes(self) -> Control:
+        about = f"the bare model asked “{PREFER_YES.strip()}”"
+        if "prefer-yes" in self.others:
+            return self._against("prefer-yes", about)
         remark = (
-            f"The yes-logit shift answers yes to {100 * reached:.1f} % of the questions, the method to "
-            f"{100 * share:.1f} %."
+            "The request to prefer yes makes no sense for questions answered by a letter, which are among these; "
+            "choose the others (--subset yes_no) to see it."
         )
-        shifted = replace(bare, name="shift", seeds=(tuple(answered),), inner=())
-        return self._row("yes-logit shift", about, shifted, self.method, remark), details
+        return Control("prefer-yes", about, None, None, remark)
+
+    def _matched(self, kinds: Sequence[Kind]) -> tuple[Control, dict[str, float | None]]:
+        """The thresholds of all kinds of questions moved, each to the method's share."""
+        bare, told = self.others["bare"], " and ".join(kind.told for kind in kinds)
+        about = f"the bare model with its {told} threshold{'s' * (len(kinds) > 1)} moved"
+        name = f"{kinds[0].name} shift" if len(kinds) == 1 else "threshold shift"
+        details: dict[str, float | None] = {}
+        answered, reached = [], []
+        for kind in kinds:
+            own = [line for line in bare.lines if kind.asks(line)]
+            more = "" if len(kinds) == 1 else f", {kind.told}"
+            details |= {
+                f"AUROC of the bare model{more}": auroc(own),
+                f"of the method{more}": auroc([line for line in self.method.lines if kind.asks(line)]),
+            }
+            share = self._share(kind)
+            shifted = matched_answers(own, share)
+            if shifted is None:
+                remark = (
+                    f"The {name} needs the probabilities of {' and '.join(kind.words)}, which this model's tokens do "
+                    "not give."
+                )
+                return Control(name, about, None, None, remark), details
+            said = sum(line["raw_text"] == kind.first for line in shifted) / len(shifted)
+            answered += shifted
+            reached.append(
+                f"{kind.first.replace('Yes', 'yes')} to {100 * said:.1f} % of the questions, the method to "
+                f"{100 * share:.1f} %"
+            )
+            if kind.first == "A":
+                details["probability of a letter in the bare model"] = held(own)
+        order = {line["sample_id"]: place for place, line in enumerate(bare.lines)}
+        answered.sort(key=lambda line: order[line["sample_id"]])
+        shifted_run = replace(bare, name="shift", seeds=(tuple(answered),), inner=())
+        remark = f"The {name} answers {'; and '.join(reached)}."
+        return self._row(name, about, shifted_run, self.method, remark), details
+
+    def _share(self, kind: Kind) -> float:
+        """How often the method answers with the first of two words, its answers read by the run's own rule."""
+        rule = str(self.method.scoring.get("parser", "strict"))
+        lines = [line for seed in self.method.seeds for line in seed if kind.asks(line)]
+        return sum(kind.says_first(line, rule) for line in lines) / len(lines)
 
     def _equal_length(self) -> Control:
         bare = self.others["bare"]

@@ -15,7 +15,7 @@ from transformers import MinPLogitsWarper
 
 from lvlm_attn.decoding.features import encoding_once
 from lvlm_attn.errors import LvlmAttnError, closest
-from lvlm_attn.evals.core.first_token import FirstToken, yes_no_ids
+from lvlm_attn.evals.core.first_token import PAIRS, FirstToken, choices_of
 from lvlm_attn.evals.core.runner import Answer
 from lvlm_attn.evals.core.sampling import SeededSampler
 from lvlm_attn.prompts.chat import format_prompt
@@ -77,6 +77,7 @@ class ModelAnswerer:
         interventions: what to put on the model; empty for the bare model.
         decoding: how to generate.
         asks_yes_no: keep the probabilities of yes and no at the first answer token.
+        asks_letters: keep those of A and B.
 
     Example:
         >>> with ModelAnswerer(model, processor, la.parse("var")) as answerer:  # doctest: +SKIP
@@ -91,6 +92,7 @@ class ModelAnswerer:
         interventions: Sequence[Intervention] = (),
         decoding: Decoding | None = None,
         asks_yes_no: bool = False,
+        asks_letters: bool = False,
     ) -> None:
         self.model, self.processor = model, processor
         self.decoding = decoding or Decoding()
@@ -99,7 +101,8 @@ class ModelAnswerer:
         self.wrapped: Wrapped | None = None
         self._target: Target | None = None
         self._tokenizer = getattr(processor, "tokenizer", processor)
-        self._yes_no = yes_no_ids(self._tokenizer) if asks_yes_no else None
+        words = PAIRS[0] * asks_yes_no + PAIRS[1] * asks_letters
+        self._choices = choices_of(self._tokenizer, words) if words else None
         config = copy.deepcopy(model.generation_config)
         beams = max((item.beams for item in self._interventions), default=1)
         if beams > 1 and self.decoding.decode == "sample":
@@ -199,8 +202,8 @@ class ModelAnswerer:
         """
         processors: list[Any] = []
         first = None
-        if self._yes_no is not None:
-            first = FirstToken(self._yes_no)
+        if self._choices is not None:
+            first = FirstToken(self._choices)
             processors.append(first)
         if self.decoding.decode == "sample":
             if self.decoding.plausibility:

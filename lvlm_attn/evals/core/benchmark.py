@@ -37,6 +37,8 @@ class Benchmark(Protocol):
         name: short name, written to the result.
         max_new_tokens: length limit unless the user sets one.
         asks_yes_no: whether the probabilities of yes and no at the first answer token are worth keeping.
+
+    One that is also, or only, answered by the letters A and B says so by ``asks_letters``.
     """
 
     name: str
@@ -58,3 +60,8 @@ class Benchmark(Protocol):
     def score(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Metrics, JSON-ready, from result lines; lines with ``error`` are counted as failed."""
         ...
+
+
+def asks_letters(benchmark: Benchmark) -> bool:
+    """Whether some of a benchmark's questions are answered by a letter."""
+    return bool(getattr(benchmark, "asks_letters", False))

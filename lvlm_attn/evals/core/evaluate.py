@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lvlm_attn._version import __version__
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.evals.core.benchmark import Benchmark
+from lvlm_attn.evals.core.benchmark import Benchmark, asks_letters
 from lvlm_attn.evals.core.environment import describe_model, environment, plugin_hashes
 from lvlm_attn.evals.core.finished import SEED_FOLDERS
 from lvlm_attn.evals.core.image_tokens import METRIC, remove_image_tokens, removed_sentence
@@ -152,8 +152,9 @@ class _Asked:
 
         ranks, benchmark = Ranks.of_environment(), self.benchmark
         answerer = ModelAnswerer(
-            self.model, self.processor, self.interventions, self.decoding, benchmark.asks_yes_no
-        )
+            self.model, self.processor, self.interventions, self.decoding,
+            asks_yes_no=benchmark.asks_yes_no, asks_letters=asks_letters(benchmark),
+        )  # fmt: skip
         settings = self._settings(answerer.describe(), seed)
         samples, removed = remove_image_tokens(benchmark.samples(), self.processor)
         share = self.decoding.decode == "greedy"

@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import Any
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.evals.core.benchmark import Benchmark, Sample
+from lvlm_attn.evals.core.benchmark import Benchmark, Sample, asks_letters
 from lvlm_attn.evals.core.pictures import image_key
 
 
@@ -29,7 +29,7 @@ class PicturePart:
         if not 0 < share < 1:
             raise LvlmAttnError(f"the share of dev pictures is {share}; it lies between 0 and 1.")
         self.name, self.max_new_tokens = benchmark.name, benchmark.max_new_tokens
-        self.asks_yes_no = benchmark.asks_yes_no
+        self.asks_yes_no, self.asks_letters = benchmark.asks_yes_no, asks_letters(benchmark)
         self._whole, self._part, self._share = benchmark, part, share
         self._samples = [
             sample

@@ -6,7 +6,7 @@ from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.evals.core.answerer import Decoding, ModelAnswerer
 from lvlm_attn.evals.core.environment import fingerprint
 from lvlm_attn.evals.core.evaluate import evaluate
-from lvlm_attn.evals.core.first_token import FirstToken, yes_no_ids
+from lvlm_attn.evals.core.first_token import Choices, FirstToken, choices_of
 from lvlm_attn.evals.core.sampling import SeededSampler
 from lvlm_attn.toy import scenes
 from lvlm_attn.toy.benchmarks import toy_chair, toy_pope
@@ -67,7 +67,7 @@ def test_first_token_mass_is_that_of_a_plain_forward(loaded, images):
     model, processor = loaded
     with ModelAnswerer(model, processor, decoding=Decoding(max_new_tokens=2), asks_yes_no=True) as answerer:
         answers = answerer.answer(images, PROMPTS, [0, 0, 0])
-    ids = yes_no_ids(processor.tokenizer)
+    ids = choices_of(processor.tokenizer, ("yes", "no")).ids
     assert ids["yes"]
     assert ids["no"]
     for image, answer in zip(images, answers):
@@ -79,7 +79,7 @@ def test_first_token_mass_is_that_of_a_plain_forward(loaded, images):
 
 
 def test_words_without_a_token_of_their_own_are_left_out():
-    assert FirstToken({"yes": [1], "no": []}).of_row(0) is None
+    assert FirstToken(Choices({"yes": [1], "no": []})).of_row(0) is None
 
 
 def test_suffix_goes_into_the_prompt(loaded, images):

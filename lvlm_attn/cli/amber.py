@@ -69,10 +69,7 @@ def amber_g(
     benchmark = AmberCaptions.from_folder(data, images, limit)
     benchmark.samples()  # pictures that are elsewhere are said before a model is loaded
     tell(f"note: {_NOTE}")
-    generation = Generation(
-        decode=decode, temperature=temperature, suffix=suffix, max_new_tokens=max_new_tokens, batch_size=batch_size,
-        seed=seed, seeds=seeds, controls=controls, out=out, device=device, dtype=dtype, device_map=device_map,
-    )  # fmt: skip
+    generation = Generation.given(locals())
     evaluate.measure(benchmark, model, intervene, generation, table, f"AMBER generative, {model}", as_json)
 
 

@@ -99,11 +99,7 @@ def _evaluate(spec: Closed) -> Callable[..., None]:
 
         benchmark = load(spec, data, images, parser, subset, limit)
         benchmark.samples()  # pictures that are elsewhere are said before a model is loaded
-        generation = Generation(
-            decode=decode, temperature=temperature, suffix=suffix, max_new_tokens=max_new_tokens,
-            batch_size=batch_size, seed=seed, seeds=seeds, controls=controls, out=out,
-            device=device, dtype=dtype, device_map=device_map,
-        )  # fmt: skip
+        generation = Generation.given(locals())
         title = f"{spec.title}, {model}, parser {parser}"
         evaluate.measure(benchmark, model, intervene, generation, partial(closed_table, spec), title, as_json)
 

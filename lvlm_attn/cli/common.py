@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -159,7 +159,7 @@ def quiet_transformers() -> None:
         logging.disable_progress_bar()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """How answers are generated and where they go, as given on the command line."""
 
@@ -175,6 +175,12 @@ class Generation:
     dtype: str = "auto"
     device_map: str | None = None
     controls: bool = False
+
+    @staticmethod
+    def given(options: Mapping[str, Any]) -> Generation:
+        """Taken from a command's parameters, which have the same names."""
+        names = [item.name for item in fields(Generation)]
+        return Generation(**{name: options[name] for name in names if name in options})
 
     def decoding(self, benchmark: Benchmark) -> Decoding:
         """What the runner is told."""

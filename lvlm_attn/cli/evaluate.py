@@ -96,20 +96,7 @@ def pope(
     """
     files = [*(questions or []), *(more_questions or [])]
     benchmark = pope_of(files, images, data, split, scenes, parser, limit, fix_typo)
-    generation = Generation(
-        decode,
-        temperature,
-        suffix,
-        max_new_tokens,
-        batch_size,
-        seed,
-        seeds,
-        out,
-        device,
-        dtype,
-        device_map,
-        controls,
-    )
+    generation = Generation.given(locals())
     from lvlm_attn.evals.core.report import pope_table
 
     measure(benchmark, model, intervene, generation, pope_table, f"POPE, {model}, parser {parser}", as_json)
@@ -169,20 +156,7 @@ def chair(
     benchmark = chair_of(
         truth, images, ids, data, split, scenes, mode, drop_incomplete_sentence, prompt or PROMPT, limit
     )
-    generation = Generation(
-        decode,
-        temperature,
-        suffix,
-        max_new_tokens,
-        batch_size,
-        seed,
-        seeds,
-        out,
-        device,
-        dtype,
-        device_map,
-        controls,
-    )
+    generation = Generation.given(locals())
     from lvlm_attn.evals.core.report import chair_table
 
     measure(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lvlm_attn.cli.benchmarks import Parser, Subset, load
 from lvlm_attn.cli.chair import Captions, Instances, Mode, truth_files
 from lvlm_attn.cli.common import (
     BatchSize,
@@ -33,13 +35,14 @@ from lvlm_attn.cli.common import (
     say,
     tell,
 )
-from lvlm_attn.cli.data import DataSet, FixTypo, Ids, Images, Parser, Scenes, chair_of, pope_of
+from lvlm_attn.cli.data import FixTypo, Ids, Images, Scenes, chair_of, pope_of
 from lvlm_attn.errors import LvlmAttnError, closest
+from lvlm_attn.evals.closed.catalogue import CLOSED
 
 if TYPE_CHECKING:
     from lvlm_attn.evals.core.benchmark import Benchmark
 
-BENCHMARKS = ("pope", "chair")
+BENCHMARKS = ("pope", "chair", "amber-g", *CLOSED)
 
 
 # Long because every option of the command is a parameter.
@@ -49,14 +52,24 @@ def sweep(
         list[str],
         typer.Option("--grid", help="As `pai:alpha=0.1,0.2;gamma=1.0,1.1`; repeat for more points."),
     ],
-    benchmark: Annotated[str, typer.Option("--benchmark", help="pope or chair.")] = "pope",
+    benchmark: Annotated[str, typer.Option("--benchmark", help=f"One of {', '.join(BENCHMARKS)}.")] = "pope",
     by: Annotated[
         str | None,
         typer.Option(
-            "--by", help="Choose by this metric; accuracy or chair_s if not given.", show_default=False
+            "--by",
+            help="Choose by this metric; accuracy (aAcc), chair_s or hal if not given.",
+            show_default=False,
         ),
     ] = None,
-    data: DataSet = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            help="pope, chair: `toy`, the bundled scenes. Others: folder with your copy, or its name on the hub.",
+            show_default=False,
+        ),
+    ] = None,
+    subset: Subset = None,
     scenes: Scenes = 100,
     questions: Annotated[
         list[Path] | None,
@@ -94,7 +107,8 @@ def sweep(
 ) -> None:
     """Run all points of a grid on dev, report every one, and the chosen one once on test.
 
-    The toy has dev and test scenes; pictures in files are parted by a hash of their names.
+    The toy has dev and test scenes; pictures in files are parted by a hash of their names, and those of a pair or set
+    stay together.
 
     Example: lvlm-attn eval sweep --model toy --data toy --grid "pai:alpha=0.1,0.2;gamma=1.0,1.1"
     """
@@ -107,28 +121,58 @@ def sweep(
         )
     points = [parse(text) for text in grid_points(grid)]
     check_decoding(decode, temperature, seeds)
-    truth = truth_files(ground_truth, instances, captions)
+    files: dict[str, Any] = {
+        "--questions": questions, "--ids": ids, "--ground-truth": ground_truth, "--instances": instances,
+        "--captions": captions,
+    }  # fmt: skip
 
     def make(split: str) -> Benchmark:
         if benchmark == "pope":
             return pope_of(questions or [], images, data, split, scenes, parser, limit, fix_typo)
         from lvlm_attn.evals.chair.benchmark import PROMPT
 
+        truth = truth_files(ground_truth, instances, captions)
         return chair_of(truth, images, ids, data, split, scenes, mode, False, PROMPT, limit)
 
-    dev, test = _parts(make, data, dev_share)
-    generation = Generation(
-        decode, temperature, suffix, max_new_tokens, batch_size, seed, seeds, out, device, dtype, device_map
-    )
-    _run(model, points, dev, test, by, generation, as_json)
+    if benchmark in ("pope", "chair"):
+        if subset:
+            raise LvlmAttnError(f"{benchmark} has no parts; leave out --subset.")
+        dev, test = (make("dev"), make("test")) if data is not None else _parts(make("test"), dev_share)
+    else:
+        dev, test = _parts(_copy_of(benchmark, data, images, parser, subset, limit, files), dev_share)
+    _run(model, points, dev, test, by, Generation.given(locals()), as_json)
 
 
-def _parts(make: Any, data: str | None, share: float) -> tuple[Benchmark, Benchmark]:
-    if data is not None:
-        return make("dev"), make("test")
+def _copy_of(
+    name: str,
+    data: str | None,
+    images: Path | None,
+    parser: str,
+    subset: list[str] | None,
+    limit: int | None,
+    files: Mapping[str, object],
+) -> Benchmark:
+    """A user's copy of a benchmark other than POPE and CHAIR."""
+    given = [option for option, value in files.items() if value]
+    if data is None or given:
+        what = (
+            f"is read from --data FOLDER alone; leave out {' and '.join(given)}"
+            if given
+            else "needs --data FOLDER"
+        )
+        raise LvlmAttnError(f"{name} {what}.")
+    if name in CLOSED:
+        return load(CLOSED[name], data, images, parser, subset, limit)
+    if subset:
+        raise LvlmAttnError(f"{name} has no parts; leave out --subset.")
+    from lvlm_attn.evals.benchmarks import load_benchmark
+
+    return load_benchmark(name, data, images, limit=limit)
+
+
+def _parts(whole: Benchmark, share: float) -> tuple[Benchmark, Benchmark]:
     from lvlm_attn.evals.sweep.parts import PicturePart
 
-    whole = make("test")
     return PicturePart(whole, "dev", share), PicturePart(whole, "test", share)
 
 
@@ -145,9 +189,7 @@ def _run(
     from lvlm_attn.evals.core.tables import filled, show
     from lvlm_attn.evals.sweep.sweep import sweep as run_sweep
 
-    tell(
-        f"{len(points)} points on {len(dev.samples())} dev samples, then one on {len(test.samples())} test samples."
-    )
+    tell(f"{len(points)} points on dev ({_size(dev)}), then one on test ({_size(test)}).")
     loaded = load_model(model, generation.device, generation.dtype, generation.device_map)
     try:
         found = run_sweep(
@@ -168,3 +210,8 @@ def _run(
         say("")
     say(filled(found.sentences()))
     say(f"Written to {found.folder}")
+
+
+def _size(benchmark: Benchmark) -> str:
+    samples = benchmark.samples()
+    return f"{len(samples)} samples, {len({sample.image_name for sample in samples})} pictures"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -104,6 +104,17 @@ class ClosedBenchmark:
             )
             for item in self.questions
         ]
+
+    def of_samples(self, names: Collection[str]) -> ClosedBenchmark:
+        """The same benchmark with some of its questions; groups have to be in it whole or not at all.
+
+        Args:
+            names: their `sample_id`.
+        """
+        questions = [item for item in self.questions if item.sample_id in names]
+        found = ClosedBenchmark(self.spec, questions, self._parser)
+        found._subsets, found._pictures, found.remarks = self._subsets, self._pictures, self.remarks
+        return found
 
     def fields(self) -> dict[str, dict[str, Any]]:
         """What the result line of each question keeps, by its `sample_id`."""

@@ -1,4 +1,7 @@
-"""A benchmark parted by pictures: what parameters are chosen on is not what they are reported on."""
+"""A benchmark parted by pictures: what parameters are chosen on is not what they are reported on.
+
+Where questions about several pictures count together, as pairs or sets, these are in one part.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from hashlib import sha256
 from typing import Any
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.evals.closed.benchmark import ClosedBenchmark
 from lvlm_attn.evals.core.benchmark import Benchmark, Sample, asks_letters
 from lvlm_attn.evals.core.pictures import image_key
 
@@ -29,25 +33,30 @@ class PicturePart:
         if not 0 < share < 1:
             raise LvlmAttnError(f"the share of dev pictures is {share}; it lies between 0 and 1.")
         self.name, self.max_new_tokens = benchmark.name, benchmark.max_new_tokens
-        self.asks_yes_no, self.asks_letters = benchmark.asks_yes_no, asks_letters(benchmark)
         self._whole, self._part, self._share = benchmark, part, share
-        self._samples = [
-            sample
-            for sample in benchmark.samples()
-            if (place_of(sample.image_name) < share) == (part == "dev")
+        self._samples: Sequence[Sample] = [
+            sample for sample in benchmark.samples() if (_place(sample) < share) == (part == "dev")
         ]
         if not self._samples:
             raise LvlmAttnError(
                 f"no picture falls into the {part} part at a dev share of {share}; choose another share, or more data."
             )
+        if isinstance(
+            benchmark, ClosedBenchmark
+        ):  # sub-tasks of which nothing is in this part are none of it
+            self._whole = benchmark.of_samples({sample.sample_id for sample in self._samples})
+            self._samples = self._whole.samples()
+        self.asks_yes_no, self.asks_letters = self._whole.asks_yes_no, asks_letters(self._whole)
 
     def samples(self) -> Sequence[Sample]:
         """Those of this part, in order."""
         return self._samples
 
     def describe(self) -> dict[str, Any]:
-        """The whole, and which part of it this is."""
-        return {**self._whole.describe(), "part": self._part, "dev_share": self._share}
+        """The whole, which part of it this is, and how large."""
+        pictures = len({sample.image_name for sample in self._samples})
+        size = {"part_samples": len(self._samples), "part_pictures": pictures}
+        return {**self._whole.describe(), "part": self._part, "dev_share": self._share, **size}
 
     def scoring(self) -> dict[str, Any]:
         """As for the whole."""
@@ -58,6 +67,12 @@ class PicturePart:
         return {**self._whole.score(lines), "failed": sum(bool(line.get("error")) for line in lines)}
 
 
+def _place(sample: Sample) -> float:
+    """Where the picture of a sample falls, or the set of pictures that count together with it."""
+    cluster = sample.fields.get("cluster", sample.image_name)
+    return place_of(sample.image_name) if cluster == sample.image_name else _hashed(str(cluster))
+
+
 def place_of(name: str) -> float:
     """Where the hash of a picture's name falls between 0 and 1.
 
@@ -65,4 +80,8 @@ def place_of(name: str) -> float:
         >>> 0 <= place_of("COCO_val2014_000000000042.jpg") < 1
         True
     """
-    return int.from_bytes(sha256(image_key(name).encode()).digest()[:6], "big") / 2**48
+    return _hashed(image_key(name))
+
+
+def _hashed(text: str) -> float:
+    return int.from_bytes(sha256(text.encode()).digest()[:6], "big") / 2**48

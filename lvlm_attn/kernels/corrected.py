@@ -1,0 +1,220 @@
+"""Rows of an attention call corrected in the backend's output: the torch path where few keys suffice."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.kernels.call import AttentionCall
+from lvlm_attn.kernels.correction import LIMITS, ByClass, FewKeys, amplified_few, few_weights, redistributed
+from lvlm_attn.kernels.few_keys import Chosen, bias_of, choose, steps_of, with_mask, written_and_valid
+from lvlm_attn.kernels.gains import Judged, of_redistribution
+from lvlm_attn.kernels.log_sum_exp import row_log_sum_exp
+from lvlm_attn.kernels.spec import Amplification, Redistribution, at_columns
+from lvlm_attn.kernels.torch_path import Rows, write_rows
+from lvlm_attn.kernels.visibility import Visibility
+
+CHUNK_BYTES = 64 * 2**20
+"""Most bytes of weights of few keys held at a time."""
+
+
+class Corrected(NamedTuple):
+    """What became of a call.
+
+    Attributes:
+        output: `(batch, queries, heads, width)`.
+        judged: what was decided of the rows by the redistribution, chunk by chunk; empty without one.
+    """
+
+    output: Tensor
+    judged: list[Judged]
+
+
+def suits(amplifications: Sequence[Amplification], redistributions: Sequence[Redistribution]) -> bool:
+    """Whether edits change weights by factors of few keys, whatever the scores are."""
+    constant = all(item.gain is None and item.head_cap is None for item in amplifications)
+    return constant and len(redistributions) <= 1 and bool(amplifications or redistributions)
+
+
+def corrected_query(
+    output: Tensor,
+    log_sum_exp: Tensor,
+    call: AttentionCall,
+    spec: Redistribution,
+    kept: dict[Hashable, Any],
+    is_touched: Tensor | None,
+) -> Corrected | None:
+    """A redistribution in the only row of a decoding step.
+
+    Args:
+        output: `(batch, 1, heads, width)`, changed in place.
+        log_sum_exp: `(batch, heads, 1)`.
+        call: the attention call; without a window, and with all columns from the first position on.
+        spec: what to move.
+        kept: what steps share, see `steps_of`.
+        is_touched: `(batch, 1)`, which samples may change; None for all.
+
+    Returns:
+        What became of it; None, with nothing changed, if the row is to be computed from all keys.
+    """
+    dtype, groups = call.score_dtype, call.key.shape[0] * call.key.shape[1]
+    limit = LIMITS.get(output.dtype)
+    steps = steps_of(spec, call, kept) if limit is not None else None
+    few = None if steps is None else steps.at(call.geometry.length)
+    if limit is None or steps is None or few is None:
+        return None
+    bias = few.bias
+    if isinstance(call.mask, Tensor):
+        bias = with_mask(bias, call, few.columns)
+    group = call.query.shape[1] // call.key.shape[1]
+    query = call.query.view(groups, group, -1)
+    key = few.take(call.key, dtype)
+    weights = few_weights(query, key, bias, log_sum_exp.view(groups, group, 1), call.scaling)
+    new = output.view(groups, group, -1)
+    touched = None
+    if is_touched is not None:
+        touched = is_touched[:, None].expand(-1, call.key.shape[1], 1).reshape(groups, 1, 1)
+    judged = redistributed(new, weights, few.take(call.value, dtype), steps.by, limit, touched)
+    if judged is None:
+        return None
+    return Corrected(output, [judged])
+
+
+def corrected_rows(
+    output: Tensor,
+    log_sum_exp: Tensor | None,
+    call: AttentionCall,
+    rows: Rows,
+    *,
+    visibility: Sequence[Visibility] = (),
+    amplification: Sequence[Amplification] = (),
+    redistribution: Redistribution | None = None,
+) -> Corrected | None:
+    """Edits of some rows by what their factors are on few keys; see `suits`.
+
+    Args:
+        output: `(batch, queries, heads, width)`, what the backend made, the visibilities included; rows and heads that
+            stay keep their bits.
+        log_sum_exp: `(batch, heads, queries)`, the visibilities included, or None to compute that of the rows, which
+            needs all keys but no value.
+        call: the attention call.
+        rows: which rows.
+        visibility: what queries may attend to beyond causality.
+        amplification: changes of the scores, in order; without gains.
+        redistribution: what to move.
+
+    Returns:
+        What became of them; None, with nothing changed, if the rows are to be computed from all keys.
+    """
+    geometry, dtype, device = call.geometry, call.score_dtype, call.query.device
+    limit, batch = LIMITS.get(output.dtype), call.key.shape[0]
+    if limit is None:
+        return None
+    if redistribution is None:
+        kinds = torch.zeros(batch, geometry.keys, dtype=torch.int8, device=device)
+    else:
+        kinds = geometry.to_columns(redistribution.key_class.to(device))
+    biased = [item for item in amplification if item.bias is not None]
+    given = [geometry.to_columns(item.bias.to(device, dtype)) for item in biased if item.bias is not None]
+    chosen = choose(kinds, written_and_valid(geometry, device), given)
+    if chosen is None or not all(bool(bias.isfinite().all()) for bias in given):
+        return None
+    biases = [at_columns(bias, chosen.columns) - level for bias, level in zip(given, chosen.levels)]
+    by = None
+    if redistribution is not None:
+        gains = of_redistribution(redistribution)
+        by = ByClass.of(gains, at_columns(kinds, chosen.columns), chosen.base, dtype, call.key.shape[1])
+    if log_sum_exp is None:
+        if visibility:
+            return None
+        total = row_log_sum_exp(call, rows)
+    else:
+        total = log_sum_exp if rows.is_all else log_sum_exp.gather(2, _over_heads(rows, log_sum_exp.shape[1]))
+    few = FewKeys(chosen.columns)
+    edit = _Edit(
+        call,
+        chosen,
+        few.take(call.key, dtype),
+        few.take(call.value, dtype),
+        visibility,
+        [(item, bias) for item, bias in zip(biased, biases)],
+        by,
+        redistribution,
+        limit,
+    )
+    row = batch * call.query.shape[1] * max(chosen.columns.shape[-1], 1) * dtype.itemsize
+    step = max(CHUNK_BYTES // row, 1)
+    done = []
+    for start in range(0, rows.index.shape[1], step):
+        span = slice(start, start + step)
+        new = edit.rows(output, total[:, :, span], rows.part(span))
+        if new is None:
+            return None
+        done.append((rows.part(span), new))
+    for part, (new_rows, is_changed, _) in done:
+        output = write_rows(output, new_rows, part, is_changed)
+    return Corrected(output, [judged for _, (*_, judged) in done if judged is not None])
+
+
+class _Edit(NamedTuple):
+    """What is done to every chunk of rows; see `corrected_rows`."""
+
+    call: AttentionCall
+    chosen: Chosen
+    key: Tensor
+    value: Tensor
+    visibility: Sequence[Visibility]
+    amplification: Sequence[tuple[Amplification, Tensor]]
+    by: ByClass | None
+    redistribution: Redistribution | None
+    limit: float
+
+    def rows(self, output: Tensor, total: Tensor, part: Rows) -> tuple[Tensor, Tensor, Judged | None] | None:
+        """New rows `(batch, heads, rows, width)`, where they changed, and what was decided."""
+        call, dtype = self.call, self.call.score_dtype
+        batch, heads, count = total.shape
+        kv_heads = call.key.shape[1]
+
+        def grouped(values: Tensor) -> Tensor:
+            return values.reshape(batch * kv_heads, heads // kv_heads * count, values.shape[3])
+
+        bias = bias_of(call, self.visibility, part, self.chosen.columns, self.chosen.is_few)
+        old = output
+        if not part.is_all:
+            index = part.index[:, :, None, None]
+            old = output.gather(1, index.expand(-1, -1, heads, output.shape[3]))
+        new = grouped(old.to(dtype, copy=True).transpose(1, 2))
+        query = grouped(part.take(call.query).to(dtype))
+        weights = few_weights(query, self.key, bias, grouped(total.to(dtype)[..., None]), call.scaling)
+        is_changed = torch.zeros(batch, heads, count, dtype=torch.bool, device=output.device)
+        for item, by in self.amplification:
+            is_row = item.is_touched.to(output.device).gather(1, part.index)[:, None].expand_as(is_changed)
+            if item.heads is not None:
+                is_row = is_row & (item.per_head(heads)[..., None] != 0).to(output.device)
+            factor = torch.where(is_row[..., None], self._log_factor(item, by)[:, :, None], 0)
+            amplified = amplified_few(new, weights, self.value, grouped(factor), self.limit)
+            if amplified is None:
+                return None
+            (new, weights), is_changed = amplified, is_changed | is_row
+        judged = None
+        if self.by is not None and self.redistribution is not None:
+            touched = self.redistribution.is_touched.to(output.device).gather(1, part.index) & part.is_touched
+            is_row = grouped(touched[:, None].expand_as(is_changed)[..., None])
+            judged = redistributed(new, weights, self.value, self.by, self.limit, is_row)
+            if judged is None:
+                return None
+            is_changed = is_changed | judged.is_changed.view_as(is_changed)
+        return new.view(batch, heads, count, -1), is_changed, judged
+
+    def _log_factor(self, item: Amplification, bias: Tensor) -> Tensor:
+        """`(batch, 1 or heads, n)`, what an amplification adds to scores of the few beyond what it adds to others."""
+        if item.heads is None:
+            return bias[:, None]
+        return bias[:, None] * item.per_head(self.call.query.shape[1]).to(bias)[..., None]
+
+
+def _over_heads(rows: Rows, heads: int) -> Tensor:
+    return rows.index[:, None].expand(-1, heads, -1)

@@ -1,0 +1,202 @@
+"""New outputs of rows from their old ones: what an edit of the weights changes, without a second attention.
+
+With a row's log-sum-exp the weight of any key is had from that key alone. An edit that multiplies the weights of all
+but a few keys by one number g makes of the output `g * out + sum over the few of (factor - g) * w * v`. Everything here
+is `(groups, rows, ...)`: a group is a sample and a key head, its rows are the rows of all heads that share it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.kernels.gains import Gains, Judged
+from lvlm_attn.kernels.spec import KeyClass
+
+LIMITS = {torch.float64: 31.0, torch.float32: 7.0}
+"""Most that the factor of the keys that are not read may exceed 1, by the dtype of the output: its error grows by the
+factor. Above the limit rows are to be computed from all keys, as are outputs in half precision: rounded twice, they are
+up to one and a half times as far off as rounding alone makes them."""
+
+
+@dataclass(frozen=True, eq=False)
+class FewKeys:
+    """The keys that some rows read again.
+
+    Attributes:
+        columns: `(n,)`, or `(batch, n)` where samples differ, their columns.
+        bias: `(1 or groups, 1 or rows, n)`, added to the scores: the model's mask, and minus infinity at keys that are
+            none of the few of a sample, or that a row may not attend to; None for 0.
+    """
+
+    columns: Tensor
+    bias: Tensor | None = None
+
+    def take(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """Picks the keys out of `(batch, kv_heads, keys, width)`, as `(groups, n, width)`."""
+        columns = self.columns
+        if columns.dim() == 1:
+            found = tensor.index_select(2, columns)
+        else:
+            found = tensor.gather(
+                2, columns[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
+            )
+        found = found.flatten(0, 1)
+        return found if found.dtype == dtype else found.to(dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class ByClass:
+    """What classes of the few keys do to rows, see `Gains`; all relative to the class that is not among them.
+
+    Attributes:
+        gains: how masses become factors.
+        features: `(groups, n, features)`.
+        constant: `(features,)`, the features of a row all of whose weight is on other keys.
+        effects: `(groups, effects, n)`.
+        base: `(effects,)`, those on the keys that are not read; None for none.
+        unit: which effect is all that `base` is, one for one; None if it is another.
+    """
+
+    gains: Gains
+    features: Tensor
+    constant: Tensor
+    effects: Tensor
+    base: Tensor | None
+    unit: int | None
+
+    @staticmethod
+    def of(gains: Gains, kinds: Tensor, base: KeyClass, dtype: torch.dtype, kv_heads: int) -> ByClass:
+        """The tables of few keys.
+
+        Args:
+            gains: how masses become factors.
+            kinds: `(batch, n)`, the `KeyClass` of each of the few.
+            base: the class of all others.
+            dtype: of the scores.
+            kv_heads: number of key heads.
+        """
+        features = torch.tensor(gains.features, dtype=torch.float64, device=kinds.device)
+        effects = torch.tensor(gains.effects, dtype=torch.float64, device=kinds.device)
+        index, on_base = kinds.long(), gains.effects[base]
+        unit = on_base.index(1.0) if sorted(map(abs, on_base)) == [0.0] * (len(on_base) - 1) + [1.0] else None
+        if unit is not None and on_base[unit] != 1.0:
+            unit = None
+        return ByClass(
+            gains,
+            per_group((features - features[base])[index].to(dtype), kv_heads),
+            features[base].to(dtype),
+            per_group((effects - effects[base])[index].to(dtype).transpose(1, 2), kv_heads),
+            effects[base].to(dtype) if any(on_base) else None,
+            unit,
+        )
+
+
+def per_group(values: Tensor, kv_heads: int) -> Tensor:
+    """`(batch, ...)` values for every group, `(groups, ...)`."""
+    return values[:, None].expand(-1, kv_heads, *values.shape[1:]).flatten(0, 1)
+
+
+def few_weights(
+    query: Tensor, key: Tensor, bias: Tensor | None, log_sum_exp: Tensor, scaling: float
+) -> Tensor:
+    """The softmax weights of the few keys.
+
+    Args:
+        query: `(groups, rows, head_dim)`.
+        key: `(groups, n, head_dim)`.
+        bias: see `FewKeys`.
+        log_sum_exp: `(groups, rows, 1)`, of the scores of all keys.
+        scaling: factor on the scores.
+
+    Returns:
+        `(groups, rows, n)`, a tensor of its own.
+    """
+    if bias is None:
+        scores = torch.baddbmm(log_sum_exp, query, key.transpose(1, 2), beta=-1, alpha=scaling)
+    else:
+        scores = torch.baddbmm(bias - log_sum_exp, query, key.transpose(1, 2), alpha=scaling)
+    return scores.exp_()
+
+
+def redistributed(
+    output: Tensor, weights: Tensor, value: Tensor, by: ByClass, limit: float, is_touched: Tensor | None
+) -> Judged | None:
+    """Multiplies the weights of every class by its factor, in the outputs of rows.
+
+    Args:
+        output: `(groups, rows, width)`, changed in place; rows that stay keep their bits.
+        weights: `(groups, rows, n)` of the few keys, overwritten.
+        value: `(groups, n, width)`.
+        by: what classes do.
+        limit: most that the factor of the other keys may exceed 1.
+        is_touched: `(groups or 1, rows, 1)`, which rows may change; None for all.
+
+    Returns:
+        What was decided; None, with nothing changed, if a factor is above the limit.
+    """
+    judged = by.gains.judge(torch.baddbmm(by.constant, weights, by.features), by.base is None)
+    if is_touched is not None:
+        amounts = torch.where(is_touched, judged.amounts, 0)
+        judged = judged._replace(amounts=amounts, is_changed=judged.is_changed & is_touched)
+    amounts = judged.amounts
+    if by.base is not None:
+        if by.gains.most > limit:
+            least, most = amounts.aminmax()
+            if not (float(least) >= 0 and float(most) <= limit):
+                return None
+        # Of the one effect there mostly is, the amounts are the factor less 1 as they stand.
+        added = amounts.narrow(-1, by.unit, 1) if by.unit is not None else (amounts @ by.base)[..., None]
+        output.addcmul_(added, output)
+    output.baddbmm_(torch.bmm(amounts, by.effects).mul_(weights), value)
+    return judged
+
+
+def amplified_few(
+    output: Tensor, weights: Tensor, value: Tensor, log_factor: Tensor, limit: float
+) -> tuple[Tensor, Tensor] | None:
+    """Multiplies the weights of the few keys by factors of their own; rows then sum to 1 again.
+
+    Args:
+        output: `(groups, rows, width)`.
+        weights: `(groups, rows, n)`.
+        value: `(groups, n, width)`.
+        log_factor: `(1 or groups, 1 or rows, n)`, the logarithms of the factors.
+        limit: most that the factor of the other keys may exceed 1 once rows sum to 1.
+
+    Returns:
+        The new output and the new weights; None if a factor is above the limit.
+    """
+    added = torch.expm1(log_factor) * weights
+    total = 1 + added.sum(-1, keepdim=True)
+    if not float(total.amin()) * (1 + limit) >= 1:
+        return None
+    return torch.baddbmm(output, added, value) / total, (weights + added) / total
+
+
+def merged(
+    output: Tensor, total: Tensor, ahead: Tensor, total_ahead: Tensor, is_open: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Joins attention to some keys with attention to others, as if one softmax had been over all.
+
+    Args:
+        output: `(..., width)`, attention to the first keys.
+        total: `(...)`, the log-sum-exp of its scores.
+        ahead: `(..., width)`, attention to the others.
+        total_ahead: `(...)`, the log-sum-exp of those.
+        is_open: `(...)`, False in rows that attend to none of the others, which keep their bits.
+
+    Returns:
+        The joined output and log-sum-exp.
+
+    Example:
+        >>> one, zero = torch.ones(1, 1), torch.zeros(1)
+        >>> merged(one, zero, 3 * one, zero, zero == 0)
+        (tensor([[2.]]), tensor([0.6931]))
+    """
+    share = torch.sigmoid(total_ahead - total)[..., None]
+    joined = torch.lerp(output.to(share.dtype), ahead.to(share.dtype), share).to(output.dtype)
+    joined = torch.where(is_open[..., None], joined, output)
+    return joined, torch.where(is_open, torch.logaddexp(total, total_ahead), total)

@@ -1,0 +1,232 @@
+"""Which keys rows have to read again, and what they are: for the rows of a prefill, or for many decoding steps."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.kernels.call import AttentionCall
+from lvlm_attn.kernels.correction import ByClass, FewKeys, per_group
+from lvlm_attn.kernels.gains import of_redistribution
+from lvlm_attn.kernels.spec import Geometry, KeyClass, Redistribution, at_columns
+from lvlm_attn.kernels.torch_path import Rows, mask_rows
+from lvlm_attn.kernels.visibility import Visibility
+from lvlm_attn.kernels.visible_path import visible_mask
+
+MOST = 0.75
+"""Largest share of the keys that is still few."""
+
+STEPS = 16
+"""Decoding steps for which the keys are listed at a time."""
+
+
+class Chosen(NamedTuple):
+    """A choice of few keys.
+
+    Attributes:
+        columns: `(n,)`, or `(batch, n)` where samples differ much.
+        is_few: `(batch, n)`, False at columns that are none of the few of a sample; None if all are.
+        base: the class of all other keys.
+        levels: for each bias `(batch, 1)`, what it is on all other keys.
+    """
+
+    columns: Tensor
+    is_few: Tensor | None
+    base: KeyClass
+    levels: tuple[Tensor, ...]
+
+
+def choose(kinds: Tensor, is_key: Tensor | None = None, biases: Sequence[Tensor] = ()) -> Chosen | None:
+    """Chooses the class and the biases that are left as they are, so that few keys are of others.
+
+    Args:
+        kinds: `(batch, keys)`, the `KeyClass` of each key.
+        is_key: `(batch, keys)`, False at columns that no row attends to; None for none.
+        biases: `(batch, keys)` each, changes of scores.
+
+    Returns:
+        The choice; None if more than `MOST` of the keys would be read.
+
+    Example:
+        >>> choose(torch.tensor([[0, 1, 2, 2, 2, 3, 2, 2]])).columns
+        tensor([0, 1, 5])
+    """
+    best: tuple[int, Tensor, KeyClass, tuple[Tensor, ...]] | None = None
+    for base in (KeyClass.PATCH, KeyClass.TEXT):
+        few, levels = kinds != base, []
+        if is_key is not None:
+            few = few & is_key
+        for bias in biases:
+            others = few if is_key is None else few | ~is_key
+            # The median is the number that most keys have, where there is one.
+            level = bias.masked_fill(others, torch.nan).nanmedian(1, keepdim=True).values.nan_to_num(0.0)
+            levels.append(level)
+            few = few | ((bias != level) & ~others)
+        count = int(few.sum(1).max())
+        if best is None or count < best[0]:
+            best = count, few, base, tuple(levels)
+    assert best is not None
+    count, few, base, found = best
+    if count > MOST * few.shape[1]:
+        return None
+    columns, is_few = _packed(few, count)
+    return Chosen(columns, is_few, base, found)
+
+
+def _packed(few: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
+    """The columns of `(batch, keys)` True at few keys, shared by the samples unless they are too unlike."""
+    if few.shape[0] == 1:
+        return few[0].nonzero()[:, 0], None
+    columns = few.any(0).nonzero()[:, 0]
+    if len(columns) > 1.5 * count:
+        columns = few.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
+    is_few = at_columns(few, columns)
+    return columns, None if bool(is_few.all()) else is_few
+
+
+def bias_of(
+    call: AttentionCall,
+    visibilities: Sequence[Visibility],
+    rows: Rows,
+    columns: Tensor,
+    is_few: Tensor | None,
+) -> Tensor | None:
+    """What is added to the scores of few keys in some rows, see `FewKeys.bias`."""
+    if not columns.shape[-1]:
+        return None
+    mask = visible_mask(call, visibilities, rows, columns) if visibilities else mask_rows(call, rows, columns)
+    dtype = call.score_dtype
+    if mask is not None:
+        mask = _additive(mask, dtype)
+    if is_few is not None:
+        hidden = _additive(is_few, dtype)[:, None, None]
+        mask = hidden if mask is None else mask + hidden
+    return None if mask is None else folded(mask, call)
+
+
+def with_mask(bias: Tensor | None, call: AttentionCall, columns: Tensor) -> Tensor:
+    """The dense mask of a call of one query at few keys, beside what is added to their scores already."""
+    dense = call.memo.shared((with_mask, call.mask), lambda: _additive(call.mask, call.score_dtype))
+    if columns.dim() == 1:
+        found = dense.index_select(3, columns)
+    else:
+        shape = (len(columns), *dense.shape[1:3], -1)
+        found = dense.expand(shape[0], -1, -1, -1).gather(3, columns[:, None, None].expand(shape))
+    found = folded(found, call)
+    return found if bias is None else found + bias
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+
+
+def folded(bias: Tensor, call: AttentionCall) -> Tensor:
+    """`(1 or batch, 1 or heads, 1 or rows, n)` as `(1 or groups, 1 or rows of all heads of a group, n)`."""
+    (batch, heads), kv_heads = call.query.shape[:2], call.key.shape[1]
+    rows, count = bias.shape[2:]
+    if bias.shape[1] == 1:
+        shared = kv_heads if bias.shape[0] > 1 else 1
+        shape = (bias.shape[0], shared, heads // kv_heads if rows > 1 else 1, rows, count)
+        bias = bias[:, :, None].expand(shape)
+    else:
+        bias = bias.expand(batch, -1, -1, -1)
+        shape = (batch, kv_heads, heads // kv_heads, rows, count)
+    return bias.reshape(shape[0] * shape[1], shape[2] * rows, count)
+
+
+def written_and_valid(geometry: Geometry, device: torch.device) -> Tensor | None:
+    """`(1 or batch, keys)`, True at columns that hold a key; None if all do."""
+    written = min(geometry.keys, geometry.length - geometry.first_key)
+    if geometry.is_valid is not None:
+        return geometry.to_columns(geometry.is_valid.to(device))
+    if written == geometry.keys:
+        return None
+    return (torch.arange(geometry.keys, device=device) < written)[None]
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """The few keys of a layer in the next decoding steps.
+
+    Attributes:
+        first: the length of the sequence in the first of them.
+        keys: for each step what to read.
+        by: what classes do.
+        key: what else it holds for.
+    """
+
+    first: int
+    keys: Sequence[FewKeys]
+    by: ByClass
+    key: Hashable
+
+    def at(self, length: int) -> FewKeys | None:
+        """What to read in the step that makes the sequence so long; None if that is not among them."""
+        return self.keys[length - self.first] if 0 <= length - self.first < len(self.keys) else None
+
+
+def steps_of(spec: Redistribution, call: AttentionCall, kept: dict[Hashable, Any]) -> Steps | None:
+    """The few keys of the decoding step of a call, from what an earlier step kept where it holds.
+
+    A query attends to the whole sequence, and stands at its end. What it is generated after is text.
+
+    Args:
+        spec: what to move.
+        call: the call of one query; a dense mask of its own is not looked at.
+        kept: lives as long as `spec.key_class` stays what it is.
+
+    Returns:
+        The steps, of which the first may be the call's; None if the keys are too many.
+    """
+    length, dtype = call.geometry.length, call.score_dtype
+    key = (spec.key_class, spec.removed_fraction, spec.rho, spec.mass_floor, dtype, call.key.shape[1])
+    found: Steps | None = kept.get(Steps)
+    if found is not None and found.key == key and found.at(length) is not None:
+        return found
+    kinds = spec.key_class[:, :length]
+    kinds = torch.nn.functional.pad(kinds, (0, length - kinds.shape[1]))
+    is_valid = call.geometry.is_valid
+    chosen = choose(kinds, None if is_valid is None else is_valid.to(kinds.device))
+    if chosen is None:
+        return None
+    kinds = at_columns(kinds, chosen.columns)
+    coming = STEPS - 1 if chosen.base != KeyClass.TEXT else 0
+    by = ByClass.of(
+        of_redistribution(spec),
+        torch.nn.functional.pad(kinds, (0, coming)),
+        chosen.base,
+        dtype,
+        call.key.shape[1],
+    )
+    found = Steps(length, _listed(chosen, length, coming, call), by, key)
+    kept[Steps] = found
+    return found
+
+
+def _listed(chosen: Chosen, length: int, coming: int, call: AttentionCall) -> list[FewKeys]:
+    """What to read in each of the next steps: as many keys in all of them, those to come hidden."""
+    columns, device, dtype = chosen.columns, chosen.columns.device, call.score_dtype
+    hidden = None
+    if chosen.is_few is not None:
+        hidden = per_group(_additive(chosen.is_few, dtype)[:, None], call.key.shape[1])
+    if not coming:
+        return [FewKeys(columns, hidden)] * STEPS
+    steps = torch.arange(STEPS, device=device)
+    ahead = torch.arange(coming, device=device)
+    is_there = ahead < steps[:, None]
+    new = torch.where(is_there, length + ahead, 0)
+    new = new if columns.dim() == 1 else new[:, None].expand(-1, len(columns), -1)
+    listed = torch.cat((columns.expand(STEPS, *columns.shape), new), -1)
+    bias = torch.zeros(
+        STEPS, 1 if hidden is None else len(hidden), 1, listed.shape[-1], dtype=dtype, device=device
+    )
+    if hidden is not None:
+        bias[..., :-coming] = hidden
+    bias[..., -coming:] = _additive(is_there, dtype)[:, None, None]
+    return [FewKeys(*pair) for pair in zip(listed.unbind(0), bias.unbind(0))]

@@ -51,7 +51,7 @@ def test_modules_that_are_named_exist():
 PROMISED_BY_NOBODY = {
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs"),
     *("_forward_hooks_always_called", "_compiled_call_impl", "_torchdynamo_orig_callable"),
-    *("_has_any_global_hook", "_hf_hook"),
+    *("_has_any_global_hook", "_hf_hook", "_torchdynamo_disable"),
     *("_getframe", "_current_frames"),
 }
 """Private names of torch, accelerate and Python; those of transformers have a module of their own."""

@@ -52,6 +52,9 @@ def skipped_padding(modules: Iterable[nn.Module], mask: Tensor | None) -> Iterat
         def pack(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            # A graph would go on packing after this, so what is compiled packs nothing.
+            if torch.compiler.is_compiling():
+                return None
             # Arguments beside the input may be about rows (PEFT's adapter of each row), which packing mixes.
             alone = len(args) == 1 and not kwargs
             packed[:] = [alone and isinstance(args[0], Tensor) and args[0].shape[:-1] == shape]
@@ -61,7 +64,7 @@ def skipped_padding(modules: Iterable[nn.Module], mask: Tensor | None) -> Iterat
             return (rows.index_select(0, places_at(rows.device))[None],), kwargs
 
         def unpack(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if not packed.pop():
+            if torch.compiler.is_compiling() or not packed.pop():
                 return None
             full = output.new_zeros(shape.numel(), output.shape[-1])
             return full.index_copy_(0, places_at(output.device), output[0]).view(*shape, -1)

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 from weakref import WeakSet
 
+import torch
 from torch import Tensor, nn
 
 from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.context import Call, State
+from lvlm_attn.runtime.operators import LIBRARY, Bodies, run_act
 from lvlm_attn.runtime.stack import is_running
 
 
@@ -30,6 +32,7 @@ class Installed(Protocol):
     """A wrap that is on a model."""
 
     editors_at: Editors
+    bodies: Bodies
 
 
 INSTALLED: WeakSet[Installed] = WeakSet()
@@ -43,10 +46,16 @@ class Acting:
     Attributes:
         call: the call.
         editors: the wrap's own mapping, which also tells wraps apart.
+        reached: the sites of layers that were reached so far, by site and layer; `TRACED` if one was by an operator.
     """
 
     call: Call
     editors: Editors
+    reached: set[tuple[str, int]] = field(default_factory=set)
+
+
+TRACED = ("traced", -1)
+"""Stands among the sites that a call reached if it ran code that `torch.compile` made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +94,9 @@ def text_pass() -> TextPass | None:
     return found if isinstance(found, TextPass) and _is_alive(found) else None
 
 
-def own_call(editors: Editors) -> Call | None:
+def own_call(editors: Editors) -> Acting | None:
     """The running call of the wrap with these editors."""
-    return next((item.call for item in acting() if item.editors is editors), None)
+    return next((item for item in acting() if item.editors is editors), None)
 
 
 def others(editors: Editors) -> tuple[Acting | Silent | TextPass, ...]:
@@ -124,3 +133,11 @@ def without_interventions(
 def _is_alive(running: TextPass) -> bool:
     """Whether a pass is still going on; an interrupt may have left it without ending it."""
     return is_running(without_interventions, running=running)
+
+
+@torch.library.impl(LIBRARY, "act", "CompositeExplicitAutograd")
+def _act(given: list[Tensor], site: str, layer: int, module: int, place: int) -> Tensor:
+    for item in acting():
+        item.reached.add(TRACED)
+    found = (wrap.bodies.find(site, layer, module, place) for wrap in INSTALLED)
+    return run_act(next((body for body in found if body is not None), None), given)

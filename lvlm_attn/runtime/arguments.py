@@ -14,6 +14,13 @@ def entering_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return cast(Tensor, args[0] if args else kwargs["hidden_states"])
 
 
+def with_hidden(
+    args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a layer with another residual stream."""
+    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+
 def has_dense_mask(given: Mapping[str, Any]) -> bool:
     """Whether the caller gave an attention mask of queries by keys."""
     mask = given.get("attention_mask")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lvlm_attn.families.target import Target
+from lvlm_attn.interventions.sites import LAYER_SITES
 from lvlm_attn.runtime.attributes import Attributes
 from lvlm_attn.runtime.checkpointing import checkpointed_layers
 from lvlm_attn.runtime.hooks import take_off
+from lvlm_attn.runtime.operators import NUMBER, STRUCTURE, number_of
 from lvlm_attn.runtime.registry import NAMES
 from lvlm_attn.runtime.transformers_private import CHECKPOINT, uncompiled_generate
-from lvlm_attn.runtime.uncompiled import compiled_parts
+from lvlm_attn.runtime.uncompiled import by_python, compiled_parts, is_by_python
 
 if TYPE_CHECKING:
     from lvlm_attn.runtime.session import Session
@@ -54,8 +58,10 @@ class Changes:
         """
         target = session.target
         changes: Changes = vars(target.parts.base).setdefault(_KEPT_AS, Changes(target))
-        changes.sessions.append(session)
-        changes._run_uncompiled(target)
+        changes._take_place(session)
+        changes.set_aside(target.model, "The model is")
+        for module, name, plain in uncompiled_generate(target.parts.model):
+            changes._attributes.put(module, name, plain)
         changes.settle()
         return changes
 
@@ -70,6 +76,11 @@ class Changes:
             for layer, checkpoint in checkpointed_layers(self._target.parts.layers, self.sessions):
                 self._attributes.put(layer, CHECKPOINT, checkpoint)
 
+    def leave_to_python(self, module: nn.Module) -> None:
+        """Has a module run by Python, compiled or not, until the last wrap is left."""
+        if not is_by_python(module.forward):
+            self._attributes.put(module, "forward", by_python(module.forward))
+
     @staticmethod
     def leave(session: Session) -> None:
         """Gives everything back unless another wrap needs it; safe to call again."""
@@ -80,27 +91,56 @@ class Changes:
         if not others:
             changes._give_back()
         changes.sessions[:] = others
+        if others:
+            changes._describe()
         if not others:
             vars(session.target.parts.base).pop(_KEPT_AS, None)
+
+    def _take_place(self, session: Session) -> None:
+        """Adds a wrap, and lets operators and what is compiled tell it from the others."""
+        taken = {other.bodies.place for other in self.sessions}
+        session.bodies.place = next(place for place in count() if place not in taken)
+        self.sessions.append(session)
+        parts = self._target.parts
+        for module in (*parts.layers, *parts.attentions, *parts.output_projections):
+            if module is not None:
+                self._attributes.put(module, NUMBER, number_of(module))
+        self._describe()
+
+    def _describe(self) -> None:
+        """Says on every attention module which hooks there are, which compiled code compares."""
+        structure = " ".join(
+            f"{site} {index} {session.bodies.place}"
+            for session in self.sessions
+            for site in LAYER_SITES
+            for index in session.sites.by_layer[site]
+        )
+        for module in self._target.parts.attentions:
+            if module is not None:
+                self._attributes.put(module, STRUCTURE, structure)
 
     def _give_back(self) -> None:
         self._take_off_leftovers()
         NAMES.give_back(self._configs)
         self._attributes.restore()
 
-    def _run_uncompiled(self, target: Target) -> None:
-        found = list(compiled_parts(target.model))
+    def set_aside(self, module: nn.Module, what: str) -> None:
+        """Has what is compiled in a module run as it was written, until the last wrap is left.
+
+        Args:
+            module: the whole model as a wrap is entered, or its decoder as a prompt begins.
+            what: how the warning begins.
+        """
+        found = list(compiled_parts(module))
         for module, name, plain in found:
             self._attributes.put(module, name, plain)
         if found:
             warnings.warn(
-                "The model is compiled, and compiled code does not see what a wrap installs; inside the block it runs "
-                "uncompiled, which is exact and slower.",
+                f"{what} compiled, and compiled code does not see what a wrap installs; inside the block it runs "
+                "uncompiled, which is exact and slower. Compile the whole model inside the block instead.",
                 RuntimeWarning,
                 stacklevel=5,
             )
-        for module, name, plain in uncompiled_generate(target.parts.model):
-            self._attributes.put(module, name, plain)
 
     def _take_off_leftovers(self) -> None:
         """Takes off hooks of this package that an interrupt left behind while the model was wrapped."""

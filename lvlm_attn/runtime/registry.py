@@ -8,22 +8,24 @@ forward. `lvlm_attn` alone stands for `sdpa`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.interventions.context import Call, Layer
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.visible_path import attend_few
-from lvlm_attn.runtime.active import ACTIVE, INSTALLED, Acting, TextPass, text_pass
+from lvlm_attn.runtime.active import ACTIVE, INSTALLED, TRACED, Acting, TextPass, text_pass
 from lvlm_attn.runtime.attention_names import AttentionNames
 from lvlm_attn.runtime.collected import CollectedEdits, Edit
 from lvlm_attn.runtime.edits import apply_edits
 from lvlm_attn.runtime.fused import attend_fused
 from lvlm_attn.runtime.mask_check import check_mask
+from lvlm_attn.runtime.operators import LIBRARY, STALE, run_attention, traced_attention
 from lvlm_attn.runtime.transformers_private import backend_function, is_registered, register
-from lvlm_attn.runtime.uncompiled import refuse_tracing
 
 
 def attend(
@@ -50,7 +52,26 @@ def attend(
     Returns:
         Output `(batch, queries, heads, head_dim)`, and the weights if the backend gives them, edited too.
     """
-    refuse_tracing()
+    if torch.compiler.is_compiling():
+        traced = traced_attention(module, query, key, value, attention_mask, backend=backend, kwargs=kwargs)
+        # Models that were made from one configuration share it, and with it the name of the attention.
+        return traced or backend_function(backend, module)(
+            module, query, key, value, attention_mask, **kwargs
+        )
+    return _attend(module, query, key, value, attention_mask, backend, kwargs)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    backend: str,
+    kwargs: Mapping[str, Any],
+    *,
+    is_traced: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     function = backend_function(backend, module)
 
     def run() -> tuple[Tensor, Tensor | None]:
@@ -66,10 +87,14 @@ def attend(
         return output, weights
     running = [item for item in ACTIVE.get() if not isinstance(item, TextPass) and module in item.editors]
     if not running:
-        _refuse_alone(module)
+        _refuse_alone(module, is_traced=is_traced)
         return run()
     index = cast(int, module.layer_idx)
     calls = [item for item in running if isinstance(item, Acting)]
+    for item in calls:
+        item.reached.update((("attention", index), TRACED) if is_traced else (("attention", index),))
+    if is_traced and calls:
+        attention_mask = _without_cause(calls[-1].call, query, key, attention_mask, backend)
     acting = [
         Edit(Layer(index, item.call, editor.state), editor.item)
         for item in calls
@@ -85,11 +110,30 @@ def attend(
     return _attend_edited(run, calls[-1].call, edits, attention, backend)
 
 
-def _refuse_alone(module: nn.Module) -> None:
+def _without_cause(call: Call, query: Tensor, key: Tensor, mask: Any, backend: str) -> Any:
+    """None for a mask that says no more than causality.
+
+    transformers leaves such a mask out, unless it is traced, where it cannot look at padding; backends and kernels are
+    faster without.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    is_plain = call.start == 0 and keys == queries > 1 and call.is_valid is None and not call.has_own_mask
+    if not is_plain or backend != "sdpa" or not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        return mask
+
+    def is_causal() -> bool:
+        return bool((mask == torch.ones_like(mask[:1, :1]).tril()).all())
+
+    return None if call.memo.shared((_without_cause, mask), is_causal) else mask
+
+
+def _refuse_alone(module: nn.Module, *, is_traced: bool) -> None:
     """Refuses a call in which no wrap knows of the prompt, unless the module is of a model that is not wrapped.
 
     Models that were made from one configuration share it, and with it the name of the attention.
     """
+    if is_traced and not any(module in wrap.editors_at for wrap in INSTALLED):
+        raise LvlmAttnError(STALE)
     if ACTIVE.get() or any(module in wrap.editors_at for wrap in INSTALLED):
         raise LvlmAttnError(
             "The language model was called by itself inside a wrap; call the model that was wrapped, which "
@@ -125,6 +169,16 @@ def _attend_edited(
         return apply_edits(visible, None, call, edits, attention, is_visible=True)
     output, weights = run()
     return apply_edits(output, weights, call, edits, attention)
+
+
+@torch.library.impl(LIBRARY, "attend", "CompositeExplicitAutograd")
+def _run_traced(*given: Any) -> Tensor:
+    return run_attention(partial(_attend, is_traced=True), *given)[0]
+
+
+@torch.library.impl(LIBRARY, "attend_with_weights", "CompositeExplicitAutograd")
+def _run_traced_with_weights(*given: Any) -> tuple[Tensor, Tensor]:
+    return cast("tuple[Tensor, Tensor]", run_attention(partial(_attend, is_traced=True), *given))
 
 
 NAMES = AttentionNames("lvlm_attn", attend, "Attention")

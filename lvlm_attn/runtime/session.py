@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn, cast
 
 from torch import Tensor, nn
@@ -18,7 +19,17 @@ from lvlm_attn.interventions.ended import Ended
 from lvlm_attn.interventions.sites import LAYER_SITES
 from lvlm_attn.interventions.summary import add
 from lvlm_attn.kernels.dispatch import Dispatch
-from lvlm_attn.runtime.active import ACTIVE, INSTALLED, Acting, Editor, Silent, others, own_call, text_pass
+from lvlm_attn.runtime.active import (
+    ACTIVE,
+    INSTALLED,
+    TRACED,
+    Acting,
+    Editor,
+    Silent,
+    others,
+    own_call,
+    text_pass,
+)
 from lvlm_attn.runtime.arguments import has_dense_mask
 from lvlm_attn.runtime.changes import Changes
 from lvlm_attn.runtime.generate_frame import running_generate
@@ -26,12 +37,13 @@ from lvlm_attn.runtime.generate_watch import GenerateWatch
 from lvlm_attn.runtime.hooks import Hooks
 from lvlm_attn.runtime.layer_hooks import install_layer_hooks
 from lvlm_attn.runtime.modes import Modes
+from lvlm_attn.runtime.operators import STALE, Bodies
 from lvlm_attn.runtime.probe import probe
 from lvlm_attn.runtime.prompt_state import PromptState
 from lvlm_attn.runtime.sites import Sites
 from lvlm_attn.runtime.text_pass import text_heads
 from lvlm_attn.runtime.thread_claim import ThreadClaim
-from lvlm_attn.runtime.uncompiled import refuse_compiled_caller, refuse_tracing
+from lvlm_attn.runtime.uncompiled import by_python
 from lvlm_attn.runtime.vision_reader import VisionReader
 
 
@@ -44,6 +56,7 @@ class Session:
         kernels: which path computes edited attention.
         details: what interventions found out about the request that `lvlm.generate` serves, by name of the method.
         modes: what `lvlm.generate` is doing with the model.
+        bodies: what its hooks on layers do.
         editors_at: for every attention module of the model, the interventions with a site in it.
     """
 
@@ -64,6 +77,7 @@ class Session:
         self._edit_limit = edit_limit
         self._prompt = PromptState(target, interventions, no_image)
         self._claim = ThreadClaim(target)
+        self.bodies = Bodies()
         self._hooks = Hooks()
         self._changes: Changes | None = None
         self._watch: GenerateWatch | None = None
@@ -108,17 +122,19 @@ class Session:
         self._changes = Changes.join(self)
         if self.needs_attention:
             probe(self.target)
-        hooks.before(parts.model, self._on_model, with_kwargs=True)
-        hooks.before(parts.base, self._on_base, with_kwargs=True)
-        hooks.before(parts.language_model, self._on_enter, with_kwargs=True)
-        hooks.after(parts.language_model, self._on_leave, with_kwargs=True, always_call=True)
+        hooks.before(parts.model, by_python(self._on_model), with_kwargs=True)
+        hooks.before(parts.base, by_python(self._on_base), with_kwargs=True)
+        hooks.before(parts.language_model, by_python(self._on_enter), with_kwargs=True)
+        hooks.after(parts.language_model, by_python(self._on_leave), with_kwargs=True, always_call=True)
         for site in LAYER_SITES:
             for index, editors in self.sites.by_layer[site].items():
-                install_layer_hooks(hooks, self.target, site, index, editors, self._own_call)
+                call_of = partial(self._call_at, site, index)
+                install_layer_hooks(hooks, self.target, site, index, editors, call_of, self.bodies)
         if self._vision is not None:
+            self._changes.leave_to_python(self._vision.encoder)
             self._vision.install()
         if any(item.overrides("edit_logits") for item in self.interventions):
-            hooks.after(parts.model, self._on_logits)
+            hooks.after(parts.model, by_python(self._on_logits))
         if any(item.overrides("generated") for item in self.interventions):
             self._watch = GenerateWatch(parts.model, self._on_generated)
             self._watch.install()
@@ -145,12 +161,10 @@ class Session:
     # The hooks, in the order in which a forward reaches them.
 
     def _on_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        refuse_compiled_caller()
         self._claim.take()
         self._labels = named_arguments(module, args, kwargs).get("labels")
 
     def _on_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        refuse_compiled_caller()
         if self._changes is not None:
             self._changes.settle()
         mode = self.modes.current
@@ -162,7 +176,6 @@ class Session:
         self._given = named_arguments(module, args, kwargs)
 
     def _on_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        refuse_tracing()
         if text_pass() is not None:
             return None
         if self.modes.current.is_silent:
@@ -170,6 +183,9 @@ class Session:
             return None
         self._claim.take()
         call = self._begin_call(kwargs)
+        if call.start == 0 and self._changes is not None:
+            # Passes over the prompt put hooks on layers for a while, which compiled layers would not see.
+            self._changes.set_aside(module, "Layers of the decoder are")
         # A call of ours that an interrupt left behind is dropped here.
         ACTIVE.set((*others(self.editors_at), Acting(call, self.editors_at)))
         if call.start == 0:
@@ -187,22 +203,23 @@ class Session:
         return (args, call.inputs) if changed else None
 
     def _on_leave(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        refuse_tracing()
         if text_pass() is not None:
             return
         if self.modes.current.is_silent:
             ACTIVE.set(others(self.editors_at))
             return
-        self._last_call = self._own_call()
+        running = own_call(self.editors_at)
+        self._last_call = None if running is None else running.call
         if self._last_call is not None:
             self._last_call.memo.clear()
             self._last_call.entering = None
         ACTIVE.set(others(self.editors_at))
         cache = getattr(output, "past_key_values", None)
         self._prompt.keep_cache(kwargs.get("past_key_values") if cache is None else cache)
+        if running is not None and output is not None:
+            self._refuse_missed(running.reached)
 
     def _on_logits(self, module: nn.Module, args: Any, output: Any) -> Any:
-        refuse_tracing()
         call, self._last_call = self._last_call, None
         if call is None or getattr(output, "logits", None) is None:
             return None
@@ -247,9 +264,20 @@ class Session:
         found = (item.result(state) for item, state in self.editors if item.overrides("result"))
         return next(found, None)
 
-    def _own_call(self) -> Call | None:
-        refuse_tracing()
-        return own_call(self.editors_at)
+    def _call_at(self, site: str, index: int) -> Call | None:
+        """The running call, for a site of a layer that it has reached."""
+        running = own_call(self.editors_at)
+        if running is None:
+            return None
+        running.reached.add((site, index))
+        return running.call
+
+    def _refuse_missed(self, reached: set[tuple[str, int]]) -> None:
+        """Refuses a call in which compiled code went past a site."""
+        wanted = {(site, index) for site, layers in self.sites.by_layer.items() for index in layers}
+        if TRACED in reached and (missed := wanted - reached):
+            site, index = min(missed)
+            raise LvlmAttnError(f"The {site} of layer {index} was not reached. {STALE}")
 
     def _begin_call(self, kwargs: dict[str, Any]) -> Call:
         given, self._given = self._given, None

@@ -22,7 +22,7 @@ from lvlm_attn.runtime.attention_names import AttentionNames
 from lvlm_attn.runtime.hooks import Hooks
 from lvlm_attn.runtime.image_sizes import GivenSizes
 from lvlm_attn.runtime.transformers_private import backend_function
-from lvlm_attn.runtime.uncompiled import refuse_tracing
+from lvlm_attn.runtime.uncompiled import by_python
 
 CHUNK = 512
 """Query rows of the encoder whose weights are held at a time."""
@@ -66,8 +66,8 @@ class VisionReader:
     def install(self) -> None:
         """Puts the hooks on the encoder."""
         self._sizes.install()
-        self._hooks.before(self.encoder, self._enter, with_kwargs=True)
-        self._hooks.after(self.encoder, self._leave, always_call=True)
+        self._hooks.before(self.encoder, by_python(self._enter), with_kwargs=True)
+        self._hooks.after(self.encoder, by_python(self._leave), always_call=True)
 
     def remove(self) -> None:
         """Takes everything off, also in the middle of an encoding that was interrupted; safe to call again."""
@@ -132,7 +132,6 @@ class VisionReader:
                 read.weights.setdefault(rows, []).append(received)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        refuse_tracing()
         sizes = dict(self._sizes.given)
         grids = named_arguments(module, args, kwargs).get("grid_thw")
         self._running = VisionRead(sizes if grids is None else sizes | {"grid_thw": grids})
@@ -140,7 +139,6 @@ class VisionReader:
         NAMES.take(self._configs)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        refuse_tracing()
         read = self._running
         self._stop()
         if read is None or output is None or not read.weights:
@@ -253,7 +251,6 @@ def _attend(
     **kwargs: Any,
 ) -> Any:
     mask = kwargs.pop("attention_mask", mask)
-    refuse_tracing()
     for reader in _reading():
         reader.add(module, query, key, kwargs)
     return backend_function(backend, module)(module, query, key, value, mask, **kwargs)

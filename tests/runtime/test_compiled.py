@@ -94,34 +94,17 @@ def test_wrapping_a_compiled_model_says_that_it_runs_uncompiled(fresh):
     assert model._compiled_call_impl is not None
 
 
-def test_a_function_around_the_model_compiled_before_the_wrap_is_refused(fresh, plain):
+def test_a_function_around_the_model_compiled_before_the_wrap_is_compiled_anew(fresh, plain):
     model, inputs = fresh
     function = torch.compile(lambda: model(**inputs).logits, backend="eager")
     with torch.no_grad():
         before = function()
-    with pytest.raises(la.UnsupportedError, match="call the model itself inside the block"):
-        logits(model, inputs, METHODS["vhr"], function)
-    assert torch.equal(logits(model, inputs, METHODS["vhr"]), logits(*plain, METHODS["vhr"]))
+    for name in ("vhr", "frozen_visual", "vhr"):
+        want = logits(*plain, METHODS[name])
+        assert torch.allclose(logits(model, inputs, METHODS[name], function), want, 1e-5, 1e-5)
+        assert not torch.equal(want, before)
     with torch.no_grad():
         assert torch.equal(function(), before)
-
-
-def test_a_model_compiled_inside_the_wrap_is_refused(fresh):
-    model, inputs = fresh
-    with torch.no_grad(), la.wrap(model, METHODS["vhr"]):
-        for compiled in (whole, in_place):
-            with pytest.raises(la.UnsupportedError, match="call the model itself inside the block"):
-                compiled(model)(**inputs)
-    assert model._compiled_call_impl is not None  # the user's own doing stays
-    assert torch.allclose(bare(model, inputs), bare(copy.deepcopy(model), inputs), 1e-5, 1e-5)
-
-
-def test_one_graph_of_a_wrapped_model_is_refused_in_a_sentence(fresh):
-    model, inputs = fresh
-    with torch.no_grad(), la.wrap(model, METHODS["vhr"]):
-        compiled = torch.compile(model, backend="eager", fullgraph=True)
-        with pytest.raises(Exception, match="call the model itself inside the block"):
-            compiled(**inputs)
 
 
 def test_generate_does_not_compile_a_wrapped_model_by_itself(fresh, plain):

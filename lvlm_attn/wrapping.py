@@ -27,6 +27,7 @@ from lvlm_attn.prompts.chat import decode_answers
 from lvlm_attn.prompts.request import Request
 from lvlm_attn.runtime.changes import Changes, attention_configs
 from lvlm_attn.runtime.registry import NAMES
+from lvlm_attn.runtime.row_counts import settle
 from lvlm_attn.runtime.session import Session
 from lvlm_attn.runtime.transformers_private import attention_of
 
@@ -207,6 +208,8 @@ class Wrapped(ExitStack):
 
     def _reported(self, session: Session) -> Report:
         backend = attention_of(attention_configs(session.target)[0])
+        for _, state in session.editors:
+            settle(state.stats)
         return Report(
             model=f"{session.target.family.title}, {session.target.layers} layers of {session.target.heads} heads",
             backend=NAMES.backend(backend) or backend,

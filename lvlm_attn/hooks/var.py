@@ -22,7 +22,7 @@ from lvlm_attn.interventions.checks import need_flag, need_layers, need_number, 
 from lvlm_attn.interventions.context import Layer
 from lvlm_attn.interventions.layers import Layers
 from lvlm_attn.interventions.presets import HasPresets, Preset, Published, preset_field
-from lvlm_attn.kernels.spec import KeyClass, Redistribution, class_indicator
+from lvlm_attn.kernels.spec import KeyClass, Redistribution
 from lvlm_attn.measures.sinks import KNOWN, find_sink_dims, known_sink_dims, sink_score
 
 _MOVED = "p = 0.6 as the share that is removed, which is the paper's wording"
@@ -159,8 +159,7 @@ class VAR(HasPresets):
         active = int(has_sink.sum())
         layer.memory["is_sink", layer.index] = is_sink
         key_class = (is_patch * int(KeyClass.PATCH) + is_sink * int(KeyClass.TEXT_SINK)).to(torch.int8)
-        # Decoding reads the indicator at every step, so it is made once.
-        layer.memory["class", layer.index] = (key_class, class_indicator(key_class, torch.float32))
+        layer.memory["class", layer.index] = (key_class, {})
         layer.memory["active", layer.index] = (active, has_sink)
         _add(
             layer.stats,
@@ -182,10 +181,8 @@ class VAR(HasPresets):
         is_touched = layer.call.text_queries(has_sink.device)
         if active < has_sink.shape[0]:
             is_touched = is_touched & has_sink[:, None]
-        key_class, indicator = layer.memory["class", layer.index]
-        return Redistribution(
-            key_class, is_touched, self.removed_fraction, self.rho, self.mass_floor, indicator
-        )
+        key_class, kept = layer.memory["class", layer.index]
+        return Redistribution(key_class, is_touched, self.removed_fraction, self.rho, self.mass_floor, kept)
 
     def summarise(self, stats: Mapping[Any, Any]) -> list[dict[str, Any]]:
         """Per layer: sinks per sample, the share of heads and rows that were changed, and the weight moved."""

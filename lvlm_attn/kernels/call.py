@@ -87,4 +87,4 @@ class AttentionCall:
     @property
     def score_dtype(self) -> torch.dtype:
         """Of scores and weights: fp32, or fp64 where the queries are."""
-        return torch.promote_types(self.query.dtype, torch.float32)
+        return torch.float64 if self.query.dtype == torch.float64 else torch.float32

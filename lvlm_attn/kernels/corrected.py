@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,7 +44,6 @@ def corrected_query(
     log_sum_exp: Tensor,
     call: AttentionCall,
     spec: Redistribution,
-    kept: dict[Hashable, Any],
     is_touched: Tensor | None,
 ) -> Corrected | None:
     """A redistribution in the only row of a decoding step.
@@ -54,7 +53,6 @@ def corrected_query(
         log_sum_exp: `(batch, heads, 1)`.
         call: the attention call; without a window, and with all columns from the first position on.
         spec: what to move.
-        kept: what steps share, see `steps_of`.
         is_touched: `(batch, 1)`, which samples may change; None for all.
 
     Returns:
@@ -62,7 +60,7 @@ def corrected_query(
     """
     dtype, groups = call.score_dtype, call.key.shape[0] * call.key.shape[1]
     limit = LIMITS.get(output.dtype)
-    steps = steps_of(spec, call, kept) if limit is not None else None
+    steps = steps_of(spec, call) if limit is not None else None
     few = None if steps is None else steps.at(call.geometry.length)
     if limit is None or steps is None or few is None:
         return None
@@ -128,9 +126,7 @@ def corrected_rows(
         gains = of_redistribution(redistribution)
         by = ByClass.of(gains, at_columns(kinds, chosen.columns), chosen.base, dtype, call.key.shape[1])
     if log_sum_exp is None:
-        if visibility:
-            return None
-        total = row_log_sum_exp(call, rows)
+        total = row_log_sum_exp(call, rows, visibility)
     else:
         total = log_sum_exp if rows.is_all else log_sum_exp.gather(2, _over_heads(rows, log_sum_exp.shape[1]))
     few = FewKeys(chosen.columns)
@@ -206,7 +202,7 @@ class _Edit(NamedTuple):
             judged = redistributed(new, weights, self.value, self.by, self.limit, is_row)
             if judged is None:
                 return None
-            is_changed = is_changed | judged.is_changed.view_as(is_changed)
+            is_changed = is_changed | ~judged.stays.view_as(is_changed)
         return new.view(batch, heads, count, -1), is_changed, judged
 
     def _log_factor(self, item: Amplification, bias: Tensor) -> Tensor:

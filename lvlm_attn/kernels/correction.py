@@ -139,8 +139,8 @@ def redistributed(
     """
     judged = by.gains.judge(torch.baddbmm(by.constant, weights, by.features), by.base is None)
     if is_touched is not None:
-        amounts = torch.where(is_touched, judged.amounts, 0)
-        judged = judged._replace(amounts=amounts, is_changed=judged.is_changed & is_touched)
+        stays = judged.stays | ~is_touched
+        judged = judged._replace(amounts=judged.amounts.masked_fill(stays, 0), stays=stays)
     amounts = judged.amounts
     if by.base is not None:
         if by.gains.most > limit:

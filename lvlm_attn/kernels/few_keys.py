@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -171,7 +171,7 @@ class Steps:
         return self.keys[length - self.first] if 0 <= length - self.first < len(self.keys) else None
 
 
-def steps_of(spec: Redistribution, call: AttentionCall, kept: dict[Hashable, Any]) -> Steps | None:
+def steps_of(spec: Redistribution, call: AttentionCall) -> Steps | None:
     """The few keys of the decoding step of a call, from what an earlier step kept where it holds.
 
     A query attends to the whole sequence, and stands at its end. What it is generated after is text.
@@ -179,13 +179,13 @@ def steps_of(spec: Redistribution, call: AttentionCall, kept: dict[Hashable, Any
     Args:
         spec: what to move.
         call: the call of one query; a dense mask of its own is not looked at.
-        kept: lives as long as `spec.key_class` stays what it is.
 
     Returns:
         The steps, of which the first may be the call's; None if the keys are too many.
     """
     length, dtype = call.geometry.length, call.score_dtype
-    key = (spec.key_class, spec.removed_fraction, spec.rho, spec.mass_floor, dtype, call.key.shape[1])
+    kept = {} if spec.kept is None else spec.kept
+    key = (spec.removed_fraction, spec.rho, spec.mass_floor, dtype, call.key.shape[:2])
     found: Steps | None = kept.get(Steps)
     if found is not None and found.key == key and found.at(length) is not None:
         return found

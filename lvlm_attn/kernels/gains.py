@@ -27,13 +27,13 @@ class Judged(NamedTuple):
 
     Attributes:
         amounts: `(..., effects)`, 0 in rows that stay.
-        is_changed: `(..., 1)`.
-        features: `(..., features)`, what it was decided by.
+        stays: `(..., 1)`, True in those rows.
+        moved: `(..., 1 or more)`, of which the first is the weight that a row moves if it is changed.
     """
 
     amounts: Tensor
-    is_changed: Tensor
-    features: Tensor
+    stays: Tensor
+    moved: Tensor
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,12 @@ class Gains:
             so that 0 means none; else they are what is left of 1, and an amount that divides by what may be nothing has
             to come out negative, infinite or NaN, so that it is seen.
         effects: for each class what a unit of each amount adds to its factor.
-        moved: which feature is the weight that a changed row moves.
         most: a bound of the amounts, known beforehand; infinity for none.
     """
 
     features: Table
     judge: Callable[[Tensor, bool], Judged]
     effects: Table
-    moved: int
     most: float = math.inf
 
     def factors(self, masses: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +68,7 @@ class Gains:
         """
         judged = self.judge(masses @ masses.new_tensor(self.features), True)
         added = judged.amounts @ masses.new_tensor(self.effects).transpose(0, 1)
-        return 1 + added, judged.is_changed[..., 0]
+        return 1 + added, ~judged.stays[..., 0]
 
 
 def of_redistribution(spec: Redistribution) -> Gains:
@@ -100,7 +98,6 @@ def of_redistribution(spec: Redistribution) -> Gains:
         tuple(features[kind] for kind in KeyClass),
         partial(_judge, least > 0),
         tuple(effects[kind] for kind in KeyClass),
-        moved=2,
         most=max(most, taken),
     )
 
@@ -108,7 +105,7 @@ def of_redistribution(spec: Redistribution) -> Gains:
 def _judge(has_least: bool, features: Tensor, is_sum: bool) -> Judged:
     """Amounts: by how much plain patches grow, and the share that sinks lose."""
     image, share, taken, plain = features.split((1, 1, 2, 1), -1)
-    is_changed = torch.minimum(image, share) >= 0
+    stays = torch.minimum(image, share) < 0
     if is_sum and not has_least:
-        is_changed = is_changed & (plain > 0)
-    return Judged(torch.where(is_changed, taken / plain, 0), is_changed, features)
+        stays = stays | (plain <= 0)
+    return Judged((taken / plain).masked_fill_(stays, 0), stays, taken)

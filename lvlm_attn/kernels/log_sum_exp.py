@@ -7,7 +7,7 @@ the operator is called instead, with the arguments that the function would hand 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from lvlm_attn.kernels.call import AttentionCall, Memo
 from lvlm_attn.kernels.torch_path import Rows, mask_rows, row_scores
+from lvlm_attn.kernels.visibility import Visibility
+from lvlm_attn.kernels.visible_path import visible_mask
 
 _FLASH = 1
 """What `torch._fused_sdp_choice` calls the flash operator."""
@@ -63,11 +65,17 @@ def may_give(call: AttentionCall) -> bool:
     """Whether the log-sum-exp of a call may be got from the operator, and means what the call says."""
     known = _private() is not None and call.query.device.type == "cpu" and call.softcap is None
     asked = call.kwargs
+    known = known and not torch.compiler.is_compiling()
     return known and asked.get("position_bias") is None and asked.get("s_aux") is None
 
 
-def row_log_sum_exp(call: AttentionCall, rows: Rows) -> Tensor:
+def row_log_sum_exp(call: AttentionCall, rows: Rows, visibilities: Sequence[Visibility] = ()) -> Tensor:
     """The log-sum-exp of some rows, computed: one pass over the keys, without the values, in chunks of rows.
+
+    Args:
+        call: the attention call.
+        rows: which rows.
+        visibilities: what queries may attend to beyond or below causality.
 
     Returns:
         `(batch, heads, rows)` in fp32 (fp64 for fp64); 0 in rows without any key.
@@ -79,7 +87,7 @@ def row_log_sum_exp(call: AttentionCall, rows: Rows) -> Tensor:
     for start in range(0, rows.index.shape[1], step):
         part = rows.part(slice(start, start + step))
         scores = row_scores(part.take(call.query), call.key, scaling=call.scaling, softcap=call.softcap)
-        mask = mask_rows(call, part)
+        mask = visible_mask(call, visibilities, part) if visibilities else mask_rows(call, part)
         if mask is not None and mask.dtype == torch.bool:
             scores = scores.masked_fill(~mask, -torch.inf)
         elif mask is not None:
@@ -87,6 +95,26 @@ def row_log_sum_exp(call: AttentionCall, rows: Rows) -> Tensor:
         found.append(scores.logsumexp(-1))
     total = torch.cat(found, 2)
     return torch.where(total == -torch.inf, 0.0, total)
+
+
+def flash(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Attention of some rows to some keys with its log-sum-exp, on devices where `may_give` holds.
+
+    Args:
+        query: `(batch, heads, rows, head_dim)`.
+        key: `(batch, kv_heads, keys, head_dim)`.
+        value: `(batch, kv_heads, keys, width)`.
+        mask: `(batch or 1, heads or 1, rows, keys)`, additive, or None.
+        scaling: factor on the scores.
+
+    Returns:
+        Output `(batch, heads, rows, width)` and log-sum-exp `(batch, heads, rows)`; 0 in rows without any key.
+    """
+    private = _private()
+    assert private is not None
+    return private[1](query, key, value, 0.0, False, attn_mask=mask, scale=scaling)
 
 
 class _Watch(TorchFunctionMode):
@@ -132,14 +160,23 @@ def _flash(
     private = _private()
     if private is None or dropout_p or _needs_gradient(query, key, value):
         return None
-    choose, flash = private
-    choice = choose(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    choose, operator = private
+    is_like = _shape(query), _shape(key), _shape(value), _shape(attn_mask), is_causal, enable_gqa
+    choice = memo.shared(
+        (_flash, is_like),
+        lambda: choose(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa),
+    )
     if choice != _FLASH:
         return None
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = _additive(memo, attn_mask, query.dtype)
-    output, total = flash(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)
+    output, total = operator(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)
     return output, total
+
+
+def _shape(tensor: Tensor | None) -> Hashable:
+    """What the choice of an operator depends on; layers of one call choose once."""
+    return None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype)
 
 
 def _additive(memo: Memo, mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -162,5 +199,5 @@ def _private() -> tuple[Callable[..., int], Callable[..., tuple[Tensor, Tensor]]
     everything is computed as for backends that give no log-sum-exp.
     """
     choose = getattr(torch, "_fused_sdp_choice", None)
-    flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-    return None if choose is None or flash is None else (choose, flash.default)
+    operator = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+    return None if choose is None or operator is None else (choose, operator.default)

@@ -6,9 +6,10 @@ weights are to be changed (`Redistribution`). No field is ever a (queries, keys)
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -115,7 +116,7 @@ class Redistribution:
         removed_fraction: share of every sink's weight that is taken, in [0, 1].
         rho: least share of the image weight that lies on patches that are no sinks.
         mass_floor: least weight on patches.
-        indicator: `class_indicator(key_class)` in fp32 if the caller keeps it from call to call, else None.
+        kept: what is made of `key_class`, if the caller keeps it from call to call: an empty dictionary at first.
     """
 
     key_class: Tensor
@@ -123,7 +124,7 @@ class Redistribution:
     removed_fraction: float
     rho: float
     mass_floor: float
-    indicator: Tensor | None = None
+    kept: dict[Hashable, Any] | None = None
 
 
 def class_indicator(key_class: Tensor, dtype: torch.dtype) -> Tensor:

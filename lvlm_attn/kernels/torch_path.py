@@ -198,9 +198,10 @@ def redistribute(weights: Tensor, spec: Redistribution, geometry: Geometry) -> t
         The new weights, `(batch, heads, rows)` True where a row is changed, and the mass moved
         `(batch, heads, rows)`.
     """
-    indicator = spec.indicator
+    kept = {} if spec.kept is None else spec.kept
+    indicator: Tensor | None = kept.get(class_indicator)
     if indicator is None or indicator.dtype != weights.dtype or indicator.device != weights.device:
-        indicator = class_indicator(spec.key_class, weights.dtype)
+        indicator = kept[class_indicator] = class_indicator(spec.key_class, weights.dtype)
     columns = slice(geometry.first_key, geometry.first_key + weights.shape[-1])
     indicator = indicator[:, None, :, columns]
     known = indicator.shape[-1]

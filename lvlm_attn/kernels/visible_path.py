@@ -187,11 +187,11 @@ def _shared_plan(
         call.query.device,
         call.score_dtype,
     )
-    return call.memo.shared(_Plan, _no_plans).shared(key, made)
+    return call.memo.shared(_Plan, no_plans).shared(key, made)
 
 
-def _no_plans() -> Memo:
-    # Bounded, since a model that gives every layer a mask of its own shares nothing.
+def no_plans() -> Memo:
+    """What the plans of a call are kept in: bounded, since a model whose layers have masks of their own shares none."""
     return Memo(KEPT_PLANS)
 
 

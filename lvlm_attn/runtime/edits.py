@@ -21,9 +21,11 @@ from lvlm_attn.kernels.extra import ExtraKeys, add_gated, with_extra
 from lvlm_attn.kernels.readouts import Reading, Readout, read, read_weights
 from lvlm_attn.kernels.spec import Amplification, Redistribution, amplified
 from lvlm_attn.kernels.torch_path import Rows, mask_rows, redistribute, row_outputs, row_weights, write_rows
+from lvlm_attn.kernels.unlocked import attend_unlocked
 from lvlm_attn.kernels.visibility import Visibility
 from lvlm_attn.kernels.visible_path import visible_mask, write_visible
 from lvlm_attn.runtime.collected import CollectedEdits, Edit
+from lvlm_attn.runtime.corrected import correct, may_correct
 from lvlm_attn.runtime.row_counts import count_amplified, count_free, count_moved
 
 
@@ -34,9 +36,10 @@ def apply_edits(
     edits: CollectedEdits,
     attention: AttentionCall,
     *,
+    log_sum_exp: Tensor | None = None,
     is_visible: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Computes the touched rows again, with all edits, and writes those that changed.
+    """Corrects the touched rows or computes them again, with all edits, and writes those that changed.
 
     Args:
         output: `(batch, queries, heads, head_dim)`, what the backend made.
@@ -44,6 +47,7 @@ def apply_edits(
         call: the innermost call.
         edits: what the interventions at this layer ask.
         attention: the attention call.
+        log_sum_exp: `(batch, heads, queries)` of what the backend did, or None if it is not known.
         is_visible: whether the output has the visibilities already.
 
     Returns:
@@ -53,12 +57,17 @@ def apply_edits(
         LvlmAttnError: if a free edit returns another shape, or would hold too large a matrix.
     """
     if (edits.visible or edits.extras) and not is_visible:
-        output = write_visible(output, attention, edits.visible, edits.extras)
+        output, log_sum_exp = _visible(output, log_sum_exp, edits, attention)
     held = _measured_in_chunks(edits, attention)
     shown: list[Visibility | ExtraKeys] = [*edits.visible, *edits.extras] if full is not None else []
     looked = [wanted.is_read.to(attention.query.device) for _, wanted in held]
     rows = _rows(call, edits, attention, looked, shown)
-    if rows is not None:
+    corrected = None
+    if rows is not None and full is None and not held and may_correct(edits, attention):
+        corrected = correct(output, log_sum_exp, call, edits, attention, rows)
+    if corrected is not None:
+        output = corrected
+    elif rows is not None:
         is_lone = len(edits.edits) == 1 and not shown and not looked
         output, full = _edit_rows(output, full, edits, attention, rows, held, is_lone=is_lone)
     else:
@@ -67,6 +76,17 @@ def apply_edits(
     for extra in edits.gated:
         output = add_gated(output, attention, extra)
     return output, full
+
+
+def _visible(
+    output: Tensor, log_sum_exp: Tensor | None, edits: CollectedEdits, attention: AttentionCall
+) -> tuple[Tensor, Tensor | None]:
+    """The output with the visibilities and extra keys, and its log-sum-exp if that is known still."""
+    if log_sum_exp is not None and not edits.extras:
+        joined = attend_unlocked(output, log_sum_exp, attention, edits.visible)
+        if joined is not None:
+            return joined
+    return write_visible(output, attention, edits.visible, edits.extras), None
 
 
 def _edit_rows(

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.interventions.context import Call, Layer
 from lvlm_attn.kernels.call import AttentionCall
+from lvlm_attn.kernels.log_sum_exp import with_log_sum_exp
 from lvlm_attn.kernels.visible_path import attend_few
 from lvlm_attn.runtime.active import ACTIVE, INSTALLED, TRACED, Acting, TextPass, text_pass
 from lvlm_attn.runtime.attention_names import AttentionNames
 from lvlm_attn.runtime.collected import CollectedEdits, Edit
+from lvlm_attn.runtime.corrected import wants_log_sum_exp
 from lvlm_attn.runtime.edits import apply_edits
 from lvlm_attn.runtime.fused import attend_fused
 from lvlm_attn.runtime.mask_check import check_mask
@@ -167,8 +169,11 @@ def _attend_edited(
         visible = attend_few(attention, edits.visible)
     if visible is not None:
         return apply_edits(visible, None, call, edits, attention, is_visible=True)
-    output, weights = run()
-    return apply_edits(output, weights, call, edits, attention)
+    if backend == "sdpa" and wants_log_sum_exp(edits):
+        output, weights, total = with_log_sum_exp(run, attention)
+    else:
+        (output, weights), total = run(), None
+    return apply_edits(output, weights, call, edits, attention, log_sum_exp=total)
 
 
 @torch.library.impl(LIBRARY, "attend", "CompositeExplicitAutograd")

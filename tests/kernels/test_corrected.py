@@ -121,7 +121,7 @@ def test_a_corrected_query_equals_the_definition(call, data):
     before = output.clone()
     is_touched = call.redistribution.is_touched
     found = corrected_query(
-        output, total, ours, call.redistribution, {}, None if is_touched.all() else is_touched
+        output, total, ours, call.redistribution, None if is_touched.all() else is_touched
     )
     if found is None:
         assert torch.equal(output, before)
@@ -222,7 +222,7 @@ def test_half_precision_is_left_to_all_keys():
     call, spec = llava(dtype=torch.bfloat16)
     output, total = backend(call).bfloat16(), log_sum_exp(call).float()
     assert corrected_rows(output, total, call, Rows.of(spec.is_touched), redistribution=spec) is None
-    assert corrected_query(output[:, -1:], total[..., -1:], call, spec, {}, None) is None
+    assert corrected_query(output[:, -1:], total[..., -1:], call, spec, None) is None
 
 
 def test_a_factor_above_the_limit_leaves_all_as_it_was():
@@ -239,8 +239,8 @@ def test_a_factor_above_the_limit_leaves_all_as_it_was():
 
 def test_steps_are_listed_for_several_lengths_at_a_time():
     call, spec = llava(length=200, queries=1)
-    spec = replace(spec, key_class=spec.key_class[:, :190])  # ten are generated
     kept = {}
+    spec = replace(spec, key_class=spec.key_class[:, :190], kept=kept)  # ten are generated
     listed = []
     for length in range(195, 200):
         short = replace(
@@ -250,13 +250,13 @@ def test_steps_are_listed_for_several_lengths_at_a_time():
             geometry=Geometry(length - 1, 1, length),
         )
         output, total = backend(short).float(), log_sum_exp(short).float()
-        found = corrected_query(output, total, short, spec, kept, None)
+        found = corrected_query(output, total, short, spec, None)
         assert relative(found.output, backend(short, spec)) < 1e-5
         listed.append(kept[Steps])
     assert all(item is listed[0] for item in listed)
     assert len(listed[0].keys) == STEPS
     late = replace(call, geometry=Geometry(194 + STEPS, 1, 195 + STEPS))
-    assert steps_of(spec, late, kept) is not listed[0]
+    assert steps_of(spec, late) is not listed[0]
 
 
 def test_scores_that_change_by_their_size_are_not_corrected():

@@ -1,0 +1,177 @@
+"""Visibilities that only open keys ahead: the backend's causal attention joined with attention to those few keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.kernels.call import AttentionCall
+from lvlm_attn.kernels.correction import merged
+from lvlm_attn.kernels.log_sum_exp import flash
+from lvlm_attn.kernels.packing import combined_tables
+from lvlm_attn.kernels.torch_path import Rows, mask_rows
+from lvlm_attn.kernels.visibility import Visibility, allowed_keys
+from lvlm_attn.kernels.visible_path import CHUNK, KEPT_BYTES, no_plans
+
+MOST_GROUPS = 12
+"""Groups of queries that attend ahead; every one is an attention of its own."""
+
+
+def attend_unlocked(
+    output: Tensor, log_sum_exp: Tensor, call: AttentionCall, visibilities: Sequence[Visibility]
+) -> tuple[Tensor, Tensor] | None:
+    """Adds the keys ahead that visibilities open to what the backend attended to.
+
+    Args:
+        output: `(batch, queries, heads, width)`, contiguous, changed in place; rows to which nothing is opened keep
+            their bits, as do those at padding.
+        log_sum_exp: `(batch, heads, queries)`, not changed.
+        call: the attention call.
+        visibilities: what restricts and what unlocks.
+
+    Returns:
+        Output and log-sum-exp with the visibilities; None, with nothing changed, if they hide keys, or open too many.
+    """
+    if any(item.predicate is not None for item in visibilities):
+        return None
+    if not all(item.reads_all_earlier(group) for item in visibilities for group in range(item.groups)):
+        return None
+    key = (_pieces, *visibilities, call.mask, call.geometry.keys, call.geometry.window, call.score_dtype)
+    pieces = call.memo.shared(_Piece, no_plans).shared(key, lambda: _pieces(call, visibilities))
+    if pieces is None:
+        return None
+    if pieces:
+        log_sum_exp = log_sum_exp.clone()
+    for piece in pieces:
+        ahead = flash(
+            piece.span.of(call.query, 2),
+            call.key.index_select(2, piece.columns),
+            call.value.index_select(2, piece.columns),
+            piece.mask,
+            call.scaling,
+        )
+        rows, total = piece.span.of(output, 1).transpose(1, 2), piece.span.of(log_sum_exp, 2)
+        new, new_total = merged(rows, total, *ahead, piece.is_open)
+        piece.span.put(output, 1, new.transpose(1, 2))
+        piece.span.put(log_sum_exp, 2, new_total)
+    return output, log_sum_exp
+
+
+@dataclass(frozen=True, eq=False)
+class _Span:
+    """Rows of every sample: a slice where they stand together, else the index of each, `(batch, rows)`."""
+
+    together: slice | None
+    index: Tensor
+
+    def of(self, values: Tensor, dim: int) -> Tensor:
+        """Picks the rows, along a dimension."""
+        if self.together is not None:
+            return values.narrow(dim, self.together.start, self.together.stop - self.together.start)
+        return values.gather(dim, self._index(values, dim))
+
+    def put(self, values: Tensor, dim: int, new: Tensor) -> None:
+        """Writes the rows."""
+        if self.together is not None:
+            self.of(values, dim).copy_(new)
+        else:
+            values.scatter_(dim, self._index(values, dim), new)
+
+    def _index(self, values: Tensor, dim: int) -> Tensor:
+        shape = [1] * values.dim()
+        shape[0], shape[dim] = self.index.shape
+        full = list(values.shape)
+        full[dim] = self.index.shape[1]
+        return self.index.view(shape).expand(full)
+
+
+class _Piece(NamedTuple):
+    """Some rows that attend to the same keys ahead.
+
+    Attributes:
+        span: the rows.
+        columns: `(n,)`, the keys.
+        mask: `(batch, 1, rows, n)`, added to the scores; None for 0.
+        is_open: `(batch, 1, rows)`, True at rows that attend to any of them.
+    """
+
+    span: _Span
+    columns: Tensor
+    mask: Tensor | None
+    is_open: Tensor
+
+
+def _pieces(call: AttentionCall, visibilities: Sequence[Visibility]) -> list[_Piece] | None:
+    """The rows that attend ahead, group by group; None if that does not pay."""
+    geometry, device = call.geometry, call.query.device
+    if math.prod(item.groups for item in visibilities) > 4096:
+        return None
+    tables = combined_tables(visibilities)
+    if tables is None or sum(any(row) for row in tables.later) > MOST_GROUPS:
+        return None
+    renumber = torch.tensor(tables.renumber, device=device)
+    of_query = of_key = torch.zeros((), dtype=torch.long, device=device)
+    for item in visibilities:
+        group = item.group.to(device)
+        of_query = of_query * item.groups + Visibility.of_queries(group, geometry)
+        of_key = of_key * item.groups + geometry.to_columns(group).long()
+    of_query, of_key = renumber[of_query], renumber[of_key]
+    is_query = (
+        Visibility.of_queries(geometry.is_valid.to(device), geometry)
+        if geometry.is_valid is not None
+        else None
+    )
+    written = min(geometry.keys, geometry.length - geometry.first_key)
+    pieces: list[_Piece] = []
+    size = 0
+    for number, line in enumerate(tables.later):
+        if not any(line):
+            continue
+        is_row = of_query == number
+        is_row = is_row if is_query is None else is_row & is_query
+        rows = Rows.of(is_row)
+        is_ahead = torch.tensor([reach > 0 for reach in line], device=device)[of_key].any(0)
+        columns = is_ahead[:written].nonzero()[:, 0]
+        if rows is None or not len(columns):
+            continue
+        size += rows.index.numel() * len(columns)
+        if size > min(KEPT_BYTES / 4, 0.4 * is_row.numel() * geometry.keys):
+            return None
+        for start in range(0, rows.index.shape[1], CHUNK):
+            part = rows.part(slice(start, start + CHUNK))
+            mask, is_open = _opened(call, visibilities, part, columns)
+            if bool(is_open.any()):
+                pieces.append(_Piece(_span(part), columns, mask, is_open))
+    return pieces
+
+
+def _opened(
+    call: AttentionCall, visibilities: Sequence[Visibility], rows: Rows, columns: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """The mask of keys that visibilities open beyond the model's own mask, and which rows see any of them."""
+    geometry = call.geometry
+    index = rows.index + geometry.start
+    mask = mask_rows(call, rows, columns)
+    if mask is None:
+        before = torch.ones(*index.shape, len(columns), dtype=torch.bool, device=index.device)
+    else:
+        before = (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)
+    allowed, bias = allowed_keys(visibilities, geometry, index, before, call.query.dtype, columns)
+    is_new = allowed & ~before & rows.is_touched[..., None]
+    is_open = is_new.any(-1)[:, None]
+    if bias is None and bool(is_new.all()):
+        return None, is_open
+    added = torch.zeros(is_new.shape, dtype=call.query.dtype, device=index.device) if bias is None else bias
+    return added.masked_fill(~is_new, -torch.inf)[:, None], is_open
+
+
+def _span(rows: Rows) -> _Span:
+    first, count = int(rows.index[0, 0]), rows.index.shape[1]
+    straight = torch.arange(first, first + count, device=rows.index.device)
+    is_straight = bool((rows.index == straight).all())
+    return _Span(slice(first, first + count) if is_straight else None, rows.index)

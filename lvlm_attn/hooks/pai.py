@@ -120,7 +120,7 @@ class PAI(HasPresets):
 
     def _amplification(self, layer: Layer) -> Amplification | None:
         layout = layer.layout
-        if not bool(layout.has_image.any()):
+        if not any(layout.grids):
             return None
         positions = torch.arange(layout.length, device=layout.device)
         is_row = layout.is_generated | (positions == layout.last[:, None])

@@ -176,8 +176,7 @@ class Record(Intervention):
         log = layer.memory.get("log")
         if not self.sinks or log is None or not layer.is_prompt:
             return
-        scores = sink_score(hidden, torch.tensor(self.sink_dims, device=hidden.device)).cpu()
-        scores = scores[: _main_rows(layer)]
+        scores = sink_score(hidden, cast("tuple[int, ...]", self.sink_dims))[: _main_rows(layer)]
         before = log.sinks.get(layer.index)
         start = layer.queries.start
         if before is not None and start:
@@ -203,7 +202,7 @@ class Record(Intervention):
         log: Log = layer.memory["log"]
         weights = cast("Tensor", reading.rows).detach()[: _main_rows(layer)].float()
         if self.heads is not None and weights.shape[1] > 1:
-            weights = weights[:, list(cast("tuple[int, ...]", self.heads))]
+            weights = weights.index_select(1, self._heads_on(layer, weights.device))
             weights = weights.mean(1, keepdim=True) if self.reduce in ("heads", "all") else weights
         # A static cache has more columns than there are positions, and a sliding one fewer.
         length = layer.call.length
@@ -245,7 +244,14 @@ class Record(Intervention):
         step = Step.of(own[:main], following[:main], call.start, prompt_length)
         log.begin(step)
         is_mean = self.heads is None and self.reduce in ("heads", "all")
-        return Readout(is_read.to(call.prompt.device), rows="mean" if is_mean else "heads"), step
+        return Readout(_on_device(layer, is_read), rows="mean" if is_mean else "heads"), step
+
+    def _heads_on(self, layer: Layer, device: torch.device) -> Tensor:
+        """The chosen heads, brought to a device once for each prompt."""
+        key = ("heads", device)
+        if key not in layer.memory:
+            layer.memory[key] = torch.tensor(self.heads, device=device)
+        return cast("Tensor", layer.memory[key])
 
     # Once it is decoded.
 
@@ -276,6 +282,17 @@ def _beside(item: Record) -> tuple[Intervention, ...]:
     """All other interventions that act now, those of outer wraps first."""
     found = [other for running in acting() for other in running.call.interventions]
     return tuple(other for other in found if other is not item)
+
+
+def _on_device(layer: Layer, is_read: Tensor) -> Tensor:
+    """The rows that are read, on the device, where those of single tokens are brought once for a prompt."""
+    device = layer.call.prompt.device
+    if is_read.shape[1] > 1:
+        return is_read.to(device)
+    key = ("is_read", device, tuple(is_read[:, 0].tolist()))
+    if key not in layer.memory:
+        layer.memory[key] = is_read.to(device)
+    return cast("Tensor", layer.memory[key])
 
 
 def _main_rows(layer: Layer) -> int:

@@ -79,7 +79,9 @@ def maps_of(item: Record, state: State, ended: Ended | None) -> AttentionMaps:
         images=_images(layout, request, target),
         heads=_named_heads(item, target),
         extra=_extra(weights, rows) if reads_more else {},
-        sink_scores={layer: _fit(value[:, offset:], layout.length) for layer, value in log.sinks.items()},
+        sink_scores={
+            layer: _fit(value[:, offset:].cpu(), layout.length) for layer, value in log.sinks.items()
+        },
         meta=_meta(item, target, request, beside, ids, log.prompt_length - offset, layout),
         live=None if inputs is None else Live.of(target, inputs, tuple(beside)),
     )

@@ -22,6 +22,7 @@ from lvlm_attn.interventions.checks import need_flag, need_layers, need_number, 
 from lvlm_attn.interventions.context import Layer
 from lvlm_attn.interventions.layers import Layers
 from lvlm_attn.interventions.presets import HasPresets, Preset, Published, preset_field
+from lvlm_attn.kernels.host import reading_is_free
 from lvlm_attn.kernels.spec import KeyClass, Redistribution
 from lvlm_attn.measures.sinks import KNOWN, find_sink_dims, known_sink_dims, sink_score
 
@@ -147,8 +148,7 @@ class VAR(HasPresets):
         if not layer.is_prompt:
             return
         layout = layer.layout
-        dims = torch.tensor(self.sink_dims, device=hidden.device)
-        is_sink = sink_score(hidden, dims) >= cast(float, self.tau)
+        is_sink = sink_score(hidden, cast("tuple[int, ...]", self.sink_dims)) >= cast(float, self.tau)
         is_sink &= layout.is_prompt[:, layer.queries].to(hidden.device)
         before = layer.memory.get(("is_sink", layer.index))
         if before is not None:
@@ -156,11 +156,12 @@ class VAR(HasPresets):
             is_sink = torch.cat((torch.nn.functional.pad(before, (0, gap)), is_sink), 1)
         is_patch = layout.is_patch.to(hidden.device)[:, : is_sink.shape[1]]
         has_sink = (is_sink & is_patch if self.require_visual_sink else is_sink).any(1)
-        active = int(has_sink.sum())
         layer.memory["is_sink", layer.index] = is_sink
+        layer.memory["has_sink", layer.index] = has_sink
+        layer.memory.pop(("decoding", layer.index), None)
+        layer.memory.pop("samples", None)
         key_class = (is_patch * int(KeyClass.PATCH) + is_sink * int(KeyClass.TEXT_SINK)).to(torch.int8)
         layer.memory["class", layer.index] = (key_class, {})
-        layer.memory["active", layer.index] = (active, has_sink)
         _add(
             layer.stats,
             ("sinks", layer.index),
@@ -175,12 +176,22 @@ class VAR(HasPresets):
 
     def reweigh(self, layer: Layer) -> Redistribution | None:
         """Moves weight from the sinks of a layer to its other patches."""
-        active, has_sink = layer.memory["active", layer.index]
-        if active == 0:
+        if layer.is_prompt or layer.call.queries > 1:
+            return self._redistribution(layer)
+        # The same at every token of an answer, and so the same object, for which paths prepare once.
+        key = ("decoding", layer.index)
+        if key not in layer.memory:
+            layer.memory[key] = self._redistribution(layer)
+        return cast("Redistribution | None", layer.memory[key])
+
+    def _redistribution(self, layer: Layer) -> Redistribution | None:
+        has_sink = layer.memory["has_sink", layer.index]
+        samples = _samples_with_sinks(layer, has_sink)
+        if samples == 0:
             return None
         is_touched = layer.call.text_queries(has_sink.device)
-        if active < has_sink.shape[0]:
-            is_touched = is_touched & has_sink[:, None]
+        if samples != has_sink.shape[0]:
+            is_touched = layer.call.part_of(is_touched, has_sink)
         key_class, kept = layer.memory["class", layer.index]
         return Redistribution(key_class, is_touched, self.removed_fraction, self.rho, self.mass_floor, kept)
 
@@ -200,6 +211,22 @@ class VAR(HasPresets):
                 }
             )
         return rows
+
+
+def _samples_with_sinks(layer: Layer, has_sink: Tensor) -> int | None:
+    """In how many samples a layer has sinks; None in a prefill on a device where that would have to be waited for.
+
+    Once the prompt is processed, the numbers of all layers are read together.
+    """
+    if reading_is_free(has_sink.device):
+        return int(has_sink.sum())
+    if layer.is_prompt:
+        return None
+    if "samples" not in layer.memory:
+        found = {key[1]: value for key, value in layer.memory.items() if key[0] == "has_sink"}
+        counts = torch.stack([value.sum().to(has_sink.device) for value in found.values()]).tolist()
+        layer.memory["samples"] = dict(zip(found, counts))
+    return cast(int, layer.memory["samples"][layer.index])
 
 
 def _add(stats: dict[Any, Any], key: Any, value: Tensor) -> None:

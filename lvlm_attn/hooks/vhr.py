@@ -112,7 +112,7 @@ class VHR(HasPresets):
 
     def begin(self, context: Layer) -> None:
         """Runs the prompt without its images."""
-        if bool(context.layout.has_image.any()):
+        if any(context.layout.grids):
             context.memory["text"] = context.call.text_heads(self.layers)  # type: ignore[arg-type]
 
     def scale_heads(self, layer: Layer, heads: Tensor) -> Tensor | None:

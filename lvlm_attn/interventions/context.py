@@ -104,7 +104,42 @@ class Call:
 
     def rows_of(self, is_touched: Tensor) -> Rows | None:
         """Packs touched rows, once per call for the same tensor."""
-        return self.memo.shared((Rows, is_touched), lambda: Rows.of(is_touched))
+        return self.memo.shared((Rows, is_touched), lambda: self._packed(is_touched))
+
+    def _packed(self, is_touched: Tensor) -> Rows | None:
+        whole = self.whole_of(is_touched)
+        if whole is is_touched:
+            return Rows.of(is_touched)
+        rows = self.rows_of(whole)
+        if rows is None:
+            return None
+        return Rows(rows.index, rows.is_touched & is_touched.gather(1, rows.index), rows.is_all)
+
+    def part_of(self, is_touched: Tensor, keeps: Tensor) -> Tensor:
+        """Touched rows of some samples only; they are packed as those of all samples are, and nothing is waited for.
+
+        Args:
+            is_touched: `(batch, queries)`, a tensor that layers share.
+            keeps: `(batch,)`, the samples.
+
+        Returns:
+            `(batch, queries)`.
+        """
+        part = is_touched & keeps[:, None]
+        self.memo.kept[Call.part_of, part] = is_touched
+        return part
+
+    def whole_of(self, is_touched: Tensor) -> Tensor:
+        """What `part_of` took a tensor from, or the tensor itself: among its rows are those that are touched."""
+        found: Tensor = self.memo.kept.get((Call.part_of, is_touched), is_touched)
+        return found
+
+    def rows_of_any(self, touched: Sequence[Tensor]) -> Rows | None:
+        """Packs rows that any of some tensors touches, once per call for the same tensors, or wholes of them."""
+        wholes = tuple(dict.fromkeys(map(self.whole_of, touched)))
+        if len({*touched}) == 1 or len(wholes) == 1:
+            return self.rows_of(touched[0] if len({*touched}) == 1 else wholes[0])
+        return self.memo.shared((Rows, *wholes), lambda: Rows.of(torch.stack(wholes).any(0)))
 
     def geometry(self, keys: int, window: int | None) -> Geometry:
         """Where the queries and `keys` key columns of an attention call stand."""

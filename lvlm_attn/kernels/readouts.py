@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.kernels.call import AttentionCall
+from lvlm_attn.kernels.call import AttentionCall, Memo
 from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution, amplified, class_indicator
 from lvlm_attn.kernels.torch_path import Rows, mask_rows, redistribute, row_scores
 from lvlm_attn.kernels.visibility import Visibility
@@ -121,7 +121,7 @@ def read(
     batch, heads, queries, _ = call.query.shape
     geometry, device, dtype = call.geometry, call.query.device, call.score_dtype
     wanted.check(batch, queries)
-    rows = Rows.of(wanted.is_read.to(device))
+    rows = _read_rows(wanted, device, call.memo)
     if rows is None:
         return empty_reading(wanted, heads, geometry.keys, device, dtype)
     gathered = _Gathered(wanted, geometry)
@@ -140,8 +140,13 @@ def read(
     return gathered.reading(rows)
 
 
+def _read_rows(wanted: Readout, device: torch.device, memo: Memo) -> Rows | None:
+    """The rows that are read, packed once for all layers that read the same ones."""
+    return memo.shared((Rows, wanted.is_read, device), lambda: Rows.of(wanted.is_read.to(device)))
+
+
 def read_weights(
-    weights: Tensor, rows: Rows, log_sum_exp: Tensor, wanted: Readout, geometry: Geometry
+    weights: Tensor, rows: Rows, log_sum_exp: Tensor, wanted: Readout, geometry: Geometry, memo: Memo
 ) -> Reading:
     """Reads quantities off weights that are there already.
 
@@ -151,6 +156,7 @@ def read_weights(
         log_sum_exp: `(batch, heads, read rows)` of the scores before the edits, from `read`.
         wanted: which rows and quantities.
         geometry: where the queries and keys stand.
+        memo: what the layers of the forward call share.
 
     Returns:
         What was read, in the dtype of the weights.
@@ -158,10 +164,11 @@ def read_weights(
     Example:
         >>> weights, wanted = torch.ones(1, 2, 3, 3) / 3, Readout(torch.ones(1, 3, dtype=torch.bool), entropy=True)
         >>> rows = Rows.of(wanted.is_read)
-        >>> read_weights(weights, rows, torch.zeros(1, 2, 3), wanted, Geometry(0, 3, 3)).entropy[0, 0, 0]
+        >>> total = torch.zeros(1, 2, 3)
+        >>> read_weights(weights, rows, total, wanted, Geometry(0, 3, 3), Memo()).entropy[0, 0, 0]
         tensor(1.0986)
     """
-    found = Rows.of(wanted.is_read.to(weights.device))
+    found = _read_rows(wanted, weights.device, memo)
     if found is None:
         return empty_reading(wanted, weights.shape[1], geometry.keys, weights.device, weights.dtype)
     places = torch.zeros_like(wanted.is_read, dtype=torch.long, device=weights.device)

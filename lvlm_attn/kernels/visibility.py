@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -81,18 +82,18 @@ class Visibility:
         grown = geometry.start >= self.group.shape[1] and self.is_plain(0)
         if grown and self.touches is None:
             return None
-        differs = torch.tensor([not self.is_plain(index) for index in range(self.groups)])
-        found = differs.to(self.group.device)[self.of_queries(self.group, geometry)]
+        differs = tuple(not self.is_plain(index) for index in range(self.groups))
+        found = _on_device(differs, self.group.device)[self.of_queries(self.group, geometry)]
         if self.touches is not None:
             found = found | self.of_queries(self.touches.to(found.device), geometry)
         return found
 
     def self_only(self, geometry: Geometry) -> Tensor | None:
         """`(batch, queries)`, True at queries that attend to nothing but themselves; None if no group is such."""
-        alone = [self.is_self_only(index) for index in range(self.groups)]
+        alone = tuple(self.is_self_only(index) for index in range(self.groups))
         if not any(alone) or geometry.start >= self.group.shape[1]:
             return None
-        return torch.tensor(alone).to(self.group.device)[self.of_queries(self.group, geometry)]
+        return _on_device(alone, self.group.device)[self.of_queries(self.group, geometry)]
 
     @staticmethod
     def of_queries(per_position: Tensor, geometry: Geometry) -> Tensor:
@@ -164,6 +165,13 @@ def allowed_keys(
     return allowed | ahead, bias
 
 
+@lru_cache(maxsize=256)
+def _on_device(values: Any, device: torch.device) -> Tensor:
+    """A small table on a device, brought there once: a copy to a device waits for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
+
+
 def _of_positions(per_position: Tensor, index: Tensor) -> Tensor:
     """Values of the positions `index` `(batch, rows)`; 0 past the end."""
     inside = index < per_position.shape[1]
@@ -173,7 +181,7 @@ def _of_positions(per_position: Tensor, index: Tensor) -> Tensor:
 def _within(table: Table, of_query: Tensor, of_key: Tensor, distance: Tensor) -> Tensor:
     """`(batch, rows, keys)`, True where a distance is within the reach of the two groups."""
     batch, keys = of_key.shape
-    reach = torch.tensor(table, device=of_query.device)
+    reach = _on_device(tuple(map(tuple, table)), of_query.device)
     is_plain = all(entry == 0 or entry >= ALL for row in table for entry in row)
     # One line of keys for each group of queries; rows of a group share it.
     lines = (reach > 0 if is_plain else reach)[:, of_key].transpose(0, 1).reshape(-1, keys)

@@ -91,12 +91,12 @@ class SinkDims:
         return f"sink dimensions {listed}{remark}"
 
 
-def sink_score(hidden: Tensor, dims: Tensor) -> Tensor:
+def sink_score(hidden: Tensor, dims: Sequence[int]) -> Tensor:
     """How much a token looks like a sink: its largest activation in the given dimensions over its RMS.
 
     Args:
         hidden: `(batch, tokens, hidden)`, the residual stream that enters a layer.
-        dims: `(count,)` dimensions.
+        dims: the dimensions.
 
     Returns:
         `(batch, tokens)` in fp32 (fp64 stays), between 0 and the square root of the hidden size.
@@ -104,7 +104,8 @@ def sink_score(hidden: Tensor, dims: Tensor) -> Tensor:
     hidden = hidden.detach()
     hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
     rms = hidden.pow(2).mean(-1).add(1e-6).sqrt()
-    return hidden.index_select(-1, dims.to(hidden.device)).abs().amax(-1) / rms
+    # Picked one by one: indices would have to be copied to the device, which waits for it.
+    return torch.stack([hidden[..., dim] for dim in dims], -1).abs().amax(-1) / rms
 
 
 def known_sink_dims(config: Any) -> tuple[int, ...] | None:

@@ -207,7 +207,7 @@ def _readouts(
     """Step 4: hands interventions what they asked for, read off weights that are held."""
     for (layer, item), wanted in held:
         total = _read(edits, attention, Readout(wanted.is_read)).log_sum_exp
-        item.read(layer, read_weights(weights, rows, total, wanted, attention.geometry))
+        item.read(layer, read_weights(weights, rows, total, wanted, attention.geometry, attention.memo))
 
 
 def _measured_in_chunks(edits: CollectedEdits, attention: AttentionCall) -> list[tuple[Edit, Readout]]:
@@ -251,9 +251,7 @@ def _rows(
     touched += [is_touched.to(query.device) for is_touched in found if is_touched is not None]
     if not touched:
         return None
-    if all(item is touched[0] for item in touched):
-        return call.rows_of(touched[0])
-    return Rows.of(torch.stack(touched).any(0))
+    return call.rows_of_any(touched)
 
 
 def _refuse_above_limit(attention: AttentionCall, limit: int, layer: int) -> None:

@@ -125,7 +125,7 @@ def test_sink_scores_are_those_of_var():
     from lvlm_attn.measures.sinks import sink_score
 
     model, processor = toy_model()
-    dims = torch.tensor(la.find_sinks(model, processor).dims)
+    dims = la.find_sinks(model, processor).dims
     for layer, scores in maps.sink_scores.items():
         wanted = sink_score(seen[layer], dims)
         assert torch.allclose(scores[:, : wanted.shape[1]], wanted, atol=1e-5)

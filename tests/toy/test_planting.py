@@ -59,7 +59,7 @@ def test_the_first_token_is_found_as_a_sink_and_no_other_token_is(made):
     with torch.no_grad():
         states = model.model.language_model(ids, output_hidden_states=True).hidden_states
     for layer in planted.layers:
-        score = sink_score(states[layer], torch.tensor([planted.dimension]))[0]
+        score = sink_score(states[layer], [planted.dimension])[0]
         assert score[0] > 5
         assert score[1:].max() < 0.1
 

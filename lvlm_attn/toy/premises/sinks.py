@@ -23,7 +23,7 @@ def measure(model: Any, processor: Any, planted: Planted, asked: Sequence[Asked]
     found = find_sinks(model, processor)
     fitted = VAR().fit(target_of(model, processor))
     assert fitted.tau is not None
-    dims = torch.tensor([planted.dimension])
+    dims = [planted.dimension]
     hits = tested = fired = 0
     heavy: list[float] = []
     mass: list[float] = []

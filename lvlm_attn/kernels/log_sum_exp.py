@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from lvlm_attn.kernels.call import AttentionCall, Memo
+from lvlm_attn.kernels.host import reading_is_free
 from lvlm_attn.kernels.torch_path import Rows, mask_rows, row_scores
 from lvlm_attn.kernels.visibility import Visibility
 from lvlm_attn.kernels.visible_path import visible_mask
@@ -63,7 +64,7 @@ def with_log_sum_exp(run: Callable[[], tuple[Tensor, Tensor | None]], call: Atte
 
 def may_give(call: AttentionCall) -> bool:
     """Whether the log-sum-exp of a call may be got from the operator, and means what the call says."""
-    known = _private() is not None and call.query.device.type == "cpu" and call.softcap is None
+    known = _private() is not None and reading_is_free(call.query.device) and call.softcap is None
     asked = call.kwargs
     known = known and not torch.compiler.is_compiling()
     return known and asked.get("position_bias") is None and asked.get("s_aux") is None

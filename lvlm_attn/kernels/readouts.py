@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.kernels.call import AttentionCall, Memo
+from lvlm_attn.kernels.host import reading_is_free
 from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution, amplified, class_indicator
 from lvlm_attn.kernels.torch_path import Rows, mask_rows, redistribute, row_scores
 from lvlm_attn.kernels.visibility import Visibility
@@ -129,7 +130,7 @@ def read(
     for start in range(0, rows.index.shape[1], step):
         part = rows.part(slice(start, start + step))
         scores = _scores(call, part, visibility, amplification)
-        if device.type != "cpu" or not bool(part.is_touched.all()):  # asking another device would wait for it
+        if not reading_is_free(device) or not bool(part.is_touched.all()):
             scores = scores.masked_fill(~part.is_touched[:, None, :, None], -torch.inf)
         weights, total = _softmax(scores)
         if redistribution is not None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from lvlm_attn.interventions.context import Call
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.corrected import Corrected, corrected_query, corrected_rows, suits
+from lvlm_attn.kernels.host import reading_is_free
 from lvlm_attn.kernels.spec import Amplification, Redistribution
 from lvlm_attn.kernels.torch_path import Rows
 from lvlm_attn.runtime.collected import CollectedEdits
@@ -22,7 +23,7 @@ def wants_log_sum_exp(edits: CollectedEdits) -> bool:
 
 
 def may_correct(edits: CollectedEdits, attention: AttentionCall) -> bool:
-    """Whether a call may be corrected: on the CPU, where what is looked at costs nothing, and without gradients."""
+    """Whether a call may be corrected: where reading values costs nothing, and without gradients."""
     if edits.extras or edits.is_free or not suits(edits.amplifications, edits.redistributions):
         return False
     tensors = (attention.query, attention.key, attention.value)
@@ -31,7 +32,7 @@ def may_correct(edits: CollectedEdits, attention: AttentionCall) -> bool:
     return (
         is_plain
         and not is_grown
-        and attention.query.device.type == "cpu"
+        and reading_is_free(attention.query.device)
         and not torch.compiler.is_compiling()
     )
 

@@ -44,6 +44,16 @@ def shown(value: Any) -> str:
     return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
 
 
+def count_of(count: int, noun: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> count_of(1, "token"), count_of(3, "token")
+        ('1 token', '3 tokens')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def printable(text: str) -> str:
     """Text as a terminal can show it: escape codes, other controls and lone surrogates are spelt out.
 

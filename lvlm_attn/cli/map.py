@@ -129,10 +129,13 @@ class _Asked:
         heads: list[int] | None,
         view: str,
     ):
+        from lvlm_attn.hooks.record import need_heads
         from lvlm_attn.interventions.layers import select_layers
         from lvlm_attn.wrapping import target_of
 
-        select_layers(layers, target_of(*loaded).layers, "--layers")
+        target = target_of(*loaded)
+        select_layers(layers, target.layers, "--layers")
+        need_heads(heads or (), target.heads, "--head")
         self.loaded, self.pictures, self.prompt, self.answer = loaded, list(pictures), prompt, answer
         self.tokens, self.layers, self.heads = tokens, layers, heads
         self.rows = "all" if view == "rollout" else "generated"

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from lvlm_attn.errors import LvlmAttnError, closest, shown
+from lvlm_attn.errors import LvlmAttnError, closest, count_of, shown
 from lvlm_attn.families.target import Target
 from lvlm_attn.hooks.recorded import maps_of
 from lvlm_attn.hooks.replay import needs_replay, replay
@@ -119,22 +119,24 @@ class Record(Intervention):
                 f"record: reduce={self.reduce!r} is no choice.{closest(str(self.reduce), REDUCE)} Choose "
                 f"{', '.join(REDUCE)}, or leave it out."
             )
+        if self.to is not None and not isinstance(self.to, (str, Path)):
+            raise LvlmAttnError(f"record: to={shown(self.to)} must be the path of a folder.")
         if not is_whole(self.limit, 1, MOST_BYTES):
             raise LvlmAttnError(f"record: limit={self.limit!r} must be a whole number of bytes above 0.")
 
     def fit(self, target: Target) -> Record:
         """Checks layers and heads, and finds the sink dimensions if scores are wanted."""
         fitted = super().fit(target)
-        outside = [head for head in cast("tuple[int, ...]", self.heads or ()) if not 0 <= head < target.heads]
-        if outside:
-            raise LvlmAttnError(
-                f"record: head {outside[0]} is out of range; this model has {target.heads} heads per layer, numbered 0 "
-                f"to {target.heads - 1}."
-            )
+        need_heads(cast("tuple[int, ...]", self.heads or ()), target.heads, "record")
         dims: tuple[int, ...] = ()
         if self.sinks:
             dims = known_sink_dims(target.config) or find_sink_dims(target).dims
         return replace(fitted, sink_dims=dims)
+
+    @property
+    def title(self) -> str:
+        """As people write it."""
+        return self.name
 
     # While a prompt is decoded.
 
@@ -147,6 +149,7 @@ class Record(Intervention):
         context.memory["log"] = Log(spool=self._spool(context.stats))
         length = call.length if generation is None else generation.prompt_length
         longest = length if generation is None else max(generation.max_length or length, length)
+        self._need_rows(length, longest, is_known=generation is not None)
         early = recorded_keys(self.rows, length, longest)
         count = len(early)
         batch = call.prompt.batch // (1 + call.views)
@@ -156,9 +159,22 @@ class Record(Intervention):
         context.stats["predicted"] = size
         if size > self.limit and self.to is None:
             raise LvlmAttnError(
-                f"Recording {count} rows on up to {longest} keys in {layers} layers of {heads} heads for {batch} "
-                f"sample(s) would take {size / 2**20:,.1f} MiB, above limit={self.limit / 2**20:,.1f} MiB; choose "
-                f"layers=, pass reduce='heads', a lower max_new_tokens, to=folder, or a higher limit=."
+                f"Recording {count_of(count, 'row')} on up to {longest} keys in {count_of(layers, 'layer')} of "
+                f"{count_of(heads, 'head')} for {count_of(batch, 'sample')} would take {size / 2**20:,.1f} MiB, above "
+                f"limit={self.limit / 2**20:,.1f} MiB; choose layers=, pass reduce='heads', a lower max_new_tokens, "
+                f"to=folder, or a higher limit=."
+            )
+
+    def _need_rows(self, prompt: int, longest: int, *, is_known: bool) -> None:
+        """Refuses positions of which none can be read; calls without `generate` may go on to any length."""
+        if isinstance(self.rows, str):
+            return
+        last = longest - 2 if is_known and longest > prompt else prompt - 1  # the last token is not read
+        is_in = [-prompt <= row <= last or (row > last and not is_known) for row in self.rows]
+        if not any(is_in):
+            raise LvlmAttnError(
+                f"record: rows={shown(list(self.rows))} are out of range; this prompt and its answer are read up to "
+                f"position {last}, counted from 0, or from -1 back to -{prompt} from the end of the prompt."
             )
 
     def _spool(self, stats: dict[Any, Any]) -> Spool | None:
@@ -263,7 +279,8 @@ class Record(Intervention):
                 replay(ended)
                 memory = state.memory
             state.memory = memory
-        if "log" in state.memory:
+        log: Log | None = state.memory.get("log")
+        if log is not None and log.steps:  # of listed positions, an answer may end before the first
             state.stats["maps"] = maps_of(self, state, ended)
 
     def result(self, state: State) -> AttentionMaps | None:
@@ -307,6 +324,20 @@ def _heads(item: Record, target: Target) -> tuple[int, ...]:
 def _layers(item: Record, target: Target) -> list[int]:
     """The chosen layers that have weights to record."""
     return [layer for layer in cast("Sequence[int]", item.layers) if layer not in target.skipped_layers]
+
+
+def need_heads(heads: Sequence[int], count: int, name: str) -> None:
+    """Refuses a head that a model of `count` heads per layer does not have.
+
+    Raises:
+        LvlmAttnError: if there is one.
+    """
+    outside = [head for head in heads if not 0 <= head < count]
+    if outside:
+        raise LvlmAttnError(
+            f"{name}: head {outside[0]} is out of range; this model has {count_of(count, 'head')} per layer, numbered "
+            f"0 to {count - 1}."
+        )
 
 
 def _whole_numbers(name: str, values: Any) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.errors import LvlmAttnError, count_of
 from lvlm_attn.layout.prompt import PromptLayout
 from lvlm_attn.maps import picking
 from lvlm_attn.maps.drawing import Drawing
@@ -121,8 +121,8 @@ class AttentionMaps(Numbers, Drawing):
         layers = ", ".join(map(str, self.layers)) if len(self.layers) < 9 else f"{len(self.layers)} layers"
         heads = f"{len(self.heads)} heads" if self.heads else "heads averaged"
         return (
-            f"AttentionMaps({self.batch} sample(s), {len(self)} rows on {self.layout.length} keys, "
-            f"layers {layers}, {heads}, view {self.view_name!r}, {size:.1f} MiB)"
+            f"AttentionMaps({count_of(self.batch, 'sample')}, {count_of(len(self), 'row')} on {self.layout.length} "
+            f"keys, layers {layers}, {heads}, view {self.view_name!r}, {size:.1f} MiB)"
         )
 
     # Choosing.

@@ -1,6 +1,6 @@
 """The causal check of a map: what becomes of a word when the model cannot see a region of the image.
 
-Attention says where the model reads from. Whether it needs what it reads there is another question, which is answered
+Attention says where the model looks. Whether it needs what it sees there is another question, which is answered
 by taking regions away, one by one, and looking at the logit of the word.
 
 Source: occlusion of regions, Zeiler and Fergus (arXiv 1311.2901), section 4.1; taking keys away instead of pixels is

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lvlm_attn.errors import LvlmAttnError, closest
+from lvlm_attn.errors import LvlmAttnError, closest, count_of
 from lvlm_attn.maps.words import count_word, find_word, joined_pieces, recorded_text, words_in
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _word(maps: AttentionMaps, word: str, mention: int) -> list[int]:
     count = count_word(pieces, word)
     if count:
         raise LvlmAttnError(
-            f"{word!r} is mentioned {count} time(s), so there is no mention {mention}; count from 1."
+            f"{word!r} is mentioned {count_of(count, 'time')}, so there is no mention {mention}; count from 1."
         )
     hint = closest(word, words_in(pieces), least=0.7)
     raise LvlmAttnError(

@@ -1,6 +1,6 @@
 """Views of recorded attention that help people see, each a pure function with its formula and source.
 
-No view is causal proof: attention says where a model reads from, not what it would have said without it. For that, see
+No view is causal proof: attention says where a model looks, not what it would have said without it. For that, see
 `lvlm_attn.maps.occlusion`.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lvlm_attn.errors import LvlmAttnError, closest
+from lvlm_attn.errors import LvlmAttnError, closest, count_of
 
 if TYPE_CHECKING:
     from lvlm_attn.maps.attention_maps import AttentionMaps
@@ -155,8 +155,8 @@ def find_sinks(maps: AttentionMaps, tau: float | None = None, factor: float = 5.
         return {layer: maps.sink_scores[layer] >= tau for layer in maps.layers if layer in maps.sink_scores}
     if int((whole.rows >= 0).sum(1).min()) < 4:
         raise LvlmAttnError(
-            f"Sinks cannot be told from {len(whole)} row(s); record more rows (rows='prompt'), or their scores "
-            f"(la.record(sinks=True))."
+            f"Sinks cannot be told from {count_of(len(whole), 'row')}; record more rows (rows='prompt'), or their "
+            f"scores (la.record(sinks=True))."
         )
     visible = visible_keys(whole)
     return {layer: sink_columns(whole.weights[layer], visible, factor) for layer in maps.layers}

@@ -92,7 +92,7 @@ def test_a_turned_photo_is_mapped_upright(capsys, tmp_path):
         (("-o", "a.html", "--view", "relativ"), "Did you mean 'relative'?"),
         (("-o", "a.html", "--layers", "17"), "error: --layers: layer 17 is out of range"),
         (("-o", "a.html", "--layers", "x"), "cannot be read at 'x'"),
-        (("-o", "a.html", "--head", "9"), "head 9 is out of range"),
+        (("-o", "a.html", "--head", "9"), "--head: head 9 is out of range"),
         (("-o", "a.png", "--word", "zebra"), "No recorded token holds the word 'zebra'"),
         (("-o", "a.html", "--word", "zebra"), "No recorded token holds the word 'zebra'"),
         (("-o", "a.png", "--word", " "), "--word is empty"),

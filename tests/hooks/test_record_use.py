@@ -196,7 +196,7 @@ def test_maps_do_not_keep_the_model_alive():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: la.record(layers=9), "layer 9 is out of range; this model has 6 decoder layers"),
+        (lambda: la.record(layers=9), "record: layer 9 is out of range; this model has 6 decoder layers"),
         (lambda: la.record(heads=4), "head 4 is out of range; this model has 4 heads"),
         (lambda: la.record(rows="genrated"), "Did you mean 'generated'?"),
         (lambda: la.record(rows=[]), "must be whole numbers, at least one"),
@@ -206,6 +206,12 @@ def test_maps_do_not_keep_the_model_alive():
         (lambda: la.record(limit=True), "limit=True must be a whole number of bytes"),
         (lambda: la.record(heads=[True]), "must be whole numbers"),
         (lambda: la.record(heads=0.5), "must be whole numbers"),
+        (
+            lambda: la.record(rows=[9999]),
+            "rows=[9999] are out of range; this prompt and its answer are read up to",
+        ),
+        (lambda: la.record(rows=[-9999]), "rows=[-9999] are out of range"),
+        (lambda: la.record(to=3), "to=3 must be the path of a folder"),
     ],
 )
 def test_parameters_out_of_range(make, message):

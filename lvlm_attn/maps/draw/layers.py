@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lvlm_attn.errors import count_of
 from lvlm_attn.maps.draw.style import FAINT, INK, SEQUENTIAL, foot, new_figure, plain, quoted
 from lvlm_attn.maps.maps import Map
 from lvlm_attn.maps.statistics import CLASSES, class_masses, entropies, image_mass
@@ -176,9 +177,10 @@ def class_plot(maps: AttentionMaps) -> Any:
 
 
 def _averaged(maps: AttentionMaps) -> str:
-    heads = f", {len(maps.heads)} heads" if maps.heads else ""
+    heads = f", {count_of(len(maps.heads), 'head')}" if maps.heads else ""
     model = plain(str(maps.meta.get("model", "")), 60)
-    return f"{model + ': ' if model else ''}mean of {maps.batch} sample(s), {len(maps)} token(s){heads}"
+    of = f"mean of {count_of(maps.batch, 'sample')}, {count_of(len(maps), 'token')}{heads}"
+    return f"{model}: {of}" if model else of
 
 
 def _ticks(count: int) -> list[int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.errors import LvlmAttnError, count_of
 from lvlm_attn.maps.draw.style import INK, SEQUENTIAL, foot, new_figure, percent
 from lvlm_attn.maps.onto_image import choose_image, patch_positions
 from lvlm_attn.maps.views import find_sinks
@@ -46,7 +46,7 @@ def sink_map(
     blocks = patch_positions(maps, number)
     if not 0 <= block < len(blocks):
         raise LvlmAttnError(
-            f"Image {number} has {len(blocks)} block(s), numbered from 0; there is no block {block}."
+            f"Image {number} has {count_of(len(blocks), 'block')}, numbered from 0; there is no block {block}."
         )
     places = blocks[block]
     sinks = find_sinks(maps, tau, factor)
@@ -75,7 +75,7 @@ def sink_map(
         fontsize=9,
         color=INK,
     )
-    foot(figure, f"Mean of {len(maps)} token(s) and all recorded heads.")
+    foot(figure, f"Mean of {count_of(len(maps), 'token')} and all recorded heads.")
     return figure
 
 
@@ -86,7 +86,7 @@ def _panel(axes: Any, layer: Any, value: NDArray[Any], is_sink: NDArray[Any], to
         axes.add_patch(_frame(row, col, "white", 2.4))
         axes.add_patch(_frame(row, col, INK, 1.0))
     share = value[is_sink].sum() / value.sum() if value.sum() > 0 else 0.0
-    label = f"{int(is_sink.sum())} sink(s), {percent(share)}" if is_sink.any() else "no sink"
+    label = f"{count_of(int(is_sink.sum()), 'sink')}, {percent(share)}" if is_sink.any() else "no sink"
     axes.set_title(f"layer {layer}\n{label}", fontsize=7.5, color=INK)
     axes.set_xticks([])
     axes.set_yticks([])

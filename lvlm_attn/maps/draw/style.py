@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SEQUENTIAL = "cividis"  # lightness rises evenly; made for colour blindness (Nunez et al., arXiv 1712.01662)
 DIVERGING = "PuOr_r"  # purple to orange, which no common colour blindness confuses
-NOTE = "Attention shows where the model reads from; it does not prove what caused the answer."
+NOTE = "Attention shows where the model looks; it does not prove what caused the answer."
 INK, FAINT = "#222222", "#666666"
 
 

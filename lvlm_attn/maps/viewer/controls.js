@@ -123,7 +123,7 @@ byId("grid").addEventListener("click", (event) => {
 });
 
 function notes() {
-  const lines = ["Attention shows where the model reads from; it does not prove what caused the answer."];
+  const lines = ["Attention shows where the model looks; it does not prove what caused the answer."];
   lines.push("Weights are stored in 8 bits: each is off by at most 0.4 % of the largest in its row.");
   for (const run of runs) {
     if (run.group > 1) {

@@ -214,6 +214,8 @@ class Session:
             self._last_call.memo.clear()
             self._last_call.entering = None
         ACTIVE.set(others(self.editors_at))
+        if self._last_call is None:  # the call was refused, and its cache with it
+            return
         cache = getattr(output, "past_key_values", None)
         self._prompt.keep_cache(kwargs.get("past_key_values") if cache is None else cache)
         if running is not None and output is not None:

@@ -69,7 +69,7 @@ $(VENV)/.docs: $(VENV)/.dev
 # The lowest transformers of the range, laid over the same environment; before a release, since it takes as long as `unit`.
 test-lowest: $(VENV)/.dev
 	rm -rf .venv-lowest
-	$(BIN)/python -m pip install -q --no-deps --target .venv-lowest transformers==5.17.0
+	$(BIN)/python -m pip install -q --target .venv-lowest transformers==5.17.0
 	PYTHONPATH=.venv-lowest OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 # Source archive and wheel; the wheel is installed into a clean environment and used from outside the checkout.

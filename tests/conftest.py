@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests import leaks
+
 if not torch.cuda.is_available():
     # Triton reads this when it is imported, which some test or library does before the kernels' tests are reached.
     # Tests that compile kernels ahead of time start a process of their own, without it.
@@ -21,6 +23,15 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """No test leaves anything on a model that another test made: hooks, attributes, settings, weights."""
+    before = list(leaks.states())
+    yield
+    found = leaks.left_behind(before)
+    assert not found, "\n".join(found)
 
 
 @pytest.fixture(scope="session")

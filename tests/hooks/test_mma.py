@@ -362,6 +362,20 @@ def test_labels_on_everything_open_nothing():
             assert not torch.equal(model(**row).logits, bare)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_labels_at_padding_end_nothing(side):
+    """Collators that copy the ids into the labels may label the padding as well."""
+    model = model_of("llava")
+    inputs = tiny_inputs("llava", model, BATCH, side)
+    labels = torch.full_like(inputs["input_ids"], -100)
+    padded = labels.masked_fill(inputs["attention_mask"] == 0, 5)
+    assert (padded != labels).any(1).sum() == 2
+    is_valid = inputs["attention_mask"].bool()
+    with torch.no_grad(), la.wrap(model, la.MMA(), no_image="pass"):
+        want, got = (model(**inputs, labels=each).logits[is_valid] for each in (labels, padded))
+    assert torch.equal(got, want)
+
+
 @few
 def test_the_marker_may_stay_hidden(name):
     """include_marker=False is the mask without the columns of the marker."""

@@ -124,7 +124,7 @@ def test_a4_last_layer_and_first_two_are_left_by_default():
     model = sink_model("llava")
     assert model.config.text_config.num_hidden_layers == 5
     with la.wrap(model, var()) as lvlm:
-        assert [row["layer"] for row in lvlm.report().rows[0]] in ([], [2, 3])
+        assert [row["layer"] for row in lvlm.report().rows[0]] == []  # nothing has run yet
         with torch.no_grad():
             model(**tiny_inputs("llava", model, BATCH))
         assert [row["layer"] for row in lvlm.report().rows[0]] == [2, 3]

@@ -244,6 +244,21 @@ class TestMismatch:
         with pytest.raises(LvlmAttnError, match="goes on with text after 3 of the 4 tokens"):
             PromptLayout.build(torch.tensor([[9, 9, 9, 7]]), IMAGE, [SQUARE], may_end_inside_image=True)
 
+    def test_chunk_of_padding_beside_a_cut_image(self) -> None:
+        """Rows padded on the right: one is over, the other's image goes on and is cut again."""
+        first = torch.tensor([[5, 9, 9], [5, 9, 9]])
+        cut = PromptLayout.build(first, IMAGE, [SQUARE, SQUARE], may_end_inside_image=True)
+        mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+        second = torch.tensor([[0], [9]])
+        layout = PromptLayout.build(second, IMAGE, [], mask, after=cut, may_end_inside_image=True)
+        assert layout.unfinished == (2, 3)
+        assert layout.kind.tolist() == [[T, X, X, P], [T, X, X, X]]
+        with pytest.raises(LvlmAttnError, match=r"Row 0 .* text after 2 of the 4 tokens"):
+            PromptLayout.build(second, IMAGE, [], None, after=cut, may_end_inside_image=True)
+        both = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 0]])
+        again = PromptLayout.build(second * 0, IMAGE, [], both, after=cut, may_end_inside_image=True)
+        assert again.unfinished == (2, 2)
+
 
 blocks = st.builds(Block, st.integers(0, 3), st.integers(0, 3), st.just("tile"), newline=st.booleans())
 grids = st.builds(

@@ -137,6 +137,23 @@ def leave_in_the_wrong_order(model, inputs):
     inner.__exit__(None, None, None)
 
 
+def leave_two_that_need_attention_in_the_wrong_order(model, inputs):
+    """The backend's name in the configuration belongs to both; the last one gives it back."""
+    pai = la.PAI(alpha=0.5, gamma=1.0)
+    with la.wrap(model, pai):
+        want = model(**inputs).logits
+    outer, inner = la.wrap(model, var()), la.wrap(model, pai)
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    assert torch.equal(model(**inputs).logits, want)
+    third = la.wrap(model, var())
+    third.__enter__()
+    inner.__exit__(None, None, None)
+    assert not torch.equal(model(**inputs).logits, want)
+    third.__exit__(None, None, None)
+
+
 def leave_on_the_way_in(model, inputs):
     with pytest.raises(la.LvlmAttnError), la.wrap(model, var(), vhr(layers=(99,))):
         pass
@@ -154,6 +171,7 @@ def test_the_model_is_as_it_was(name):
         leave_by_interrupt,
         leave_nested,
         leave_in_the_wrong_order,
+        leave_two_that_need_attention_in_the_wrong_order,
         leave_on_the_way_in,
     ):
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import threading
 
+import pytest
 import torch
 
 import lvlm_attn as la
@@ -74,6 +75,48 @@ def test_a_thread_is_kept_out_between_the_forwards_of_a_generate():
         assert len(outcome) == 2
         intrude()
     assert len(outcome) == 2
+
+
+class NoPicture:
+    """Breaks the model's forward, before its language model is reached."""
+
+    def __getattr__(self, name):
+        raise ValueError("pixels of no picture")
+
+
+def test_living_threads_take_turns():
+    """Each thread stays alive and waits while the other one has the model, also after an error in it."""
+    model = tiny_model("llava")
+    mine = [tiny_inputs("llava", model, batch) for batch in (BATCH, [(3,)])]
+    turns = [threading.Semaphore(1), threading.Semaphore(0)]
+    got, failed = [], []
+
+    def work(place):
+        for turn in range(4):
+            turns[place].acquire(timeout=60)
+            try:
+                if turn == 1:
+                    with pytest.raises(Exception, match="pixels of no picture"):
+                        model(**mine[place] | {"pixel_values": NoPicture()})
+                    failed.append(place)
+                got.append((place, steps(model, mine[place])))
+            except BaseException as error:
+                got.append((place, error))
+            finally:
+                turns[1 - place].release()
+
+    with la.wrap(model, la.VHR(layers=(1, 2))):
+        want = [steps(model, inputs) for inputs in mine]
+        threads = [threading.Thread(target=work, args=(place,)) for place in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [place for place, _ in got] == [0, 1] * 4
+    assert sorted(failed) == [0, 1]
+    for place, found in got:
+        assert not isinstance(found, BaseException), found
+        assert torch.equal(found, want[place])
 
 
 def test_a_call_that_was_left_behind_does_not_act_in_another_model():

@@ -21,6 +21,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from tests.leaks import watch
 from tests.tiny import first, late, rotary, squares, tiled
 from tests.tiny.first import QWEN, SIZES, TILES
 from tests.tiny.parts import BOS, END, FIRST_WORD, IMAGE, PAD, START, VIDEO, VOCAB, Kit, Picture, Sample
@@ -97,7 +98,7 @@ def tiny_model(
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     model.generation_config.suppress_tokens = list(range(FIRST_WORD))
-    return model.to(dtype).eval()
+    return watch(model.to(dtype).eval())
 
 
 def tiny_config(

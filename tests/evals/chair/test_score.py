@@ -36,6 +36,10 @@ def nodes(text, mode="strict"):
         ("the toilet seat is up, and the seat is white", ["toilet"]),
         ("a seat on the bus", ["chair", "bus"]),
         ("a toilet with a seat", ["toilet"]),
+        ("toilets with seats, a seat", ["toilet"]),
+        ("two toilet seats beside seats", ["toilet"]),
+        ("a urinal, and a seat", ["toilet", "chair"]),
+        ("a toilet and a stool", ["toilet", "chair"]),
         ("a black bow tie", ["tie"]),
         ("the man's tie", ["person", "tie"]),
         ("two teddy bears and a bear", ["teddy bear", "bear"]),
@@ -86,6 +90,21 @@ def test_positions_count_joined_phrases_once():
     reading = read_caption("A hot dog. Two cats!")
     assert [(m.surface, m.token, m.sentence) for m in reading.mentions] == [("hot dog", 1, 0), ("cats", 4, 1)]
     assert reading.tokens == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("A dog... A cat.", [0, 1]),
+        ("A dog?! A cat. A bird", [0, 1, 2]),
+        ("... a dog", [1]),
+        ("A dog, a cat; a bird: a cow", [0, 0, 0, 0]),
+        ("A dog!!! A cat.. A bird.", [0, 1, 2]),
+        ("A dog . . A cat", [0, 1]),
+    ],
+)
+def test_stops_in_a_row_end_one_sentence(text, sentences):
+    assert [mention.sentence for mention in read_caption(text).mentions] == sentences
 
 
 @given(st.text())

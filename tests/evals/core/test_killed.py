@@ -126,6 +126,24 @@ def test_cut_off_anywhere(tmp_path, whole, keep):
     assert result(tmp_path) == whole
 
 
+KILLS_ITSELF = """
+import os, signal, sys
+from lvlm_attn.evals.core.run_folder import RunFolder
+
+with RunFolder(sys.argv[1], {"who": "echo"}) as folder:
+    folder.append([{"sample_id": "a", "raw_text": "x"}, {"sample_id": "b", "raw_text": "y"}])
+    folder.append([{"sample_id": "c", "raw_text": "z"}])
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_was_appended_is_on_disk_when_the_process_is_killed(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLS_ITSELF, str(tmp_path)], cwd=ROOT, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    lines = (tmp_path / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["sample_id"] for line in lines] == ["a", "b", "c"]
+
+
 def test_a_second_process_is_refused(tmp_path):
     process = start(tmp_path, 0.2)
     kill_after = time.monotonic() + 60

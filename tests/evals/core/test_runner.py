@@ -113,6 +113,16 @@ def test_other_settings_are_refused_and_nothing_changes(tmp_path):
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
+def test_a_setting_that_is_gone_or_new_is_refused(tmp_path):
+    run(samples(3), Echo(), RunFolder(tmp_path, SETTINGS))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(LvlmAttnError, match='intervention was "none", now null'):
+        RunFolder(tmp_path, {"model": "none"})
+    with pytest.raises(LvlmAttnError, match="limit was null, now 3"):
+        RunFolder(tmp_path, {**SETTINGS, "limit": 3})
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
 def test_samples_without_config_are_refused(tmp_path):
     (tmp_path / "samples.jsonl").write_text("{}\n")
     with pytest.raises(LvlmAttnError, match=r"no config\.json"):

@@ -30,6 +30,7 @@ from lvlm_attn.runtime.registry import NAMES
 from lvlm_attn.runtime.row_counts import settle
 from lvlm_attn.runtime.session import Session
 from lvlm_attn.runtime.transformers_private import attention_of
+from lvlm_attn.runtime.uncompiled import by_python
 
 TRIES = 5
 """How often a model is restored where interrupts fall into restoring it; once it is done, more do nothing."""
@@ -92,6 +93,7 @@ class Wrapped(ExitStack):
             self.__exit__(None, None, None)
             raise
 
+    @by_python
     def generate(
         self,
         images: Any = None,
@@ -163,6 +165,7 @@ class Wrapped(ExitStack):
             else output
         )
 
+    @by_python
     def ask(self, request: Request, **options: Any) -> tuple[Any, Request]:
         """Generates for a request.
 

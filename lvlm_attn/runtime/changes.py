@@ -14,9 +14,9 @@ from lvlm_attn.interventions.sites import LAYER_SITES
 from lvlm_attn.runtime.attributes import Attributes
 from lvlm_attn.runtime.checkpointing import checkpointed_layers
 from lvlm_attn.runtime.hooks import take_off
-from lvlm_attn.runtime.operators import NUMBER, STRUCTURE, number_of
+from lvlm_attn.runtime.operators import MOMENT, NUMBER, STRUCTURE, Moment, number_of
 from lvlm_attn.runtime.registry import NAMES
-from lvlm_attn.runtime.transformers_private import CHECKPOINT, uncompiled_generate
+from lvlm_attn.runtime.transformers_private import CHECKPOINT, compiling_without_cuda_graphs
 from lvlm_attn.runtime.uncompiled import by_python, compiled_parts, is_by_python
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Changes:
         self._target = target
         self._configs = attention_configs(target)
         self._attributes = Attributes()
+        self.moment = Moment()
         # Hooks are numbered in the order in which they are put on, in the whole process.
         self._first_hook = RemovableHandle.next_id
 
@@ -60,7 +61,7 @@ class Changes:
         changes: Changes = vars(target.parts.base).setdefault(_KEPT_AS, Changes(target))
         changes._take_place(session)
         changes.set_aside(target.model, "The model is")
-        for module, name, plain in uncompiled_generate(target.parts.model):
+        for module, name, plain in compiling_without_cuda_graphs(target.parts.model):
             changes._attributes.put(module, name, plain)
         changes.settle()
         return changes
@@ -75,6 +76,10 @@ class Changes:
         if self._target.parts.language_model.training:
             for layer, checkpoint in checkpointed_layers(self._target.parts.layers, self.sessions):
                 self._attributes.put(layer, CHECKPOINT, checkpoint)
+
+    def note_moment(self, session: Session, *, is_answer: bool) -> None:
+        """Notes what a forward is about to do, as each wrap sees it, the outermost first."""
+        self.moment.is_answer = is_answer and (session is self.sessions[0] or self.moment.is_answer)
 
     def leave_to_python(self, module: nn.Module) -> None:
         """Has a module run by Python, compiled or not, until the last wrap is left."""
@@ -105,6 +110,8 @@ class Changes:
         for module in (*parts.layers, *parts.attentions, *parts.output_projections):
             if module is not None:
                 self._attributes.put(module, NUMBER, number_of(module))
+        for module in (parts.base, parts.language_model):
+            self._attributes.put(module, MOMENT, self.moment)
         self._describe()
 
     def _describe(self) -> None:

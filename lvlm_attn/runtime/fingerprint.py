@@ -21,6 +21,9 @@ from torch import Tensor, nn
 
 from lvlm_attn.runtime.transformers_private import attention_functions, is_capturing_hook
 
+OWN = "_lvlm_attn"
+"""What the names of attributes begin with that wraps put on modules, and that no forward reads."""
+
 SAMPLED = 64
 """Elements of each weight that are compared."""
 
@@ -55,7 +58,8 @@ def structure_of(model: nn.Module) -> Structure | None:
             return None
         is_training = is_training or module.training
         kinds[type(module)] = None
-        more = tuple((name, _plain(value, seen)) for name, value in own.items() if name not in _INTERNAL)
+        names = (name for name in own if name not in _INTERNAL and not name.startswith(OWN))
+        more = tuple((name, _plain(own[name], seen)) for name in names)
         parts.append((id(module), type(module), module.training, more))
     return Structure((tuple(parts), _functions(kinds), attention_functions()), is_training)
 

@@ -19,6 +19,7 @@ from lvlm_attn.runtime.active import Editor
 from lvlm_attn.runtime.arguments import entering_hidden, with_hidden
 from lvlm_attn.runtime.hooks import Hooks
 from lvlm_attn.runtime.operators import Bodies, Body, traced_act
+from lvlm_attn.runtime.uncompiled import called_by_python
 
 CallOf = Callable[[], Call | None]
 """Gives the running call of the wrap, or None where it does not act."""
@@ -62,7 +63,7 @@ def _entering(body: Body) -> Any:
         body.run(hidden)
         return None
 
-    return enter
+    return called_by_python(enter)
 
 
 def _projecting(body: Body) -> Any:
@@ -74,7 +75,7 @@ def _projecting(body: Body) -> Any:
         changed = body.run(args[0])
         return None if changed is None else (changed, *args[1:])
 
-    return project
+    return called_by_python(project)
 
 
 def _attended(body: Body) -> Any:
@@ -88,7 +89,7 @@ def _attended(body: Body) -> Any:
             return None
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    return attended
+    return called_by_python(attended)
 
 
 def _left(body: Body) -> Any:
@@ -103,7 +104,7 @@ def _left(body: Body) -> Any:
             return None
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    return left
+    return called_by_python(left)
 
 
 def _observer(index: int, editors: Sequence[Editor], call_of: CallOf) -> Any:

@@ -30,6 +30,9 @@ NUMBER = "_lvlm_attn_number"
 STRUCTURE = "_lvlm_attn_structure"
 """The attribute of an attention module inside a wrap that says which hooks are on the whole model."""
 
+MOMENT = "_lvlm_attn_moment"
+"""The attribute of the base model and of the language model inside a wrap that holds their `Moment`."""
+
 LIBRARY: Any = cast("Any", torch.library.Library)("lvlm_attn", "DEF")
 # Their work differs from call to call, so a CUDA graph must not replay it; inductor cuts its graphs there.
 _TAGS = (torch.Tag.pt2_compliant_tag, *filter(None, [getattr(torch.Tag, "cudagraph_unsafe", None)]))
@@ -68,6 +71,17 @@ STALE = (
     "Code that torch.compile made inside a wrap ran where that wrap does not act; call torch.compiler.reset() and "
     "compile again."
 )
+
+
+class Moment:
+    """What a forward of a wrapped model is about to do, which graphs are guarded by.
+
+    Attributes:
+        is_answer: whether it is one generated token, of which every wrap knows all before the model is entered.
+    """
+
+    def __init__(self) -> None:
+        self.is_answer = False
 
 
 def traced_attention(

@@ -77,6 +77,28 @@ class PromptState:
         self.length = start + queries
         return is_prompt
 
+    def goes_on(self, ids: Tensor, start: int, cache: object) -> bool:
+        """Adds the position of a call that is one generated token for sure; returns whether it is.
+
+        Args:
+            ids: the token ids of the call.
+            start: how many tokens the cache holds.
+            cache: the cache.
+        """
+        layout = self.layout
+        if (
+            layout is None
+            or self._cache is None
+            or self._cache() is not cache
+            or ids.shape != (layout.batch, 1)
+        ):
+            return False
+        generation = running_generate(self._target.parts.base)
+        if not layout.length <= start <= self.length or (generation and start < generation.prompt_length):
+            return False
+        self.length = start + 1
+        return True
+
     def _begin(self, given: Mapping[str, Any], kwargs: dict[str, Any], ids: Tensor, queries: int) -> None:
         self.forget()
         generation = running_generate(self._target.parts.base)

@@ -36,14 +36,14 @@ from lvlm_attn.runtime.generate_frame import running_generate
 from lvlm_attn.runtime.generate_watch import GenerateWatch
 from lvlm_attn.runtime.hooks import Hooks
 from lvlm_attn.runtime.layer_hooks import install_layer_hooks
-from lvlm_attn.runtime.modes import Modes
+from lvlm_attn.runtime.modes import PLAIN, Modes
 from lvlm_attn.runtime.operators import STALE, Bodies
 from lvlm_attn.runtime.probe import probe
 from lvlm_attn.runtime.prompt_state import PromptState
 from lvlm_attn.runtime.sites import Sites
 from lvlm_attn.runtime.text_pass import text_heads
 from lvlm_attn.runtime.thread_claim import ThreadClaim
-from lvlm_attn.runtime.uncompiled import by_python
+from lvlm_attn.runtime.uncompiled import by_python, unless_answer
 from lvlm_attn.runtime.vision_reader import VisionReader
 
 
@@ -84,6 +84,7 @@ class Session:
         self._given: Mapping[str, Any] | None = None
         self._labels: Tensor | None = None
         self._last_call: Call | None = None
+        self._early: tuple[Tensor, Call] | None = None
         wanted = [rows for item in self.interventions for rows in item.vision(target)]
         if wanted and not target.family.encoder:
             readers = " and ".join(item.title for item in self.interventions if item.vision(target))
@@ -123,9 +124,9 @@ class Session:
         if self.needs_attention:
             probe(self.target)
         hooks.before(parts.model, by_python(self._on_model), with_kwargs=True)
-        hooks.before(parts.base, by_python(self._on_base), with_kwargs=True)
-        hooks.before(parts.language_model, by_python(self._on_enter), with_kwargs=True)
-        hooks.after(parts.language_model, by_python(self._on_leave), with_kwargs=True, always_call=True)
+        hooks.before(parts.base, unless_answer(self._on_base), with_kwargs=True)
+        hooks.before(parts.language_model, unless_answer(self._on_enter), with_kwargs=True)
+        hooks.after(parts.language_model, unless_answer(self._on_leave), with_kwargs=True, always_call=True)
         for site in LAYER_SITES:
             for index, editors in self.sites.by_layer[site].items():
                 call_of = partial(self._call_at, site, index)
@@ -133,6 +134,7 @@ class Session:
         if self._vision is not None:
             self._changes.leave_to_python(self._vision.encoder)
             self._vision.install()
+        hooks.after(parts.model, by_python(self._on_left), with_kwargs=True, always_call=True)
         if any(item.overrides("edit_logits") for item in self.interventions):
             hooks.after(parts.model, by_python(self._on_logits))
         if any(item.overrides("generated") for item in self.interventions):
@@ -162,7 +164,33 @@ class Session:
 
     def _on_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._claim.take()
-        self._labels = named_arguments(module, args, kwargs).get("labels")
+        given = named_arguments(module, args, kwargs)
+        self._labels = given.get("labels")
+        self._early = None
+        if self._changes is not None:
+            self._changes.note_moment(
+                self, is_answer=module is not self.target.parts.base and self._go_on(given)
+            )
+
+    def _go_on(self, given: Mapping[str, Any]) -> bool:
+        """Begins the call of one generated token before the model is entered; returns whether it is one.
+
+        Then a graph of the whole model needs nothing of the hooks inside it that graphs cannot hold.
+        """
+        mode, ids, cache = self.modes.current, given.get("input_ids"), given.get("past_key_values")
+        is_plain = mode is PLAIN or (mode.request is not None and not mode.is_silent)
+        if not is_plain or text_pass() is not None or not isinstance(ids, Tensor) or cache is None:
+            return False
+        needy = any(item.overrides("edit_embeds") for item in self.interventions)
+        if needy or (mode.request is None and any(item.needs_request() for item in self.interventions)):
+            return False
+        if not self._prompt.goes_on(ids, int(cache.get_seq_length()), cache):
+            return False
+        if self._changes is not None:
+            self._changes.settle()
+        self._early = ids, self._call_of(given, {"past_key_values": cache}, ids, 1, is_prompt=False)
+        ACTIVE.set((*others(self.editors_at), Acting(self._early[1], self.editors_at)))
+        return True
 
     def _on_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._changes is not None:
@@ -208,18 +236,31 @@ class Session:
         if self.modes.current.is_silent:
             ACTIVE.set(others(self.editors_at))
             return
+        running = self._end_call()
+        if running is None:  # the call was refused, and its cache with it
+            return
+        cache = getattr(output, "past_key_values", None)
+        self._prompt.keep_cache(kwargs.get("past_key_values") if cache is None else cache)
+        if output is not None:
+            self._refuse_missed(running.reached)
+
+    def _on_left(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Ends a call of one token in a graph that the decoder's own hooks are left out of."""
+        self._early = None
+        if text_pass() is not None or own_call(self.editors_at) is None:
+            return
+        running = self._end_call()
+        if running is not None and output is not None:
+            self._refuse_missed(running.reached | {TRACED})
+
+    def _end_call(self) -> Acting | None:
         running = own_call(self.editors_at)
         self._last_call = None if running is None else running.call
         if self._last_call is not None:
             self._last_call.memo.clear()
             self._last_call.entering = None
         ACTIVE.set(others(self.editors_at))
-        if self._last_call is None:  # the call was refused, and its cache with it
-            return
-        cache = getattr(output, "past_key_values", None)
-        self._prompt.keep_cache(kwargs.get("past_key_values") if cache is None else cache)
-        if running is not None and output is not None:
-            self._refuse_missed(running.reached)
+        return running
 
     def _on_logits(self, module: nn.Module, args: Any, output: Any) -> Any:
         call, self._last_call = self._last_call, None
@@ -283,7 +324,6 @@ class Session:
 
     def _begin_call(self, kwargs: dict[str, Any]) -> Call:
         given, self._given = self._given, None
-        labels, self._labels = self._labels, None
         if given is None:
             raise LvlmAttnError(
                 "The language model was called by itself inside a wrap; call the model that was wrapped, which "
@@ -295,12 +335,23 @@ class Session:
                 "The wrapped model got inputs_embeds without input_ids, so its image tokens cannot be found; "
                 "pass input_ids."
             )
+        early, self._early = self._early, None
+        if early is not None and early[0] is ids:
+            early[1].inputs = dict(kwargs)
+            return early[1]
         cache = kwargs.get("past_key_values")
         if cache is None or int(cache.get_seq_length()) == 0:
             self._forget()
         is_prompt = self._prompt.advance(given, kwargs, ids)
-        mode = self.modes.current
-        layout, length, queries = self._prompt.layout, self._prompt.length, kwargs["inputs_embeds"].shape[1]
+        self._labels, labels = None, self._labels
+        call = self._call_of(given, kwargs, ids, kwargs["inputs_embeds"].shape[1], is_prompt=is_prompt)
+        call.labels = labels if labels is not None and labels.shape == ids.shape else None
+        return call
+
+    def _call_of(
+        self, given: Mapping[str, Any], kwargs: dict[str, Any], ids: Tensor, queries: int, *, is_prompt: bool
+    ) -> Call:
+        mode, layout, length = self.modes.current, self._prompt.layout, self._prompt.length
         assert layout is not None
         return Call(
             target=self.target,
@@ -312,7 +363,6 @@ class Session:
             edit_limit=self._edit_limit,
             inputs=dict(kwargs),
             ids=ids[:, -queries:],
-            labels=labels if labels is not None and labels.shape == ids.shape else None,
             text_heads=lambda layers: text_heads(self.target, layout, kwargs, layers),
             kernels=self.kernels,
             text_mask=self.target.family.mask_of(cast("Any", self.target.parts.base).config, given),
@@ -334,6 +384,6 @@ class Session:
 
     def _forget(self) -> None:
         self._prompt.forget()
-        self._last_call = None
+        self._last_call = self._early = None
         for _, state in self.editors:
             state.memory = {}

@@ -10,11 +10,12 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from types import FrameType
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import GenerationMixin, LogitsProcessorList
+from transformers import CompileConfig, GenerationMixin, LogitsProcessorList
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -134,12 +135,27 @@ def generate_variables() -> Iterator[Mapping[str, Any]]:
     `self`, `input_ids` (the prompt, padding and beams included) and `generation_config` are relied on.
 
     When it fails: find what `GenerationMixin.generate` calls the prompt just before it calls the decoding loop.
+
+    Raises:
+        UnsupportedError: if torch.compile made other code of `generate`.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code is _GENERATE:
+        code = frame.f_code
+        if code is _GENERATE:
             yield frame.f_locals
+        elif code.co_filename == _GENERATE.co_filename and _GENERATE.co_name in _names(code.co_name):
+            raise UnsupportedError(
+                "torch.compile made code of `generate` itself, in which its prompt is not found; compile the model, "
+                "and call generate from outside of what is compiled."
+            )
         frame = frame.f_back
+
+
+def _names(name: str) -> tuple[str, str]:
+    """The name of a function that is as written or made by torch.compile, and of one that goes on with its rest."""
+    start = "torch_dynamo_resume_in_"
+    return name, name.removeprefix(start).partition("_at_")[0] if name.startswith(start) else name
 
 
 CHECKPOINT = "_gradient_checkpointing_func"
@@ -154,8 +170,10 @@ def checkpoints_layer(layer: nn.Module) -> bool:
     return bool(getattr(layer, "gradient_checkpointing", False)) and layer.training
 
 
-def uncompiled_generate(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
-    """What keeps `generate` from compiling a model by itself, which it does with a static cache on a GPU.
+def compiling_without_cuda_graphs(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+    """What keeps `generate` from recording CUDA graphs where it compiles a model by itself and was not asked to.
+
+    It does so with a static cache on a GPU. A `compile_config` of the caller's is taken as it is.
 
     When it fails: see what `GenerationMixin._sample` calls where `_valid_auto_compile_criteria` holds.
 
@@ -165,8 +183,18 @@ def uncompiled_generate(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]
     Returns:
         Modules, the names of attributes, and what they are to be; none where `generate` never compiles.
     """
-    if hasattr(model, "get_compiled_call"):
-        yield model, "get_compiled_call", lambda compile_config=None: model.__call__
+    compiled_call = getattr(model, "get_compiled_call", None)
+    if compiled_call is None:
+        return
+
+    def get_compiled_call(compile_config: Any = None) -> Any:
+        if compile_config is None:
+            compile_config = getattr(model, "_default_compile_config", CompileConfig)()
+            if compile_config.mode == "reduce-overhead":
+                compile_config = replace(compile_config, mode="default")
+        return compiled_call(compile_config)
+
+    yield model, "get_compiled_call", get_compiled_call
 
 
 def revision_of(config: Any) -> str | None:

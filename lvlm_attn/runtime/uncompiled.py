@@ -9,12 +9,17 @@ names another attention inside a wrap, which compiled code checks, so it is trac
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
+
+from lvlm_attn.runtime.operators import MOMENT
+
+Called = TypeVar("Called", bound=Callable[..., Any])
 
 _FORWARDS = ("forward", "_old_forward")
 """Where a module's forward is found on the instance; the second is accelerate's, beneath its own."""
@@ -40,12 +45,37 @@ def compiled_parts(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
                 yield module, name, plain  # module.forward = torch.compile(module.forward)
 
 
-def by_python(function: Callable[..., Any]) -> Callable[..., Any]:
+def by_python(function: Called) -> Called:
     """A function that Python runs, also where `torch.compile` meets it: its graph ends before, another begins after."""
     disable: Any = torch.compiler.disable
     why = "what a wrap does once in a forward depends on the prompt, and is run by Python"
     # torch before 2.7 takes no reason.
-    return cast("Callable[..., Any]", disable(function, **({"reason": why} if _HAS_REASON else {})))
+    return cast("Called", disable(function, **({"reason": why} if _HAS_REASON else {})))
+
+
+def unless_answer(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook on the base model or the language model that Python runs, and that graphs of generated tokens leave out.
+
+    Nothing is left to be done there: the `Session` has begun the call of such a token before the model is entered.
+    """
+    inner = by_python(function)
+
+    def hook(module: nn.Module, *given: Any) -> Any:
+        if torch.compiler.is_compiling() and getattr(module, MOMENT).is_answer:
+            return None
+        return inner(module, *given)
+
+    hook.__module__ = function.__module__
+    return called_by_python(hook)
+
+
+def called_by_python(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that is run by Python where Python calls it, and still traced where a graph calls it."""
+    private = sys.modules.get("torch._C._dynamo.eval_frame")
+    skip_code = getattr(private, "skip_code", None)
+    if skip_code is not None:
+        skip_code(cast("Any", hook).__code__)
+    return hook
 
 
 def is_by_python(function: Callable[..., Any]) -> bool:

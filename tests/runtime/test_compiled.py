@@ -1,10 +1,9 @@
-"""Models that were compiled before the wrap, inside it, or by `generate`: every method acts exactly."""
+"""Models that were compiled before the wrap: every method acts exactly."""
 
 import copy
 
 import pytest
 import torch
-from transformers import CompileConfig
 
 import lvlm_attn as la
 from tests.runtime.every_site import SITES, bare, outcome
@@ -105,26 +104,6 @@ def test_a_function_around_the_model_compiled_before_the_wrap_is_compiled_anew(f
         assert not torch.equal(want, before)
     with torch.no_grad():
         assert torch.equal(function(), before)
-
-
-def test_generate_does_not_compile_a_wrapped_model_by_itself(fresh, plain):
-    model, inputs = fresh
-    config = CompileConfig(backend="eager", mode=None)
-    config._compile_all_devices = True
-    options = {"max_new_tokens": 3, "do_sample": False, "cache_implementation": "static"}
-    options |= {"output_logits": True, "return_dict_in_generate": True, "compile_config": config}
-    said = []
-    for one in (plain[0], model):
-        if one is model:  # compiled and run before
-            with torch.no_grad():
-                before = torch.stack(one.generate(**inputs, **options).logits)
-        options |= {"disable_compile": one is not model}
-        with torch.no_grad(), la.wrap(one, METHODS["vhr"]):
-            said.append(torch.stack(one.generate(**inputs, **options).logits))
-    assert torch.allclose(*said, 1e-5, 1e-5)
-    assert not torch.allclose(said[0], before, 1e-5, 1e-5)
-    with torch.no_grad():
-        assert torch.allclose(torch.stack(model.generate(**inputs, **options).logits), before, 1e-5, 1e-5)
 
 
 def test_wraps_left_in_the_wrong_order_keep_the_model_uncompiled(fresh, plain):

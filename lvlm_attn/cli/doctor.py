@@ -55,7 +55,20 @@ def _package(name: str) -> str:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
         return "not installed"
-    return version if util.find_spec(name) is not None else f"{version}, but it cannot be imported"
+    if util.find_spec(name) is None:
+        return f"{version}, but it cannot be imported"
+    return f"{version}{_range() if name == 'transformers' else ''}"
+
+
+def _range() -> str:
+    from lvlm_attn.errors import UnsupportedError
+    from lvlm_attn.families.versions import check_transformers
+
+    try:
+        check_transformers()
+    except UnsupportedError as error:
+        return f", no: {error}"
+    return ""
 
 
 def _kernels() -> str:

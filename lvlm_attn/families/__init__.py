@@ -44,6 +44,7 @@ from lvlm_attn.families.family import (
     prompt_layout,
 )
 from lvlm_attn.families.llava import repeat_over_tokens
+from lvlm_attn.families.versions import check_transformers
 
 __all__ = [
     "Family",
@@ -108,15 +109,18 @@ def family_of(model: nn.Module | Any) -> Family:
         model: a transformers model, or its configuration.
 
     Raises:
-        UnsupportedError: if the type is not known; the message says which are and how to add one.
+        UnsupportedError: if the type is not known; the message says which are and how to add one. If the installed
+            transformers is outside the range.
     """
+    check_transformers()
     config = getattr(model, "config", model)
     name = getattr(config, "model_type", None)
     if isinstance(name, str) and name in _FAMILIES:
         return _FAMILIES[name]
     raise UnsupportedError(
         f"Model type {name!r} ({type(model).__name__}) is not supported.{closest(str(name), _FAMILIES)} "
-        f"Supported are {', '.join(sorted(_FAMILIES))}; CONTRIBUTING.md says how to add a family."
+        f"Supported are {', '.join(sorted(_FAMILIES))}; CONTRIBUTING.md says how to add a family "
+        f"with la.register_family."
     )
 
 

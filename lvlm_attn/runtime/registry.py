@@ -195,5 +195,5 @@ for _name in (NAMES.prefix, NAMES.over("sdpa"), NAMES.over("eager")):
     if not is_registered(_name):
         raise ImportError(
             f"transformers did not keep {_name!r} in both its attention and its mask registry; a model would "
-            f"lose its causal mask. Install transformers >=5.17,<6."
+            f"lose its causal mask. Install transformers >=5.17,<5.24."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -24,7 +25,13 @@ SAME_ANSWERS = 4
 """So many answers that are all the same are told."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-Model = Annotated[str, typer.Option("--model", help="`toy`, a hub id, or a folder.")]
+
+def _plain_folder(name: str) -> str:
+    """One spelling for every spelling of a folder, so that runs of `./model` and `model/` are of the same model."""
+    return os.path.normpath(name) if Path(name).is_dir() else name
+
+
+Model = Annotated[str, typer.Option("--model", help="`toy`, a hub id, or a folder.", callback=_plain_folder)]
 Intervene = Annotated[
     list[str] | None,
     typer.Option(
@@ -81,7 +88,7 @@ Split = Annotated[str, typer.Option("--split", help="Toy data: `dev` to tune on,
 
 
 def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
-    """Registers the methods of plugin files as soon as they are named."""
+    """Registers what plugin files define as soon as they are named."""
     if paths:
         from lvlm_attn.hooks.plugins import load_plugin
 
@@ -94,7 +101,7 @@ Plugin = Annotated[
     list[Path] | None,
     typer.Option(
         "--plugin",
-        help="A Python file that defines methods of your own; repeat for several.",
+        help="A Python file that defines methods or model families of your own; repeat for several.",
         show_default=False,
         callback=_load_plugins,
     ),

@@ -247,7 +247,7 @@ def _parameters(
                 ranges = {**ranges, name: ", ".join(("auto", *constants.get("PRESETS", ())))}
         hidden = options.get("repr")
         choices = _choices(item.annotation, constants)
-        kind = _kind(annotation, bool(choices))
+        kind = "layers" if name == "layers" else _kind(annotation, bool(choices))
         yield Parameter(
             name=name,
             default=None if value is None else _default(name, value, constants),

@@ -1,4 +1,4 @@
-"""Methods of other people, from a Python file; `entry_points` finds those of installed packages."""
+"""Methods and families of other people, from a Python file; `entry_points` finds methods of installed packages."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.families import Family, models, register_family
 from lvlm_attn.hooks.catalogue import register
 from lvlm_attn.interventions.base import Intervention
 
 
 def load_plugin(path: str | Path) -> tuple[str, ...]:
-    """Runs a Python file and registers the methods it defines, those it does not register itself among them.
+    """Runs a Python file and registers the methods and model families it defines, unless it did so itself.
 
     Args:
         path: the file.
@@ -23,7 +24,7 @@ def load_plugin(path: str | Path) -> tuple[str, ...]:
         The names of its methods.
 
     Raises:
-        LvlmAttnError: the file is missing, fails, or defines no method.
+        LvlmAttnError: the file is missing, fails, or defines neither.
 
     Example:
         >>> load_plugin("quiet.py")  # doctest: +SKIP
@@ -32,8 +33,10 @@ def load_plugin(path: str | Path) -> tuple[str, ...]:
     path = Path(path)
     if not path.is_file():
         raise LvlmAttnError(f"plugin {path} does not exist; name a Python file that defines a method.")
+    known = models()
     name = f"lvlm_attn_plugin_{sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
-    if name not in sys.modules:
+    is_new = name not in sys.modules
+    if is_new:
         spec = importlib.util.spec_from_file_location(name, path.resolve())
         if spec is None or spec.loader is None:
             raise LvlmAttnError(f"plugin {path} is no Python file; its name must end in .py.")
@@ -48,14 +51,20 @@ def load_plugin(path: str | Path) -> tuple[str, ...]:
             raise LvlmAttnError(
                 f"plugin {path} failed ({_place(error, path)}); run it with Python."
             ) from error
-    kinds = [item for item in vars(sys.modules[name]).values() if _is_own(item, name)]
-    if not kinds:
+    defined = list(vars(sys.modules[name]).values())
+    kinds = [item for item in defined if _is_own(item, name)]
+    families = [item for item in defined if isinstance(item, Family)]
+    if is_new and not kinds and not families and known == models():
         del sys.modules[name]  # so that the file is read anew once it has one
         raise LvlmAttnError(
-            f"plugin {path} defines no method; derive a class from la.Intervention and give it a `name`."
+            f"plugin {path} defines no method and no family; derive a class from la.Intervention and give it a "
+            f"`name`, or make a Family."
         )
     for kind in kinds:
         register(kind)
+    for family in families:
+        if models().get(family.name) is not family:
+            register_family(family)
     return tuple(kind.name for kind in kinds)
 
 

@@ -58,7 +58,7 @@ def _parse_one(text: str, known: Mapping[str, type[Intervention]]) -> Interventi
     if name not in known:
         raise LvlmAttnError(
             f"There is no method named {shown(name)}.{closest(name, known)} "
-            f"The methods are {', '.join(sorted(known))}."
+            f"The methods are {', '.join(sorted(known))}; la.register and --plugin add your own."
         )
     kind = known[name]
     names = [item.name for item in parameters(kind)]

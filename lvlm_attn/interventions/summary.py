@@ -34,20 +34,29 @@ def default_summary(state: State) -> list[dict[str, Any]]:
     """Rows of a report from what the runtime counts for every intervention.
 
     Per layer: the share of rows (of all heads) whose weights changed and the weight moved in each, rows whose head
-    outputs changed, rows added to or frozen; else what joining logits changed and the views made.
+    outputs changed, rows added to or frozen; else what joining logits changed and the views made. How much weight a
+    change of scores moves is not measured, so where rows changed and none was counted, the column is left out.
     """
     attended = {key: value for key, value in state.stats.items() if isinstance(key, int)}
     counts = cast("dict[Count, Tensor | int]", state.counts)
     layers = sorted({*attended, *(key.layer for key in counts if key.layer is not None)})
     rows = []
+    counted = [item.tolist() for item in attended.values() if _is_row_count(item)]
+    is_measured = any(moved for _, _, moved in counted) or not any(changed for changed, _, _ in counted)
     for layer in layers:
         row: dict[str, Any] = {"layer": layer}
-        if isinstance(attended.get(layer), Tensor) and attended[layer].shape == (3,):
+        if _is_row_count(attended.get(layer)):
             changed, possible, moved = attended[layer].tolist()
-            row |= {"rows_changed": changed / max(possible, 1), "mass_moved": moved / max(changed, 1)}
+            row["rows_changed"] = changed / max(possible, 1)
+            if is_measured:
+                row["mass_moved"] = moved / max(changed, 1)
         row |= {key.what: int(value) for key, value in counts.items() if key.layer == layer}
         rows.append(row)
     overall = {key.what: int(value) for key, value in counts.items() if key.layer is None}
     names = list(dict.fromkeys(name for row in rows for name in row))
     rows = [{name: row.get(name, 0) for name in names} for row in rows]
     return rows or ([overall] if overall else [])
+
+
+def _is_row_count(value: object) -> bool:
+    return isinstance(value, Tensor) and value.shape == (3,)

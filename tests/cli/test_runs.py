@@ -36,6 +36,25 @@ def test_eval_pope_on_toy_scenes(capsys, untrained, tmp_path):  # noqa: F811
     assert (code, "holds a run with other settings" in err) == (2, True)
 
 
+def test_a_folder_is_one_model_however_it_is_spelt(capsys, untrained, tmp_path):  # noqa: F811
+    common = [
+        "eval",
+        "pope",
+        "--data",
+        "toy",
+        "--scenes",
+        1,
+        "--limit",
+        1,
+        "--out",
+        tmp_path / "r",
+        "--model",
+    ]
+    for spelt in (untrained, f"{untrained}/", f"{untrained}/../{untrained.name}/."):
+        code, _, err = call(capsys, *common, spelt)
+        assert code == 0, err
+
+
 def test_scores_of_a_run_are_those_of_its_samples(capsys, untrained, tmp_path):  # noqa: F811
     (tmp_path / "images").mkdir()
     Image.new("RGB", (60, 40), "red").save(tmp_path / "images/a.png")

@@ -60,4 +60,6 @@ def test_methods_of_others_without_a_readable_file():
     kind = type("Made", (la.Intervention,), {"name": "made", "__doc__": "Made up.\n\nOn the fly."})
     method = method_of(kind)
     assert (method.name, method.summary, method.text) == ("made", "Made up.", "On the fly.")
+    layers = "class B(Intervention):\n    name = 'b'\n    layers: str | tuple[int, ...] | None = None\n"
+    assert [item.kind for item in next(iter(methods_in(layers))).parameters] == ["layers"]
     assert list(methods_in("class A:\n    name = ''\nclass B:\n    pass\n")) == []

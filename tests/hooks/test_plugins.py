@@ -5,6 +5,7 @@ from importlib import metadata
 import pytest
 
 import lvlm_attn as la
+from lvlm_attn import families
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.hooks import catalogue, entry_points, plugins
 
@@ -53,6 +54,29 @@ def test_files_that_bring_nothing_are_refused(tmp_path, text, message):
         plugins.load_plugin(written(tmp_path / "p.py", text))
     with pytest.raises(LvlmAttnError, match="does not exist"):
         plugins.load_plugin(tmp_path / "none.py")
+
+
+@pytest.mark.parametrize(
+    "ending", ["", "la.register_family(FAMILY)", "la.register_family(FAMILY)\ndel FAMILY"]
+)
+def test_a_file_registers_its_families(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(families, "_FAMILIES", dict(families._FAMILIES))
+    text = "import dataclasses\nimport lvlm_attn as la\nknown = la.models()['llava']\n"
+    path = written(
+        tmp_path / "family.py", f"{text}FAMILY = dataclasses.replace(known, name='theirs')\n{ending}"
+    )
+    assert plugins.load_plugin(path) == ()
+    assert plugins.load_plugin(path) == ()
+    assert la.models()["theirs"].title == "LLaVA"
+
+
+def test_a_family_whose_name_is_taken_is_refused(tmp_path):
+    text = "import dataclasses\nimport lvlm_attn as la\n"
+    path = written(
+        tmp_path / "f.py", f"{text}OURS = dataclasses.replace(la.models()['llava'], title='Other')"
+    )
+    with pytest.raises(LvlmAttnError, match="'llava' is registered already"):
+        plugins.load_plugin(path)
 
 
 def test_entry_points_are_loaded_once_and_failures_are_told(tmp_path, monkeypatch):

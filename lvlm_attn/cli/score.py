@@ -108,21 +108,26 @@ def _relabelled(data: PopeData, files: list[Path] | None) -> tuple[Any, Relabell
     return done.questions, done
 
 
+def _count(number: int, noun: str, verb: str) -> str:
+    return f"1 {noun} {verb}s" if number == 1 else f"{number} {noun}s {verb}"
+
+
 def _comment(result: Mapping[str, Any], run: str) -> None:
     """What the table does not say about a run's answers."""
     if result["unreadable"]:
-        say(f"{run}{result['unreadable']} answers hold neither yes nor no as a verdict.")
+        say(f"{run}{_count(result['unreadable'], 'answer', 'hold')} neither yes nor no as a verdict.")
     if result["reasoning"]:
         skipped = "skipped" if result["parser"] == "strict" else "read with the rest"
         unfinished = (
             f" ({result['unfinished_reasoning']} unfinished)" if result["unfinished_reasoning"] else ""
         )
-        say(f"{run}{result['reasoning']} answers hold reasoning{unfinished}, which was {skipped}.")
+        say(
+            f"{run}{_count(result['reasoning'], 'answer', 'hold')} reasoning{unfinished}, which was {skipped}."
+        )
     if result["echoed"]:
         skipped = "skipped" if result["parser"] == "strict" else "read with the rest"
-        say(
-            f"{run}{result['echoed']} answers offer both yes and no, as an echoed instruction does; that was {skipped}."
-        )
+        count = _count(result["echoed"], "answer", "offer")
+        say(f"{run}{count} both yes and no, as an echoed instruction does; that was {skipped}.")
     if result["failed"]:
         tell(
             f"note: {run}{result['failed']} samples failed when the answers were generated and are left out."
@@ -210,7 +215,7 @@ def chair(
     for name, result in results.items():
         run = f"{name}: " if len(results) > 1 else ""
         if result["reasoning"] and mode == "strict":
-            say(f"{run}{result['reasoning']} captions hold reasoning, which was skipped.")
+            say(f"{run}{_count(result['reasoning'], 'caption', 'hold')} reasoning, which was skipped.")
         top = ", ".join(f"{node} {count}" for node, count in result["top_hallucinated"].items())
         if top:
             say(f"{run}Most hallucinated: {top}")

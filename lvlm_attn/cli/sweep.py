@@ -29,6 +29,7 @@ from lvlm_attn.cli.common import (
     Suffix,
     Temperature,
     check_decoding,
+    check_out,
     is_silent,
     load_model,
     print_json,
@@ -190,6 +191,7 @@ def _run(
     from lvlm_attn.evals.sweep.sweep import sweep as run_sweep
 
     tell(f"{len(points)} points on dev ({_size(dev)}), then one on test ({_size(test)}).")
+    check_out(generation.out)
     loaded = load_model(model, generation.device, generation.dtype, generation.device_map)
     try:
         found = run_sweep(

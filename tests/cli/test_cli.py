@@ -93,7 +93,7 @@ def test_score_pope_in_plain_lines_shows_unknown_answers(capsys, files):
     )
     assert code == 0
     assert "50.00" in out
-    assert "1 answers hold neither yes nor no" in out
+    assert "1 answer holds neither yes nor no" in out
     assert "\x1b[" not in out
 
 

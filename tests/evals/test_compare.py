@@ -11,7 +11,7 @@ import lvlm_attn as la
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.chair.score import Caption, score_chair
 from lvlm_attn.evals.compare import compare
-from lvlm_attn.evals.core.finished import names_of
+from lvlm_attn.evals.core.finished import names_of, read_run
 from lvlm_attn.evals.pope.answers import Answered
 from lvlm_attn.evals.pope.data import Question
 from lvlm_attn.evals.pope.score import score_pope
@@ -269,3 +269,15 @@ def test_folders_that_hold_no_run(tmp_path):
     begun = write_run(tmp_path / "begun", [])
     with pytest.raises(LvlmAttnError, match="has no answers; run its evaluation to the end"):
         la.compare([begun, begun])
+
+
+def test_a_run_that_was_stopped_in_the_middle_of_an_answer_says_what_to_do(tmp_path):
+    """A finished run in which a line is broken was damaged by something else, and the line is named."""
+    folder = write_run(tmp_path / "run", pope_lines([True, False]))
+    with (folder / "samples.jsonl").open("a") as file:
+        file.write('{"sample_id": "random:2", "raw_te')
+    with pytest.raises(LvlmAttnError, match="run the same command again"):
+        read_run(folder)
+    (folder / "metrics.json").write_text("{}")
+    with pytest.raises(LvlmAttnError, match="line 3: not valid JSON"):
+        read_run(folder)

@@ -94,7 +94,15 @@ def _read_one(path: Path, name: str) -> Run:
     samples = path / "samples.jsonl"
     if not samples.is_file() or not samples.stat().st_size:
         raise LvlmAttnError(f"run {path} has no answers; run its evaluation to the end first.")
-    lines = [item.value for item in latest_by_id(read_records(samples, "result file").records)]
+    try:
+        records = read_records(samples, "result file").records
+    except LvlmAttnError:
+        if (path / "metrics.json").is_file():
+            raise
+        raise LvlmAttnError(
+            f"run {path} was stopped in the middle of an answer; run the same command again, to its end, first."
+        ) from None
+    lines = [item.value for item in latest_by_id(records)]
     for line in lines:
         require_line(line, samples)
     where = f"run settings {path / 'config.json'}"

@@ -106,6 +106,15 @@ def test_what_does_not_go_together_is_one_sentence(capsys, arguments, message):
     assert message in err
 
 
+def test_a_folder_that_cannot_be_written_is_said_before_a_model_is_loaded(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    command = ["eval", "sweep", "--model", "no such model", "--grid", "vhr", "--data", "toy", "--scenes", 4]
+    code, _, err = call(capsys, *command, "--out", tmp_path / "file" / "sweep")
+    assert code == 2
+    assert "cannot be written" in err
+    assert "no such model" not in err
+
+
 def test_a_part_without_questions_is_refused(tmp_path):
     whole = ClosedBenchmark.from_folder(CLOSED["mmvp"], copies.mmvp(tmp_path))
     with pytest.raises(LvlmAttnError, match="no picture falls into the dev part"):

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: demo docs notebooks test lint types unit kills fuzz aot test-lowest wheel format clean
+.PHONY: demo docs notebooks test lint types unit test-all coverage mutants kills fuzz aot test-lowest wheel format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lvlm-attn demo
@@ -23,6 +23,22 @@ types: $(VENV)/.dev
 # One thread per test process: torch's own threads only get in each other's way at these sizes.
 unit: $(VENV)/.dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
+
+# Everything at full size: property tests with more examples, runs killed, wraps fuzzed. Before a release.
+test-all: export LVLM_ATTN_FUZZ = 10
+test-all: lint types unit kills fuzz
+
+# Lines and branches that the tests reach; fails below the figure in pyproject.toml.
+coverage: $(VENV)/.dev
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist worksteal --cov --cov-report=term --cov-report=xml
+
+# Layout, the definition of the kernels, parsers and statistics with a small fault in each line, one after another:
+# what no test notices is listed. `make mutants ONLY="lvlm_attn.layout*"` for one of them.
+mutants: $(VENV)/.dev
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[mutation]"
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/mutmut run --max-children 2 $(if $(ONLY),"$(ONLY)")
+	$(BIN)/mutmut results
+	$(BIN)/mutmut export-cicd-stats && cat mutants/mutmut-cicd-stats.json
 
 # 30 evaluations of the toy, killed at random moments and run again; 10 of them with two processes.
 kills: $(VENV)/.dev
@@ -83,4 +99,4 @@ wheel: $(VENV)/.dev
 	rm -rf .venv-wheel
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-wheel site .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-lowest .venv-wheel site .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist mutants .coverage coverage.xml

@@ -1,4 +1,4 @@
-"""How many examples a fuzz test draws: few in a run of all tests, more with `LVLM_ATTN_FUZZ=50`."""
+"""How many examples property and fuzz tests draw: few in a run of all tests, more with `LVLM_ATTN_FUZZ=50`."""
 
 import os
 import time
@@ -14,6 +14,11 @@ def drawn(count):
     """Settings of a test that draws so many examples, times the factor; an example may last, and share a folder."""
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
     return settings(max_examples=count * _TIMES, deadline=None, suppress_health_check=checks)
+
+
+def sized(count):
+    """Settings of a property test: so many examples in full, half of them in a run of all tests."""
+    return settings(max_examples=count * _TIMES if _TIMES > 1 else (count + 1) // 2, deadline=None)
 
 
 def value_or_sentence(act, *given, seconds=1.0):

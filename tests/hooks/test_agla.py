@@ -6,13 +6,14 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import lvlm_attn as la
 from lvlm_attn.hooks.agla import AGLA, assemble_logits
 from lvlm_attn.prompts.request import Request
 from lvlm_attn.wrapping import target_of
+from tests.fuzzing import sized
 from tests.maps.test_reading import fail, state
 from tests.tiny import IMAGE, tiny_model
 from tests.tiny_processors import NAMES, PICTURES, QUESTIONS, picture, tiny_processor
@@ -185,7 +186,7 @@ def test_an_exception_leaves_the_model_as_it_was(name):
     assert state(model) == before  # rotary offsets of Qwen-VL among it
 
 
-@settings(max_examples=80, deadline=None)
+@sized(80)
 @given(st.integers(0, 10**6), st.floats(0, 5), st.floats(0, 1))
 def test_the_most_likely_token_always_stays(seed, alpha, beta):
     generator = torch.Generator().manual_seed(seed)

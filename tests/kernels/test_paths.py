@@ -10,9 +10,10 @@ from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.reference import attention
 from lvlm_attn.kernels.spec import Geometry, Redistribution
 from lvlm_attn.kernels.torch_path import Rows, mask_rows, redistribute, row_outputs, row_weights, write_rows
+from tests.fuzzing import sized
 from tests.kernels import loops
 
-FAST = settings(max_examples=40, deadline=None)
+FAST = sized(40)
 DIM = 4
 
 
@@ -78,7 +79,7 @@ def test_definition_equals_loops(call):
         torch.testing.assert_close(out, loops.outputs(want, value), rtol=0, atol=1e-12)
 
 
-@settings(max_examples=150, deadline=None)
+@sized(150)
 @given(calls(), st.sampled_from(["none", "bool", "additive"]))
 def test_torch_path_equals_definition(call, kind):
     query, key, value, geometry, spec = call

@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.readouts import Readout, read
 from lvlm_attn.kernels.spec import Geometry, class_indicator
+from tests.fuzzing import sized
 from tests.kernels import loops
 from tests.kernels.drawn import calls, readouts, relative
 from tests.kernels.test_paths import Largest
@@ -55,7 +56,7 @@ def check(call, asked, found, bound):
         assert (getattr(found, name) is not None) == is_asked
 
 
-@settings(max_examples=80, deadline=None)
+@sized(80)
 @given(st.data())
 def test_equals_the_whole_matrix_in_float64(data):
     call = data.draw(calls(queries=(1, 3, 8, 17), lengths=(1, 17, 40), dims=(4, 16)))

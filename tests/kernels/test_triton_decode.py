@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("triton")
@@ -14,6 +14,7 @@ from lvlm_attn.kernels.packing import PackedVisibility, pack_edits
 from lvlm_attn.kernels.spec import Geometry, Redistribution, class_indicator
 from lvlm_attn.kernels.triton.decode import Decoded, choose_splits, decode, decode_tile
 from lvlm_attn.kernels.triton.tiles import Tile
+from tests.fuzzing import sized
 from tests.kernels.drawn import Drawn, calls, is_close_call, relative
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,7 +64,7 @@ def check(call, found, bound=1e-5):
     assert relative(found.moved, taken) < bound
 
 
-@settings(max_examples=10, deadline=None)
+@sized(10)
 @given(calls(lengths=(1, 17, 40), dims=(16, 24)), st.sampled_from([1, 2, 3, 8]))
 def test_equals_the_definition(call, splits):
     check(call, run(call, splits=splits, tile=TILE))

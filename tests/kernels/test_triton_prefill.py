@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("triton")
@@ -20,6 +20,7 @@ from lvlm_attn.kernels.triton.prefill import attend_all
 from lvlm_attn.kernels.triton.rows import attend_rows
 from lvlm_attn.kernels.triton.tiles import Tile
 from lvlm_attn.kernels.visibility import ALL, Visibility, allowed_keys
+from tests.fuzzing import sized
 from tests.kernels.drawn import Drawn, calls, is_close_call, relative
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -128,13 +129,13 @@ def path_spec(call):
     return {name: getattr(call, name) for name in names}
 
 
-@settings(max_examples=8, deadline=None)
+@sized(8)
 @given(PREFILL)
 def test_every_row_equals_the_definition(call):
     check_all(call, tile=SMALL)
 
 
-@settings(max_examples=8, deadline=None)
+@sized(8)
 @given(PREFILL, st.sampled_from([1, 2, 3]))
 def test_touched_rows_equal_the_definition(call, splits):
     check_rows(call, splits=splits, tile=SMALL)
@@ -278,7 +279,7 @@ def test_blocks_nobody_may_read_are_skipped():
         assert set(order[:ends]) == set(blocks[place].any(-1).nonzero()[:, 0].tolist())
 
 
-@settings(max_examples=12, deadline=None)
+@sized(12)
 @given(PREFILL, st.sampled_from([4, 16]), st.sampled_from([8, 16]))
 def test_lists_hold_every_block_that_is_read_and_no_mask_is_left_out(call, block_m, block_n):
     geometry, batch = call.geometry, call.query.shape[0]
@@ -303,7 +304,7 @@ def test_lists_hold_every_block_that_is_read_and_no_mask_is_left_out(call, block
                     assert bias is None or (bias[sample, rows, columns] == 0).all()
 
 
-@settings(max_examples=5, deadline=None)
+@sized(5)
 @given(calls(queries=(9, 17), lengths=(17, 33), dims=(16,)))
 def test_the_path_joins_both_kernels(call):
     """What edits.py does with a long call: every row, then the touched ones."""

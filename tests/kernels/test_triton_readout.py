@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("triton")
@@ -14,6 +14,7 @@ from lvlm_attn.kernels.readouts import Reading, Readout
 from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.triton.readout import read
 from lvlm_attn.kernels.triton.tiles import Tile
+from tests.fuzzing import sized
 from tests.kernels.drawn import calls, readouts, relative
 from tests.kernels.test_readouts import check
 from tests.kernels.test_triton_decode import DEVICE, ordinary
@@ -35,7 +36,7 @@ def every(queries, rows="heads", batch=1, length=None):
     return Readout(torch.ones(batch, queries, dtype=torch.bool), classes, rows, **ALL_QUANTITIES)
 
 
-@settings(max_examples=10, deadline=None)
+@sized(10)
 @given(st.data())
 def test_equals_the_definition(data):
     call = data.draw(calls(queries=(1, 3, 17), lengths=(1, 17, 40), dims=(16, 24)))

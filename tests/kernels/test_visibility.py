@@ -15,6 +15,7 @@ from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.torch_path import Rows
 from lvlm_attn.kernels.visibility import ALL, Visibility, allowed_keys
 from lvlm_attn.kernels.visible_path import visible_mask, write_visible
+from tests.fuzzing import sized
 from tests.kernels import loops
 
 DIM = 4
@@ -153,7 +154,7 @@ def tensors(geometry, batch, seed, heads=4, kv_heads=2):
     )
 
 
-@settings(max_examples=150, deadline=None)
+@sized(150)
 @given(cases())
 def test_readable_keys_equal_a_double_loop(case):
     batch, geometry, items, _ = case
@@ -167,7 +168,7 @@ def test_readable_keys_equal_a_double_loop(case):
         assert torch.equal(bias.masked_fill(~readable, 0), want_bias)
 
 
-@settings(max_examples=150, deadline=None)
+@sized(150)
 @given(cases(), st.sampled_from(["none", "bool", "additive"]), st.booleans(), st.sampled_from([512, 2]))
 def test_touched_rows_equal_the_definition(case, kind, with_memo, chunk):
     batch, geometry, items, seed = case
@@ -197,7 +198,7 @@ def test_touched_rows_equal_the_definition(case, kind, with_memo, chunk):
     assert (weights.sum(-1) < 1 + 1e-12).all()
 
 
-@settings(max_examples=100, deadline=None)
+@sized(100)
 @given(cases())
 def test_untouched_rows_read_what_causality_lets_them(case):
     batch, geometry, items, _ = case

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.layout.prompt import Block, ImageGrid, Kind, PromptLayout
+from tests.fuzzing import sized
 
 P, T, X, F, G = Kind.PAD, Kind.TEXT, Kind.PATCH, Kind.FILLER, Kind.GENERATED
 IMAGE = 9
@@ -281,7 +282,7 @@ def batch_of(
 
 
 class TestAnyPrompt:
-    @settings(max_examples=80, deadline=None)
+    @sized(80)
     @given(st.lists(rows, min_size=1, max_size=4), st.sampled_from(["left", "right"]))
     def test_equals_a_walk_over_the_tokens(self, contents: list[list[ImageGrid | int]], side: str) -> None:
         ids, mask, kept = batch_of(contents, side)
@@ -296,7 +297,7 @@ class TestAnyPrompt:
                 assert bool(layout.after_image[row, position]) == (place[0] == T and seen)
         assert layout.grids == tuple(map(tuple, kept))
 
-    @settings(max_examples=80, deadline=None)
+    @sized(80)
     @given(
         st.lists(rows, min_size=1, max_size=3),
         st.sampled_from(["left", "right"]),

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -23,6 +23,7 @@ from lvlm_attn.maps.geometry import Frame
 from lvlm_attn.maps.maps import contrast, entropy, upsample
 from lvlm_attn.maps.reading import scaled_layers
 from lvlm_attn.maps.regions import best_regions, bounding_box, threshold
+from tests.fuzzing import sized
 
 RNG = np.random.default_rng(0)
 
@@ -183,7 +184,7 @@ def test_regions_are_joined_by_edges_and_ranked_by_their_sum():
     assert np.array_equal(all_of_them, mask)
 
 
-@settings(max_examples=40, deadline=None)
+@sized(40)
 @given(st.integers(1, 5), st.integers(0, 1000), st.floats(0.05, 0.9))
 def test_no_more_regions_than_asked_for(keep, seed, p):
     from scipy import ndimage
@@ -224,7 +225,7 @@ def test_refining_blackens_crops_and_enlarges():
     assert not np.asarray(square)[:30].any()
 
 
-@settings(max_examples=60, deadline=None)
+@sized(60)
 @given(*[st.integers(1, 1000)] * 4, st.floats(1, 20))
 def test_zoom_is_bounded(a, b, width, height, most):
     crop = (min(a, width), min(b, height))
@@ -249,7 +250,7 @@ def test_kept_share_falls_with_similarity():
     assert kept_share(-0.5) == kept_share(0.0) == 1 - 1e-5
 
 
-@settings(max_examples=40, deadline=None)
+@sized(40)
 @given(st.integers(2, 400), st.floats(0.5, 0.99999), st.integers(0, 99))
 def test_mask_keeps_one_more_than_the_rank(count, share, seed):
     values = np.random.default_rng(seed).permutation(count).astype(float).reshape(1, -1)

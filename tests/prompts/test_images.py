@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
 
@@ -23,6 +23,7 @@ import lvlm_attn
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.core.stored import StoredPicture
 from lvlm_attn.prompts.images import FORMATS, as_image, image_area, open_image
+from tests.fuzzing import sized
 
 FRESH = [name for name in FORMATS if name != "HEIF" and (name != "AVIF" or features.check("avif"))]
 NOISE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
@@ -88,7 +89,7 @@ def test_a_damaged_avif_is_one_sentence():
     assert "seems damaged" in read_or_said(damaged)
 
 
-@settings(max_examples=150)
+@sized(150)
 @given(form=st.sampled_from(FRESH), changes=st.dictionaries(st.floats(0, 1), st.integers(0, 255), max_size=6))
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_changed_bytes_are_a_picture_or_one_sentence(form, changes):

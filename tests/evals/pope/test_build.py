@@ -2,12 +2,13 @@ import json
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.pope.build import ImageObjects, article, build_questions, read_objects
 from tests.cli.test_cli import call
+from tests.fuzzing import sized
 
 NAMES = ["apple", "bear", "cat", "dog", "egg", "fork", "goat", "hat", "ice cream", "jar", "kite", "lamp"]
 LARGE = [ImageObjects("all-a.jpg", tuple(NAMES[:6])), ImageObjects("all-b.jpg", tuple(NAMES[6:]))]
@@ -17,7 +18,7 @@ worlds = st.lists(rows, min_size=4, max_size=12).map(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@sized(60)
 @given(world=worlds, k=st.integers(1, 3), seed=st.integers(0, 5))
 def test_every_picture_gets_k_true_and_k_false_questions(world, k, seed):
     built = build_questions(world, k=k, seed=seed)
@@ -34,7 +35,7 @@ def test_every_picture_gets_k_true_and_k_false_questions(world, k, seed):
     assert built == build_questions(world, k=k, seed=seed)
 
 
-@settings(max_examples=30, deadline=None)
+@sized(30)
 @given(world=worlds, seed=st.integers(0, 5))
 def test_popular_asks_the_most_frequent_absent_object_first(world, seed):
     built = build_questions(world, k=1, seed=seed, splits=["popular"])["popular"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.correction import LIMITS, ByClass, FewKeys, amplified_few, few_weights, redistributed
-from lvlm_attn.kernels.few_keys import Chosen, bias_of, choose, steps_of, with_mask, written_and_valid
+from lvlm_attn.kernels.few_keys import Chosen, bias_of, choose, step_of, with_mask, written_and_valid
 from lvlm_attn.kernels.gains import Judged, of_redistribution
 from lvlm_attn.kernels.log_sum_exp import row_log_sum_exp
 from lvlm_attn.kernels.spec import Amplification, Redistribution, at_columns
@@ -60,10 +60,10 @@ def corrected_query(
     """
     dtype, groups = call.score_dtype, call.key.shape[0] * call.key.shape[1]
     limit = LIMITS.get(output.dtype)
-    steps = steps_of(spec, call) if limit is not None else None
-    few = None if steps is None else steps.at(call.geometry.length)
-    if limit is None or steps is None or few is None:
+    step = step_of(spec, call) if limit is not None else None
+    if limit is None or step is None:
         return None
+    few = step.few
     bias = few.bias
     if isinstance(call.mask, Tensor):
         bias = with_mask(bias, call, few.columns)
@@ -75,7 +75,7 @@ def corrected_query(
     touched = None
     if is_touched is not None:
         touched = is_touched[:, None].expand(-1, call.key.shape[1], 1).reshape(groups, 1, 1)
-    judged = redistributed(new, weights, few.take(call.value, dtype), steps.by, limit, touched)
+    judged = redistributed(new, weights, few.take(call.value, dtype), step.by, limit, touched)
     if judged is None:
         return None
     return Corrected(output, [judged])

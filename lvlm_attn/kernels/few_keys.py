@@ -150,63 +150,62 @@ def written_and_valid(geometry: Geometry, device: torch.device) -> Tensor | None
     return (torch.arange(geometry.keys, device=device) < written)[None]
 
 
+class Step(NamedTuple):
+    """What a layer needs in one decoding step: the keys to read, and what classes do."""
+
+    few: FewKeys
+    by: ByClass
+
+
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """The few keys of a layer in the next decoding steps.
+    """The next decoding steps of a layer.
 
     Attributes:
         first: the length of the sequence in the first of them.
-        keys: for each step what to read.
-        by: what classes do.
+        listed: for each step what it needs; None where the keys are too many.
         key: what else it holds for.
     """
 
     first: int
-    keys: Sequence[FewKeys]
-    by: ByClass
+    listed: Sequence[Step | None]
     key: Hashable
 
-    def at(self, length: int) -> FewKeys | None:
-        """What to read in the step that makes the sequence so long; None if that is not among them."""
-        return self.keys[length - self.first] if 0 <= length - self.first < len(self.keys) else None
 
+def step_of(spec: Redistribution, call: AttentionCall) -> Step | None:
+    """What the decoding step of a call needs, from what an earlier step listed where that holds.
 
-def steps_of(spec: Redistribution, call: AttentionCall) -> Steps | None:
-    """The few keys of the decoding step of a call, from what an earlier step kept where it holds.
-
-    A query attends to the whole sequence, and stands at its end. What it is generated after is text.
+    A query attends to the whole sequence, and stands at its end. What is generated is text.
 
     Args:
-        spec: what to move.
+        spec: what to move; its `kept` holds what is listed.
         call: the call of one query; a dense mask of its own is not looked at.
 
     Returns:
-        The steps, of which the first may be the call's; None if the keys are too many.
+        What it needs; None if the keys are too many.
     """
-    length, dtype = call.geometry.length, call.score_dtype
+    length = call.geometry.length
     kept = {} if spec.kept is None else spec.kept
-    key = (spec.removed_fraction, spec.rho, spec.mass_floor, dtype, call.key.shape[:2])
+    key = (spec.removed_fraction, spec.rho, spec.mass_floor, call.score_dtype, call.key.shape[:2])
     found: Steps | None = kept.get(Steps)
-    if found is not None and found.key == key and found.at(length) is not None:
-        return found
+    if found is None or found.key != key or not 0 <= length - found.first < len(found.listed):
+        found = kept[Steps] = Steps(length, _steps(spec, call), key)
+    return found.listed[length - found.first]
+
+
+def _steps(spec: Redistribution, call: AttentionCall) -> Sequence[Step | None]:
+    length = call.geometry.length
     kinds = spec.key_class[:, :length]
     kinds = torch.nn.functional.pad(kinds, (0, length - kinds.shape[1]))
     is_valid = call.geometry.is_valid
     chosen = choose(kinds, None if is_valid is None else is_valid.to(kinds.device))
     if chosen is None:
-        return None
-    kinds = at_columns(kinds, chosen.columns)
+        return [None] * STEPS
     coming = STEPS - 1 if chosen.base != KeyClass.TEXT else 0
-    by = ByClass.of(
-        of_redistribution(spec),
-        torch.nn.functional.pad(kinds, (0, coming)),
-        chosen.base,
-        dtype,
-        call.key.shape[1],
-    )
-    found = Steps(length, _listed(chosen, length, coming, call), by, key)
-    kept[Steps] = found
-    return found
+    kinds = torch.nn.functional.pad(at_columns(kinds, chosen.columns), (0, coming))
+    gains = of_redistribution(spec)
+    by = ByClass.of(gains, kinds, chosen.base, call.score_dtype, call.key.shape[1])
+    return [Step(few, by) for few in _listed(chosen, length, coming, call)]
 
 
 def _listed(chosen: Chosen, length: int, coming: int, call: AttentionCall) -> list[FewKeys]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.corrected import corrected_query, corrected_rows, suits
-from lvlm_attn.kernels.few_keys import STEPS, Steps, choose, steps_of
+from lvlm_attn.kernels.few_keys import STEPS, Steps, choose, step_of
 from lvlm_attn.kernels.gains import of_redistribution
 from lvlm_attn.kernels.reference import attention
 from lvlm_attn.kernels.spec import Amplification, Geometry, KeyClass, Redistribution, redistribution_gains
@@ -254,9 +254,10 @@ def test_steps_are_listed_for_several_lengths_at_a_time():
         assert relative(found.output, backend(short, spec)) < 1e-5
         listed.append(kept[Steps])
     assert all(item is listed[0] for item in listed)
-    assert len(listed[0].keys) == STEPS
+    assert len(listed[0].listed) == STEPS
     late = replace(call, geometry=Geometry(194 + STEPS, 1, 195 + STEPS))
-    assert steps_of(spec, late) is not listed[0]
+    assert step_of(spec, late) is not None
+    assert kept[Steps] is not listed[0]
 
 
 def test_scores_that_change_by_their_size_are_not_corrected():

@@ -76,7 +76,9 @@ def test_the_calls_drawn_here_open_keys():
         if call.visibility and found is not None:
             seen["joined"] += 1
             seen["changed"] += not torch.equal(found[0], before)
-            seen["softened"] += not torch.equal(found[0], before) and any(v.strength != 1 for v in call.visibility)
+            seen["softened"] += not torch.equal(found[0], before) and any(
+                v.strength != 1 for v in call.visibility
+            )
 
     draw()
     assert min(seen.values()) >= 5, seen
@@ -144,7 +146,9 @@ def test_what_hides_keys_is_left_to_others():
     ours, output, total = made(replace(call, visibility=[]), torch.float32)
     hides = Visibility(call.visibility[0].group, ((ALL,) * 3, (ALL, 0, ALL), (ALL,) * 3))
     assert attend_unlocked(output, total, ours, [*call.visibility, hides]) is None
-    rule = replace(call.visibility[0], predicate=lambda query, key: key < query, touches=call.visibility[0].group > 0)
+    rule = replace(
+        call.visibility[0], predicate=lambda query, key: key < query, touches=call.visibility[0].group > 0
+    )
     assert attend_unlocked(output, total, ours, [rule]) is None
     to_all = replace(call.visibility[0], later=((ALL,) * 3,) * 3)
     assert attend_unlocked(output, total, ours, [to_all]) is None  # as many keys as there are

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,23 @@ class Drawing(Part):
         from lvlm_attn.maps.draw.sinks import sink_map
 
         return sink_map(self._self, **options)
+
+    def vhd_along(self, hallucinated: Sequence[str | tuple[str, int]] = (), **options: Any) -> Any:
+        """T-VHD of every recorded token: how much the heads depend on the image there; runs the model again.
+
+        Args:
+            hallucinated: words to mark, as in `maps[word]`.
+            **options: `top`, `layers`, `power`; see `lvlm_attn.maps.divergence.t_vhd`, which gives the numbers.
+
+        Raises:
+            LvlmAttnError: if a word has no row, or the model or its inputs are not at hand.
+
+        Example:
+            >>> lvlm.maps.vhd_along(hallucinated=["bus"])  # doctest: +SKIP
+        """
+        from lvlm_attn.maps.divergence import vhd_along
+
+        return vhd_along(self._self, hallucinated, **options)
 
     def compare(self, intervened: AttentionMaps, **options: Any) -> Any:
         """These maps, others of the same picture, and the difference; see `lvlm_attn.maps.draw.compare`."""

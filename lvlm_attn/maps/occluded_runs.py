@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,9 +15,11 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.families.devices import execution_device
 from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.context import Layer
+from lvlm_attn.interventions.layers import Layers
 from lvlm_attn.kernels.visibility import ALL, Visibility
 from lvlm_attn.maps.onto_image import MapImage
 from lvlm_attn.maps.recording import PAUSED
+from lvlm_attn.measures.diagnostics import Divergence, vhd
 from lvlm_attn.prompts.pixels import join_pictures
 from lvlm_attn.prompts.repeating import repeated
 from lvlm_attn.prompts.request import Request, encoded
@@ -90,7 +93,22 @@ class Runner:
         inputs |= join_pictures(rows, counts="batch_num_images" in self.request.inputs)
         return self._run(inputs)
 
+    def divergence(self, layers: Layers, power: int) -> Divergence:
+        """Vision-aware head divergence of the query before the token."""
+        with self._acting():
+            return vhd(self.model, dict(self.request.inputs), layers=layers, power=power)
+
     def _run(self, inputs: dict[str, Any], *more: Intervention) -> list[float]:
+        with self._acting(*more):
+            logits = self.model(**inputs, use_cache=False).logits
+        rows = torch.tensor(self._queries(), device=logits.device)
+        tokens = self.maps.ids[0, self.targets].to(logits.device)
+        found = logits[:, rows].float().gather(2, tokens[None, :, None].expand(len(logits), -1, 1))
+        return [float(value) for value in found[..., 0].mean(1)]
+
+    @contextmanager
+    def _acting(self, *more: Intervention) -> Iterator[None]:
+        """What acted when the maps were recorded acts, and more; recorders leave this out."""
         from lvlm_attn.wrapping import acting_on, wrap
 
         live = self.maps.live
@@ -104,15 +122,11 @@ class Runner:
                 wrap(self.model, *missing, *more, processor=live.processor, no_image="pass"),
                 torch.no_grad(),
             ):
-                logits = self.model(**inputs, use_cache=False).logits
+                yield
         finally:
             PAUSED.reset(paused)
             if hasattr(self.target.parts.base, "rope_deltas"):
                 cast("Any", self.target.parts.base).rope_deltas = deltas
-        rows = torch.tensor(self._queries(), device=logits.device)
-        tokens = self.maps.ids[0, self.targets].to(logits.device)
-        found = logits[:, rows].float().gather(2, tokens[None, :, None].expand(len(logits), -1, 1))
-        return [float(value) for value in found[..., 0].mean(1)]
 
     def _queries(self) -> list[int]:
         """The position before each token of the word, padding passed over."""

@@ -75,13 +75,13 @@ def test_pictures_by_layer():
     assert "share of the attention (%)" in grid
     mass = 100 * float(maps.weights[1][0, 2, :, 2:14].sum(-1).mean())
     assert f"{mass:.3g}" in grid
-    assert "Attention of 7 tokens, mean, on the images" in grid
+    assert "Attention of 7 tokens, mean, on the image" in grid
     nothing = {
         layer: value.index_fill(-1, torch.arange(2, 14), 2e-17) for layer, value in maps.weights.items()
     }
     nothing[0] = maps.weights[0]
     word = words_of(replace(maps, weights=nothing)["hotdog"].layer_head_grid())
-    assert "Attention of “hotdog” on the images" in word
+    assert "Attention of “hotdog” on the image" in word
     assert "e-" not in word
     assert word.split("\n").count("0") >= 8
     assert "entropy (nats)" in words_of(maps.by_layer())

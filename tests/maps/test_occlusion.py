@@ -7,6 +7,7 @@ import torch
 import lvlm_attn as la
 from lvlm_attn import toy
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.prompts.chat import encode_prompts
 from tests.maps.made import hand_made, toy_model
 
 IMAGE = toy.scenes("test")[0].image
@@ -129,3 +130,28 @@ def test_tiles_and_native_grids(name):
     check = named.occlude(word, image=1)
     assert check.drop.shape == maps.grid(1)[0].shape
     assert np.abs(check.drop).max() > 1e-4
+
+
+def test_t_vhd_along_an_answer_is_that_of_every_prefix():
+    """One call gives what `la.vhd` gives of the prompt with the answer so far, and marks words in its picture."""
+    from lvlm_attn.maps.divergence import t_vhd
+
+    model, processor = toy_model()
+    scene = toy.scenes("test")[0]
+    with la.wrap(model, la.record(), processor=processor) as lvlm:
+        lvlm.generate(images=[scene.image], prompts=["Describe this image."], max_new_tokens=6)
+        maps = lvlm.maps
+    inputs = encode_prompts(processor, [scene.image], ["Describe this image."])
+    prompt = inputs["input_ids"].shape[1]
+    found = t_vhd(maps, top=2)
+    for row in (0, 1, 4):
+        so_far = maps.ids[:, prompt : prompt + row]
+        wanted = la.vhd(model, inputs, generated=so_far if row else None).t_vhd(2)
+        assert found[row] == pytest.approx(float(wanted), rel=1e-3)
+    figure = maps.vhd_along(hallucinated=["car"])
+    bad = figure.axes[0].lines[1]
+    assert maps.tokens[int(bad.get_xdata()[0])].strip() == "car"
+    with pytest.raises(LvlmAttnError, match="No recorded token holds the word 'zebra'"):
+        maps.vhd_along(hallucinated=["zebra"])
+    with pytest.raises(LvlmAttnError, match="were read from a file or made by hand"):
+        t_vhd(hand_made()[:1])

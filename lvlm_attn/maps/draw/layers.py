@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lvlm_attn.errors import count_of
-from lvlm_attn.maps.draw.style import FAINT, INK, SEQUENTIAL, foot, new_figure, plain, quoted
+from lvlm_attn.maps.draw.style import FAINT, INK, NOTE, SEQUENTIAL, asked, foot, new_figure, plain, quoted
 from lvlm_attn.maps.maps import Map
 from lvlm_attn.maps.statistics import CLASSES, class_masses, entropies, image_mass
 
@@ -69,7 +69,8 @@ def layer_head_grid(maps: AttentionMaps, *, image: int | None = None) -> Any:
         A matplotlib figure.
     """
     values = 100 * image_mass(maps, image)
-    which = "the images" if image is None else f"image {image}"
+    several = max(map(len, maps.layout.grids), default=0) > 1
+    which = f"image {image}" if image is not None else "the images" if several else "the image"
     figure = heat_table(
         values,
         maps.layers,
@@ -77,7 +78,7 @@ def layer_head_grid(maps: AttentionMaps, *, image: int | None = None) -> Any:
         title=f"Attention of {_whose(maps)} on {which}",
         unit="share of the attention (%)",
     )
-    foot(figure)
+    foot(figure, NOTE, *asked(maps))
     return figure
 
 
@@ -127,7 +128,7 @@ def by_layer(maps: AttentionMaps) -> Any:
         axes.grid(axis="y", color="0.9")
         axes.legend(fontsize=7, frameon=False)
     figure.suptitle(_averaged(maps), fontsize=9, color=FAINT)
-    foot(figure)
+    foot(figure, NOTE, *asked(maps))
     return figure
 
 
@@ -172,14 +173,17 @@ def class_plot(maps: AttentionMaps) -> Any:
         handles[::-1], labels[::-1], fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5)
     )
     figure.suptitle(_averaged(maps), fontsize=9, color=FAINT)
-    foot(figure)
+    foot(figure, NOTE, *asked(maps))
     return figure
 
 
 def _averaged(maps: AttentionMaps) -> str:
     heads = f", {count_of(len(maps.heads), 'head')}" if maps.heads else ""
     model = plain(str(maps.meta.get("model", "")), 60)
-    of = f"mean of {count_of(maps.batch, 'sample')}, {count_of(len(maps), 'token')}{heads}"
+    if maps.batch == 1 and len(maps) == 1:
+        of = f"{quoted(maps)}, mean of{heads[1:]}" if heads else quoted(maps)
+    else:
+        of = f"mean of {count_of(maps.batch, 'sample')}, {count_of(len(maps), 'token')}{heads}"
     return f"{model}: {of}" if model else of
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lvlm_attn.maps.draw.style import DIVERGING, INK, SEQUENTIAL, foot, grey_picture, new_figure, plain
+from lvlm_attn.maps.draw.style import DIVERGING, FAINT, INK, SEQUENTIAL, foot, grey_picture, new_figure, plain
 from lvlm_attn.maps.maps import Map
 
 if TYPE_CHECKING:
@@ -68,4 +68,6 @@ def _regions(axes: Any, check: Occlusion, values: Map, colours: str, low: float,
     axes.set_xlim(0, size[0])
     axes.set_ylim(size[1], 0)
     axes.tick_params(labelsize=7)
+    axes.set_xlabel("pixels from the left", fontsize=7, color=FAINT)
+    axes.set_ylabel("pixels from the top", fontsize=7, color=FAINT)
     return drawn

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvlm_attn.errors import LvlmAttnError, count_of
-from lvlm_attn.maps.draw.style import INK, SEQUENTIAL, foot, new_figure, percent
+from lvlm_attn.maps.draw.style import INK, NOTE, SEQUENTIAL, asked, foot, new_figure, percent, quoted
 from lvlm_attn.maps.onto_image import choose_image, patch_positions
 from lvlm_attn.maps.views import find_sinks
 
@@ -75,7 +75,10 @@ def sink_map(
         fontsize=9,
         color=INK,
     )
-    foot(figure, f"Mean of {count_of(len(maps), 'token')} and all recorded heads.")
+    whose = quoted(maps) if len(maps) == 1 else count_of(len(maps), "token")
+    panels[0, 0].set_ylabel("patch row", fontsize=7)
+    panels[0, 0].set_xlabel("patch column", fontsize=7)
+    foot(figure, NOTE, *asked(maps), f"Mean of {whose} and all recorded heads.")
     return figure
 
 

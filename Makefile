@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: demo docs notebooks test lint types unit test-all coverage mutants kills fuzz aot test-lowest wheel format clean
+.PHONY: demo docs notebooks test lint types unit test-all coverage mutants kills fuzz aot test-lowest test-lmms wheel format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lvlm-attn demo
@@ -88,6 +88,16 @@ test-lowest: $(VENV)/.dev
 	$(BIN)/python -m pip install -q --target .venv-lowest transformers==5.17.0
 	PYTHONPATH=.venv-lowest OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
+# lmms-eval's own command line with our model, in an environment of its own: a full install of it replaces torch.
+test-lmms: .venv-lmms/.done
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-lmms/bin/python -m pytest -q -n 2 tests/integrations/test_lmms_eval.py
+
+.venv-lmms/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-lmms
+	.venv-lmms/bin/python -m pip install -q -c constraints.txt -e ".[toy,eval,lmms]" pytest pytest-xdist hypothesis
+	.venv-lmms/bin/python -m pip install -q --no-deps lmms-eval==0.7.3
+	touch $@
+
 # Source archive and wheel; the wheel is installed into a clean environment and used from outside the checkout.
 wheel: $(VENV)/.dev
 	rm -rf dist .venv-wheel
@@ -99,4 +109,4 @@ wheel: $(VENV)/.dev
 	rm -rf .venv-wheel
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-wheel site .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist mutants .coverage coverage.xml
+	rm -rf $(VENV) .venv-lowest .venv-lmms .venv-wheel site .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist mutants .coverage coverage.xml

@@ -94,7 +94,7 @@ def held(lines: Sequence[Line]) -> float | None:
     if not lines or any(margin(line) is None for line in lines):
         return None
     sums = [sum(first[word] for word in _kind(line).words) for line, first in zip(lines, known) if first]
-    return sum(sums) / len(sums)
+    return float(sum(sums) / len(sums))
 
 
 def auroc(lines: Sequence[Line]) -> float | None:

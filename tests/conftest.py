@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests import leaks
 
@@ -20,7 +20,15 @@ if not torch.cuda.is_available():
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
+# Mutants run in processes of their own, and are judged by the same examples each time.
+settings.register_profile(
+    "mutants",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.differing_executors],
+)
+settings.load_profile("mutants" if "MUTANT_UNDER_TEST" in os.environ else "patient")
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 

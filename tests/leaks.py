@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _NOTED_WHEN_SAVED = ("architectures", "dtype")
+_KEPT_BY_GENERATE = ("_previous_max_cache_length",)  # of a static cache
 
 
 class Watched:
@@ -28,7 +29,8 @@ class Watched:
         """What can be compared."""
         return {
             "hooks": sum(map(len, self._hooks)),
-            "attributes": sum(map(len, self._attributes)),
+            "attributes": sum(map(len, self._attributes))
+            - sum(name in self._attributes[0] for name in _KEPT_BY_GENERATE),
             "training modes": sum(values["training"] for values in self._attributes),
             "versions of weights": sum(tensor._version for tensor in self._tensors),
             "settings": {

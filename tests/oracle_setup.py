@@ -40,6 +40,7 @@ PROJECTORS = (
     "aligner",
     "visual_embeddings_table",
     "embed_vision",
+    "layerwise_projectors.0",
 )
 """Where families keep the last module that an image passes before it becomes tokens."""
 

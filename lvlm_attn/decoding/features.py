@@ -157,10 +157,7 @@ class FeatureBank:
         fields[name] = torch.stack(pooled) if is_tensor else pooled
         deep = getattr(first, "deepstack_features", None)
         if deep is not None:
-            fields["deepstack_features"] = [
-                [encoded.output.deepstack_features[level][place] for encoded, place in found]
-                for level in range(len(deep))
-            ]
+            fields["deepstack_features"] = [_level(found, level) for level in range(len(deep))]
         # Ovis2 reads the embeddings of its indicators, the same for all images, off the encoder's output.
         if getattr(first, "visual_indicator_features", None) is not None:
             fields["visual_indicator_features"] = first.visual_indicator_features
@@ -186,6 +183,14 @@ class _Encoded:
 
     def pooled(self, place: int) -> list[Tensor]:
         return list(self._features[self._starts[place] : self._starts[place + 1]])
+
+
+def _level(found: Sequence[tuple[_Encoded, int]], level: int) -> Any:
+    """Features of the pictures for one layer; Granite 4 Vision says beside them which layer it is."""
+    levels = [(encoded.output.deepstack_features[level], place) for encoded, place in found]
+    if isinstance(levels[0][0], tuple):
+        return levels[0][0][0], [features[place] for (_, features), place in levels]
+    return [features[place] for features, place in levels]
 
 
 def _regrouped(pictures: Sequence[Picture], *, counts: bool) -> tuple[list[Picture], dict[str, Tensor]]:

@@ -14,6 +14,7 @@ from lvlm_attn.families import (
     gemma4,
     glm4v,
     glm46v,
+    granite4_vision,
     idefics3,
     internvl,
     janus,
@@ -88,6 +89,7 @@ _FAMILIES: dict[str, Family] = {
         glm46v,
         llama4,
         lfm2_vl,
+        granite4_vision,
     )
 }
 

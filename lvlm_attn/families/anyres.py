@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ def base_block(config: Any) -> Block:
     """The whole image scaled to the encoder's square."""
     vision = config.vision_config
     (height, width), (patch_height, patch_width) = side(vision.image_size), side(vision.patch_size)
-    return Block(height // patch_height, width // patch_width, "base")
+    rate = Fraction(getattr(config, "downsample_rate", None) or 1)  # of Granite 4 Vision
+    return Block(int(height // patch_height * rate), int(width // patch_width * rate), "base")
 
 
 def unpadded(size: tuple[int, int], rows: int, cols: int) -> tuple[int, int]:

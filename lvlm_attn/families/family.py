@@ -84,6 +84,8 @@ class Family:
         places: whether it is known where the patches of a picture lie in it (maps, masks, crops).
         modules_fit: whether the attention of a layer is added to the residual stream as it is, so that something
             else can be added after it (a trained CrossLMM).
+        logits_divisor: attribute of the text configuration that the model divides its logits by (DoLa).
+        late_features: whether layers after the first add image features of their own (CrossLMM).
     """
 
     name: str
@@ -109,6 +111,8 @@ class Family:
     has_grid: bool = True
     places: bool = True
     modules_fit: bool = True
+    logits_divisor: str = ""
+    late_features: bool = False
 
     def mask_of(self, config: Any, given: Mapping[str, Any] | None = None) -> TextMask:
         """The mask of a model of the family, or of one call of it.
@@ -269,9 +273,11 @@ def image_features(image_inputs: ImageInputs) -> list[Tensor] | None:
 
 
 def features_of(output: Any) -> Any:
-    """The features in an image encoder's output: pooled ones, or the last states where a family has no others."""
-    pooled = getattr(output, "pooler_output", None)
-    return output.last_hidden_state if pooled is None else pooled
+    """The features in an image encoder's output: pooled ones, the last states, or those that the first layer adds."""
+    for name in ("pooler_output", "last_hidden_state"):
+        if (found := getattr(output, name, None)) is not None:
+            return found
+    return output.deepstack_features[0][1]
 
 
 def is_sliced(image_inputs: ImageInputs, token: int) -> bool:

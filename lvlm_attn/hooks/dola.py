@@ -161,11 +161,13 @@ class DoLa(HasPresets):
         chosen = tuple(cast("Iterable[int]", self.layers))
         head = output_head(target)
         norm = final_norm(target) if self.final_norm else None
+        name = target.family.logits_divisor
+        divisor = getattr(target.parts.text_config, name) if name else 1
 
         def predicted(j: int, span: slice) -> Tensor:
             hidden = streams[j][:, span]
             hidden = hidden if norm is None else norm(hidden)
-            return raised(head(hidden)).to(logits.device)
+            return raised(head(hidden)).to(logits.device) / divisor
 
         pieces = []
         stats = context.stats

@@ -160,6 +160,9 @@ def _cohere2_vision() -> Any:
     return transformers.Cohere2VisionProcessor(images, tokenizer())
 
 
+_GRANITE_SIZES = [[384 * rows, 384 * cols] for rows in range(1, 5) for cols in range(1, 5)]
+
+
 def _llava_next_video() -> Any:
     images = transformers.LlavaNextImageProcessor(
         size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
@@ -172,6 +175,22 @@ def _llava_next_video() -> Any:
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
+    )
+
+
+def _granite4_vision() -> Any:
+    images = transformers.LlavaNextImageProcessor(
+        size={"shortest_edge": 384},
+        crop_size={"height": 384, "width": 384},
+        image_grid_pinpoints=_GRANITE_SIZES,
+    )
+    return transformers.Granite4VisionProcessor(
+        images,
+        tokenizer(),
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        downsample_rate="3/8",
     )
 
 
@@ -202,6 +221,7 @@ MAKERS = {
     "glm46v": _glm46v,
     "qwen3_5": _qwen3_5,
     "llava_next_video": _llava_next_video,
+    "granite4_vision": _granite4_vision,
     "gemma4": _gemma4,
     "llama4": _llama4,
     "lfm2_vl": _lfm2_vl,
@@ -242,6 +262,11 @@ def config(name: str) -> Any:
         "glm46v": transformers.Glm46VConfig,
         "qwen3_5": transformers.Qwen3_5Config,
         "llava_next_video": transformers.LlavaNextVideoConfig,
+        "granite4_vision": lambda: transformers.Granite4VisionConfig(
+            vision_config={"image_size": 384, "patch_size": 16},
+            downsample_rate="3/8",
+            image_grid_pinpoints=_GRANITE_SIZES,
+        ),
         "gemma4": lambda: transformers.Gemma4Config(
             text_config={"use_bidirectional_attention": "vision"}, vision_config={}, audio_config=None
         ),

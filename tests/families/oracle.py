@@ -123,8 +123,11 @@ def _newlines(model: Any, row: dict[str, Tensor]) -> frozenset[int]:
     if not hasattr(base, "image_newline"):
         return frozenset()
     output = base.get_image_features(row["pixel_values"], image_sizes=row["image_sizes"], return_dict=True)
+    found = output.pooler_output
+    if found is None:  # Granite 4 Vision has features for each of several layers
+        found = output.deepstack_features[0][1]
     where = (row["input_ids"][0] == IMAGE).nonzero().flatten()
-    return frozenset(where[(torch.cat(list(output.pooler_output)) == base.image_newline).all(-1)].tolist())
+    return frozenset(where[(torch.cat(list(found)) == base.image_newline).all(-1)].tolist())
 
 
 _EDITS: list[tuple[Edit, dict[int, Tensor]]] = []

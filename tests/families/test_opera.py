@@ -69,8 +69,10 @@ def test_against_a_search_by_hand(name: str) -> None:
                 output_scores=True,
             )
 
-    if name == "llama4":
-        pytest.skip("transformers itself does not repeat the features of Llama 4 for beams")
+    if name in ("llama4", "granite4_vision"):
+        pytest.skip(
+            "transformers itself does not repeat the features of several pictures for beams as it should"
+        )
     if name in NO_CROP:
         # In the tiny models with other kinds of layers the last one, which OPERA looks at, has no softmax attention.
         reason = (

@@ -195,7 +195,8 @@ def _count_tokens(name: str, model: Any, pictures: list[Picture]) -> None:
     inputs = KITS[name].images([pictures])
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     with torch.no_grad():
-        features = model.model.get_image_features(**inputs, return_dict=True).pooler_output
+        output = model.model.get_image_features(**inputs, return_dict=True)
+    features = output.deepstack_features[0][1] if name == "granite4_vision" else output.pooler_output
     if name == "internvl":
         for picture in pictures:
             picture.tokens = len(picture.pixels) * features.shape[1]

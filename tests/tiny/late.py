@@ -1,4 +1,4 @@
-"""LLaVA-NeXT-Video, Gemma 4, Llama 4, LFM2-VL and Molmo 2."""
+"""LLaVA-NeXT-Video, Gemma 4, Llama 4, LFM2-VL and Granite 4 Vision."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.tiny.parts import (
 from tests.tiny.squares import layer_types
 from tests.tiny.tiled import GRIDS, ROW
 
-SIZES["llava_next_video"] = SIZES["llava_next"]
+SIZES["llava_next_video"] = SIZES["granite4_vision"] = SIZES["llava_next"]
 PATCHES = [(4, 6), (2, 2), (8, 4), (2, 10)]
 """Patches from top to bottom and from left to right."""
 
@@ -39,6 +39,43 @@ def _llava_next_video(text: dict[str, Any], vision: dict[str, Any], rest: dict[s
         image_grid_pinpoints=[[8, 16], [16, 8], [16, 16], [24, 8], [8, 24]],
         **rest,
     )
+
+
+def _granite4(text: dict[str, Any], vision: dict[str, Any], rest: dict[str, Any]) -> Any:
+    head_dim = text["hidden_size"] // text["num_attention_heads"]
+    last = text["num_hidden_layers"] - 1
+    config = transformers.Granite4VisionConfig(
+        text_config=transformers.Granite4VisionTextConfig(
+            **text,
+            attention_multiplier=head_dim**-0.5,
+            embedding_multiplier=1.5,
+            residual_multiplier=0.75,
+            logits_scaling=2.0,
+        ),
+        vision_config=transformers.CLIPVisionConfig(**vision, image_size=8),
+        qformer_config={
+            "model_type": "blip_2_qformer",
+            "num_hidden_layers": 1,
+            "intermediate_size": 32,
+            "cross_attention_frequency": 1,
+            "use_qformer_text_input": False,
+            "vocab_size": 8,
+        },
+        downsample_rate="1/2",
+        deepstack_layer_map=[[-1, 0], [-2, 1]],
+        spatial_target_layers=[
+            2,
+            last,
+            last + 1,
+            last + 2,
+        ],  # features of layers that are not there go nowhere
+        projector_dropout=0.0,
+        image_token_index=IMAGE,
+        image_grid_pinpoints=[[8, 16], [16, 8], [16, 16], [24, 8], [8, 24]],
+        **rest,
+    )
+    config.qformer_config.num_attention_heads = 2  # a head is 64 wide by default
+    return config
 
 
 def _gemma4(text: dict[str, Any], vision: dict[str, Any], rest: dict[str, Any]) -> Any:
@@ -169,6 +206,12 @@ KITS = {
         "LlavaNextVideoForConditionalGeneration",
         _llava_next_video,
         partial(anyres_picture, "llava_next_video"),
+        anyres_images,
+    ),
+    "granite4_vision": Kit(
+        "Granite4VisionForConditionalGeneration",
+        _granite4,
+        partial(anyres_picture, "granite4_vision"),
         anyres_images,
     ),
     "gemma4": Kit(

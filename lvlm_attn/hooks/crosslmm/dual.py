@@ -110,6 +110,11 @@ def refuse_shape(target: Target, has_adapter: bool) -> None:
             f"CrossLMM pools cells of rows and columns, and those of {title}'s image tokens are not known; use VMTC or "
             f"another method without a grid."
         )
+    if target.family.late_features:
+        raise UnsupportedError(
+            f"CrossLMM: {title} adds image features in several layers, where pooled tokens would go without; use a "
+            f"method that keeps all image tokens."
+        )
     mask = target.family.mask_of(cast("Any", target.parts.base).config)
     if mask == "chunked":
         raise UnsupportedError(

@@ -1,6 +1,7 @@
-"""What VAR costs inside one attention call: touched rows on top of SDPA, against full eager VAR.
+"""What VAR and MMA cost inside one attention call: corrections on top of SDPA, against full eager VAR.
 
-One prefill of a single sample: 35 text tokens, one image, and a question of 60 tokens, whose rows are touched.
+One prefill of a single sample: 35 text tokens, one image, and a question of 60 tokens, whose rows VAR touches and to
+whose keys MMA opens the image. What layers of a forward could share is made anew every time.
 Eager VAR computes, as the released implementations do, the whole weight matrix and redistributes in it. Its
 matrices grow with the square of the length, so long prompts are run with as many heads as fit the memory; all
 variants of a length have the same heads.
@@ -25,10 +26,15 @@ import torch
 
 from benchmarks.common import interleave, peak_beyond, peak_memory, ratio, save
 from lvlm_attn.kernels import reference
+from lvlm_attn.kernels.call import AttentionCall
+from lvlm_attn.kernels.corrected import corrected_rows
+from lvlm_attn.kernels.log_sum_exp import with_log_sum_exp
 from lvlm_attn.kernels.spec import Geometry, KeyClass, Redistribution
-from lvlm_attn.kernels.torch_path import Rows, redistribute, row_outputs, row_weights, write_rows
+from lvlm_attn.kernels.torch_path import Rows
+from lvlm_attn.kernels.unlocked import attend_unlocked
+from lvlm_attn.kernels.visibility import ALL, Visibility
 
-VARIANTS = ("sdpa", "touched rows", "eager")
+VARIANTS = ("sdpa", "var", "mma", "eager")
 PARTS = ("prefill", "decode", "mma", "model")
 BEFORE, QUESTION = 35, 60
 
@@ -49,6 +55,7 @@ def call(length: int, heads: int, dim: int, device: str, seed: int = 0) -> dict[
         "key": key,
         "value": value,
         "spec": Redistribution(classes.to(device), touched.to(device), 0.4, 0.5, 0.2),
+        "seen": Visibility((classes // 2).long().to(device), ((ALL, ALL), (ALL, ALL)), ((0, 0), (ALL, 0))),
         "geometry": Geometry(0, length, length),
     }
 
@@ -64,16 +71,25 @@ def variant(name: str, given: dict[str, Any]) -> Callable[[], torch.Tensor]:
         )
         return out.transpose(1, 2).contiguous()
 
-    def touched_rows() -> torch.Tensor:
-        out = sdpa()
+    def with_total() -> tuple[AttentionCall, torch.Tensor, torch.Tensor]:
+        made = AttentionCall(query, key, value, geometry, scaling)
+        output, _, total = with_log_sum_exp(lambda: (sdpa(), None), made)
+        assert total is not None
+        return made, output, total
+
+    def var() -> torch.Tensor:
+        made, output, total = with_total()
         rows = Rows.of(spec.is_touched)
         assert rows is not None
-        mask = geometry.may_attend(rows.index)
-        weights = row_weights(
-            rows.take(query), key, scaling=scaling, mask=None if mask is None else mask[:, None]
-        )
-        weights, is_changed, _ = redistribute(weights, spec, geometry)
-        return write_rows(out, row_outputs(weights, value), rows, is_changed)
+        corrected = corrected_rows(output, total, made, rows, redistribution=spec)
+        assert corrected is not None
+        return corrected.output
+
+    def mma() -> torch.Tensor:
+        made, output, total = with_total()
+        joined = attend_unlocked(output, total, made, [given["seen"]])
+        assert joined is not None
+        return joined[0]
 
     def eager() -> torch.Tensor:
         out, _ = reference.attention(
@@ -81,7 +97,7 @@ def variant(name: str, given: dict[str, Any]) -> Callable[[], torch.Tensor]:
         )
         return out.transpose(1, 2).contiguous()
 
-    chosen = {"sdpa": sdpa, "touched rows": touched_rows, "eager": eager}[name]
+    chosen = {"sdpa": sdpa, "var": var, "mma": mma, "eager": eager}[name]
 
     def run() -> torch.Tensor:
         with torch.no_grad():
@@ -175,17 +191,26 @@ def measured(length: int, most_heads: int, dim: int, repeats: int) -> list[dict[
 
 
 def check(given: dict[str, Any], length: int) -> None:
-    """Correctness first: the last rows, which are the touched ones, against float64 by definition."""
+    """Correctness first, against float64 by definition: the last rows, which VAR touches, and some of the image's."""
     rows = min(length, 600)
     part = {**given, "query": given["query"][:, :, -rows:], "geometry": Geometry(length - rows, rows, length)}
     spec = given["spec"]
     part["spec"] = replace(spec, is_touched=spec.is_touched[:, -rows:])
     double = {name: v[:, :2].double() if torch.is_tensor(v) else v for name, v in part.items()}
-    truth = variant("eager", double)()
-    found = variant("touched rows", given)()[:, -rows:, :2]
-    error = float((found - truth).norm() / truth.norm())
-    if not error < 1e-5:
-        raise SystemExit(f"Touched rows differ from the definition by {error:.2e} at {length} tokens.")
+    image = slice(BEFORE, BEFORE + 300)
+    mask = torch.ones(length, length, dtype=torch.bool).tril()[image]
+    mask[:, length - QUESTION :] = True
+    attended = torch.nn.functional.scaled_dot_product_attention(
+        given["query"][:, :2, image].double(), double["key"], double["value"], attn_mask=mask
+    )
+    for name, truth, span in (
+        ("var", variant("eager", double)(), slice(length - rows, length)),
+        ("mma", attended.transpose(1, 2), image),
+    ):
+        found = variant(name, given)()[:, span, :2]
+        error = float((found - truth).norm() / truth.norm())
+        if not error < 1e-5:
+            raise SystemExit(f"{name} differs from the definition by {error:.2e} at {length} tokens.")
 
 
 if __name__ == "__main__":

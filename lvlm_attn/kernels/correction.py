@@ -176,27 +176,32 @@ def amplified_few(
     return torch.baddbmm(output, added, value) / total, (weights + added) / total
 
 
-def merged(
-    output: Tensor, total: Tensor, ahead: Tensor, total_ahead: Tensor, is_open: Tensor
-) -> tuple[Tensor, Tensor]:
+def merge(
+    output: Tensor, total: Tensor, ahead: Tensor, total_ahead: Tensor, is_open: Tensor | None = None
+) -> Tensor:
     """Joins attention to some keys with attention to others, as if one softmax had been over all.
 
     Args:
-        output: `(..., width)`, attention to the first keys.
+        output: `(..., width)`, attention to the first keys, changed in place.
         total: `(...)`, the log-sum-exp of its scores.
-        ahead: `(..., width)`, attention to the others.
+        ahead: `(..., width)`, attention to the others; finite everywhere.
         total_ahead: `(...)`, the log-sum-exp of those.
-        is_open: `(...)`, False in rows that attend to none of the others, which keep their bits.
+        is_open: `(...)`, False in rows that attend to none of the others, which keep their bits; None for all.
 
     Returns:
-        The joined output and log-sum-exp.
+        The joined log-sum-exp.
 
     Example:
-        >>> one, zero = torch.ones(1, 1), torch.zeros(1)
-        >>> merged(one, zero, 3 * one, zero, zero == 0)
-        (tensor([[2.]]), tensor([0.6931]))
+        >>> output, zero = torch.ones(1, 1), torch.zeros(1)
+        >>> merge(output, zero, torch.tensor([[3.0]]), zero), output
+        (tensor([0.6931]), tensor([[2.]]))
     """
-    share = torch.sigmoid(total_ahead - total)[..., None]
-    joined = torch.lerp(output.to(share.dtype), ahead.to(share.dtype), share).to(output.dtype)
-    joined = torch.where(is_open[..., None], joined, output)
-    return joined, torch.where(is_open, torch.logaddexp(total, total_ahead), total)
+    share, joined = torch.sigmoid(total_ahead - total), torch.logaddexp(total, total_ahead)
+    if is_open is not None:
+        share, joined = share.masked_fill_(~is_open, 0), torch.where(is_open, joined, total)
+    share = share[..., None]
+    if output.dtype == share.dtype:
+        output.lerp_(ahead, share)
+    else:
+        output.copy_(torch.lerp(output.to(share.dtype), ahead.to(share.dtype), share))
+    return joined

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.kernels.call import AttentionCall
-from lvlm_attn.kernels.correction import merged
+from lvlm_attn.kernels.correction import merge
 from lvlm_attn.kernels.log_sum_exp import flash
 from lvlm_attn.kernels.packing import combined_tables
 from lvlm_attn.kernels.torch_path import Rows, mask_rows
@@ -41,24 +41,22 @@ def attend_unlocked(
         return None
     if not all(item.reads_all_earlier(group) for item in visibilities for group in range(item.groups)):
         return None
-    key = (_pieces, *visibilities, call.mask, call.geometry.keys, call.geometry.window, call.score_dtype)
-    pieces = call.memo.shared(_Piece, no_plans).shared(key, lambda: _pieces(call, visibilities))
+    shared = (_pieces, *visibilities, call.mask, call.geometry.keys, call.geometry.window, call.score_dtype)
+    pieces = call.memo.shared(_Piece, no_plans).shared(shared, lambda: _pieces(call, visibilities))
     if pieces is None:
         return None
     if pieces:
         log_sum_exp = log_sum_exp.clone()
+    columns = key = value = torch.empty(0)
     for piece in pieces:
-        ahead = flash(
-            piece.span.of(call.query, 2),
-            call.key.index_select(2, piece.columns),
-            call.value.index_select(2, piece.columns),
-            piece.mask,
-            call.scaling,
-        )
-        rows, total = piece.span.of(output, 1).transpose(1, 2), piece.span.of(log_sum_exp, 2)
-        new, new_total = merged(rows, total, *ahead, piece.is_open)
-        piece.span.put(output, 1, new.transpose(1, 2))
-        piece.span.put(log_sum_exp, 2, new_total)
+        if piece.columns is not columns:
+            columns = piece.columns
+            key, value = call.key.index_select(2, columns), call.value.index_select(2, columns)
+        ahead = flash(piece.span.of(call.query, 2), key, value, piece.mask, call.scaling)
+        rows, total = piece.span.of(output, 1), piece.span.of(log_sum_exp, 2)
+        total = merge(rows.transpose(1, 2), total, *ahead, piece.is_open)
+        piece.span.put(output, 1, rows)
+        piece.span.put(log_sum_exp, 2, total)
     return output, log_sum_exp
 
 
@@ -78,7 +76,9 @@ class _Span:
     def put(self, values: Tensor, dim: int, new: Tensor) -> None:
         """Writes the rows."""
         if self.together is not None:
-            self.of(values, dim).copy_(new)
+            known = self.of(values, dim)
+            if known.data_ptr() != new.data_ptr():  # not written in place already
+                known.copy_(new)
         else:
             values.scatter_(dim, self._index(values, dim), new)
 
@@ -97,13 +97,13 @@ class _Piece(NamedTuple):
         span: the rows.
         columns: `(n,)`, the keys.
         mask: `(batch, 1, rows, n)`, added to the scores; None for 0.
-        is_open: `(batch, 1, rows)`, True at rows that attend to any of them.
+        is_open: `(batch, 1, rows)`, True at rows that attend to any of them; None for all.
     """
 
     span: _Span
     columns: Tensor
     mask: Tensor | None
-    is_open: Tensor
+    is_open: Tensor | None
 
 
 def _pieces(call: AttentionCall, visibilities: Sequence[Visibility]) -> list[_Piece] | None:
@@ -146,7 +146,7 @@ def _pieces(call: AttentionCall, visibilities: Sequence[Visibility]) -> list[_Pi
             part = rows.part(slice(start, start + CHUNK))
             mask, is_open = _opened(call, visibilities, part, columns)
             if bool(is_open.any()):
-                pieces.append(_Piece(_span(part), columns, mask, is_open))
+                pieces.append(_Piece(_span(part), columns, mask, None if bool(is_open.all()) else is_open))
     return pieces
 
 

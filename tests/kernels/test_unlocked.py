@@ -69,7 +69,7 @@ def test_keys_ahead_equal_the_definition(dtype, tolerance, call):
 def test_the_calls_drawn_here_open_keys():
     seen = {"joined": 0, "changed": 0, "softened": 0}
 
-    @settings(max_examples=200, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=400, deadline=None, database=None, derandomize=True)
     @given(opened())
     def draw(call):
         before, found = joined(call, torch.float32)

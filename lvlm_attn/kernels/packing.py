@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,26 @@ MAX_GROUPS = 30
 """Groups that fit the bits of an int32; more are refused."""
 
 
-@dataclass(frozen=True)
+class Shape(NamedTuple):
+    """What a kernel is compiled for of an attention mask over groups.
+
+    Attributes:
+        groups: how many groups there are.
+        lines: how many reaches but 0 there are, `ALL` always among them; 0 without a visibility.
+        later: whether any query attends ahead.
+        strength: whether keys ahead weigh less.
+    """
+
+    groups: int = 1
+    lines: int = 0
+    later: bool = False
+    strength: bool = False
+
+
+NO_SHAPE = Shape()
+
+
+@dataclass(frozen=True, eq=False)
 class PackedVisibility:
     """The attention mask over groups, as the kernels take it.
 
@@ -30,42 +49,18 @@ class PackedVisibility:
         query_group: `(batch, queries)` int32, or None if no visibility acts.
         key_group: `(batch, keys)` int32, -1 at columns nobody may attend to (padding, not yet written); None if
             every column up to the causal bound is open.
-        earlier_bits: `(groups,)` int32, bit k of entry q set where group q attends to all earlier keys of group k.
-        later_bits: the same for keys ahead.
-        earlier: `(reaches, 1 + groups)` int32, one line for each reach that is neither 0 nor `ALL`: the reach, then
-            for each group the bits of the groups it attends to that far back; None without such reaches.
-        later: the same for keys ahead, with as many lines; lines may be empty.
-        bias: `(1 + groups,)` int32: the bits of the fp32 number, in units of log 2, that is added to scores of keys
-            ahead; then for each group the bits of the groups it is added for; None if it is 0.
-        earlier_table: `(groups * groups,)` int32, the reaches back of each pair of groups.
-        later_table: the same for keys ahead.
-        groups: how many groups there are.
-        reaches: number of lines in `earlier` and in `later`.
-        has_later: whether any query attends ahead.
+        tables: int32, one after the other: the reaches back of each pair of groups, the reaches ahead; then, for keys
+            back and for keys ahead, one line for each reach but 0, `ALL` first: the reach, and for each group the bits
+            of the groups it attends to that far (`ALL` left out of the other lines, which may be empty); then the bits
+            of the fp32 number, in units of log 2, that is added to scores of keys ahead, and for each group the bits
+            of the groups it is added for. None if no visibility acts.
+        shape: how much of it there is.
     """
 
-    query_group: Tensor | None
-    key_group: Tensor | None
-    earlier_bits: Tensor | None = None
-    later_bits: Tensor | None = None
-    earlier: Tensor | None = None
-    later: Tensor | None = None
-    bias: Tensor | None = None
-    earlier_table: Tensor | None = None
-    later_table: Tensor | None = None
-    groups: int = 1
-    reaches: int = 0
-    has_later: bool = False
-
-    @property
-    def has_table(self) -> bool:
-        """Whether a visibility acts."""
-        return self.query_group is not None
-
-    @property
-    def has_strength(self) -> bool:
-        """Whether keys ahead weigh less."""
-        return self.bias is not None
+    query_group: Tensor | None = None
+    key_group: Tensor | None = None
+    tables: Tensor | None = None
+    shape: Shape = NO_SHAPE
 
 
 class Tables(NamedTuple):
@@ -162,10 +157,9 @@ def pack_visibility(
         geometry: where the queries and keys stand.
         device: where the kernels run.
     """
-    written = min(geometry.keys, geometry.length - geometry.first_key)
     if not visibilities:
         if geometry.is_valid is None:
-            return PackedVisibility(None, None)
+            return PackedVisibility()
         is_key = geometry.to_columns(geometry.is_valid.to(device))
         return PackedVisibility(None, is_key.to(torch.int32) - 1)
     tables = combined_tables(visibilities)
@@ -179,38 +173,36 @@ def pack_visibility(
     key_group = renumber[of_key]
     if geometry.is_valid is not None:
         key_group = key_group.masked_fill(~geometry.to_columns(geometry.is_valid.to(device)), -1)
+    written = min(geometry.keys, geometry.length - geometry.first_key)
     if written < geometry.keys:
         key_group[:, written:] = -1
-
-    def put(values: Sequence[object]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=device)
-
-    finite = [sorted({reach for row in table for reach in row if 0 < reach < ALL}) for table in tables[:2]]
-    reaches = max(map(len, finite))
-    lines = [
-        [[reach, *_bits(table, reach, reach)] for reach in known]
-        + [[0] * (1 + len(table))] * (reaches - len(known))
-        for table, known in zip((tables.earlier, tables.later), finite)
-    ]
-    strengths = _strengths(tables)
-    bias = None
-    if strengths:
-        number = int(torch.tensor(math.log2(strengths[0]), dtype=torch.float32).view(torch.int32))
-        bias = put([number, *_bits(tables.strength, *strengths * 2)])
+    numbers, shape = _numbers(tables)
     return PackedVisibility(
         query_group=renumber[of_query].contiguous(),
         key_group=key_group.contiguous(),
-        earlier_bits=put(_bits(tables.earlier, ALL, math.inf)),
-        later_bits=put(_bits(tables.later, ALL, math.inf)),
-        earlier=put(lines[0]) if reaches else None,
-        later=put(lines[1]) if reaches else None,
-        bias=bias,
-        earlier_table=put(tables.earlier).flatten(),
-        later_table=put(tables.later).flatten(),
-        groups=len(tables.earlier),
-        reaches=reaches,
-        has_later=any(reach > 0 for row in tables.later for reach in row),
+        tables=torch.tensor(numbers, dtype=torch.int32, device=device),
+        shape=shape,
     )
+
+
+def _numbers(tables: Tables) -> tuple[list[int], Shape]:
+    """`PackedVisibility.tables`, and how much of it there is."""
+    sides = tables.earlier, tables.later
+    groups = len(tables.earlier)
+    finite = [sorted({reach for row in table for reach in row if 0 < reach < ALL}) for table in sides]
+    count = max(map(len, finite))
+    found = [reach for table in sides for row in table for reach in row]
+    for table, known in zip(sides, finite):
+        found += [ALL, *_bits(table, ALL, math.inf)]
+        for reach in known:
+            found += [reach, *_bits(table, reach, reach)]
+        found += [0] * (1 + groups) * (count - len(known))
+    strengths = _strengths(tables)
+    if strengths:
+        number = int(torch.tensor(math.log2(strengths[0]), dtype=torch.float32).view(torch.int32))
+        found += [number, *_bits(tables.strength, *strengths * 2)]
+    is_ahead = any(reach > 0 for row in tables.later for reach in row)
+    return found, Shape(groups, 1 + count, is_ahead, bool(strengths))
 
 
 def _bits(table: Sequence[Sequence[float]], low: float, high: float) -> list[int]:
@@ -223,27 +215,29 @@ def _strengths(tables: Tables) -> list[float]:
     return sorted({entry for row in tables.strength for entry in row if entry != 1})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedEdits:
-    """How the touched rows change, as the kernels take it.
+    """How the touched rows change, as the kernels take it. Later positions have no gain, no bias and are text.
 
     Attributes:
-        key_class: `(batch, keys)` int8, the `KeyClass` of each column; None without a redistribution.
-        gain: `(batch, keys)` fp32, or None for 0.
-        bias: `(batch, keys)` fp32 in units of log 2, or None for 0.
-        head_gain: `(batch, heads)` fp32, the factor of both in each head, or None for 1.
-        removed_fraction: see `Redistribution`.
-        rho: see `Redistribution`.
-        mass_floor: see `Redistribution`.
+        amplified: `(batch, queries)` booleans, rows whose scores change; None for none.
+        gain: `(batch, positions)` fp32, or None for 0.
+        bias: `(batch, positions)` fp32, or None for 0.
+        heads: `(batch, heads)` fp32, the factor of both in each head, or None for 1.
+        signed: whether the gain is on the score itself instead of its size.
+        moved: `(batch, queries)` booleans, rows whose weight may be moved; None for none.
+        key_class: `(batch, positions)` int8, the `KeyClass` of each position; None without a redistribution.
+        settings: share removed, rho and mass floor; see `Redistribution`.
     """
 
-    key_class: Tensor | None = None
+    amplified: Tensor | None = None
     gain: Tensor | None = None
     bias: Tensor | None = None
-    head_gain: Tensor | None = None
-    removed_fraction: float = 0.0
-    rho: float = 0.0
-    mass_floor: float = 0.0
+    heads: Tensor | None = None
+    signed: bool = False
+    moved: Tensor | None = None
+    key_class: Tensor | None = None
+    settings: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 def unsupported_edits(
@@ -256,35 +250,38 @@ def unsupported_edits(
         return "several interventions move weight"
     if any(item.head_cap is not None for item in amplifications):
         return "an amplification is scaled per head"
-    if any(item.signed and item.gain is not None for item in amplifications):
-        return "an amplification multiplies scores with their sign"
     return None
 
 
 def pack_edits(
-    amplification: Amplification | None,
-    redistribution: Redistribution | None,
-    geometry: Geometry,
-    device: torch.device,
+    amplification: Amplification | None, redistribution: Redistribution | None, device: torch.device
 ) -> PackedEdits:
-    """Packs what is done to scores and weights.
+    """Packs what is done to scores and weights; tensors that lie as the kernels need them are taken as they are.
 
     Args:
         amplification: change of the scores, or None.
         redistribution: change of the weights, or None.
-        geometry: where the queries and keys stand.
         device: where the kernels run.
     """
-    gain = bias = head_gain = None
-    if amplification is not None and amplification.gain is not None:
-        gain = geometry.to_columns(amplification.gain.to(device, torch.float32)).contiguous()
-    if amplification is not None and amplification.bias is not None:
-        bias = geometry.to_columns(amplification.bias.to(device, torch.float32) * LOG2E).contiguous()
-    if amplification is not None and amplification.heads is not None:
-        per_head = amplification.per_head(amplification.heads.shape[-1])
-        head_gain = per_head.to(device, torch.float32).contiguous()
-    if redistribution is None:
-        return PackedEdits(None, gain, bias, head_gain)
-    key_class = geometry.to_columns(redistribution.key_class.to(device, torch.int8)).contiguous()
-    item = redistribution
-    return PackedEdits(key_class, gain, bias, head_gain, item.removed_fraction, item.rho, item.mass_floor)
+    given: dict[str, Any] = {}
+    if amplification is not None:
+        item = amplification
+        given["amplified"] = placed(item.is_touched, device, torch.bool)
+        given["gain"] = None if item.gain is None else placed(item.gain, device, torch.float32)
+        given["bias"] = None if item.bias is None else placed(item.bias, device, torch.float32)
+        if item.heads is not None:
+            given["heads"] = placed(item.per_head(item.heads.shape[-1]), device, torch.float32)
+        given["signed"] = item.signed
+    if redistribution is not None:
+        move = redistribution
+        given["moved"] = placed(move.is_touched, device, torch.bool)
+        given["key_class"] = placed(move.key_class, device, torch.int8)
+        given["settings"] = move.removed_fraction, move.rho, move.mass_floor
+    return PackedEdits(**given)
+
+
+def placed(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor on a device, of a type, and contiguous; itself if it is all that."""
+    if tensor.dtype is dtype and tensor.device == device and tensor.is_contiguous():
+        return tensor
+    return tensor.to(device, dtype).contiguous()

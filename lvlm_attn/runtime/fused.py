@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,9 +11,13 @@ from torch import Tensor
 from lvlm_attn.interventions.context import Call
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.dispatch import unsupported_call, unsupported_spec
+from lvlm_attn.kernels.readouts import Reading, Readout, read
 from lvlm_attn.kernels.spec import Redistribution
 from lvlm_attn.runtime.collected import CollectedEdits
-from lvlm_attn.runtime.row_counts import count_amplified, counts_of
+from lvlm_attn.runtime.row_counts import counts_of
+
+if TYPE_CHECKING:
+    from lvlm_attn.kernels.triton.path import PackedCall
 
 
 def attend_fused(
@@ -59,17 +64,36 @@ def attend_fused(
         # No query of this call is one that the visibility restricts.
         return run_backend()[0]
     dispatch.count("triton")
-    counts = _count(edits, attention.query)
+    counts = _counts(edits, attention.query)
+    total: Tensor | None = None
     if ours.visibility or (ours.is_short and ours.has_edits):
-        output = ours.every_row(counts)
+        if ours.is_corrected:
+            total = attention.query.new_empty(attention.query.shape[:3], dtype=torch.float32)
+        output = ours.every_row(log_sum_exp=total, **counts)
     else:
         output, _ = run_backend()
     if ours.has_edits and not ours.is_short:
         touched = [spec.is_touched for spec in edits.specs if spec is not None]
-        output = ours.edited_rows(output, call.rows_of(_any_of(call, touched)), counts)
+        output = ours.edited_rows(output, call.rows_of(_any_of(call, touched)), log_sum_exp=total, **counts)
     for (layer, item), wanted in edits.readouts:
-        item.read(layer, ours.read(wanted))
+        item.read(layer, _read(ours, wanted))
     return output
+
+
+def _read(ours: PackedCall, wanted: Readout) -> Reading:
+    """Rows of weights by the kernels, other quantities chunk by chunk."""
+    from lvlm_attn.kernels.triton.readout import is_readable
+
+    if is_readable(wanted):
+        return ours.read(wanted)
+    amplification = ours.amplification
+    return read(
+        ours.call,
+        wanted,
+        visibility=ours.visibility,
+        amplification=() if amplification is None else (amplification,),
+        redistribution=ours.redistribution,
+    )
 
 
 def _unsupported_mask(call: Call) -> str | None:
@@ -104,12 +128,11 @@ def _is_unexpected(attention: AttentionCall) -> bool:
     return isinstance(mask, Tensor) and mask.dim() == 4 and is_plain and geometry.keys == geometry.queries
 
 
-def _count(edits: CollectedEdits, query: Tensor) -> Tensor | None:
-    """Counts rows of amplified scores; gives the counts of the redistribution, which the kernels add up."""
-    counts: Tensor | None = None
+def _counts(edits: CollectedEdits, query: Tensor) -> dict[str, Tensor]:
+    """The counts that the kernels add to: of the redistribution and of the amplification."""
+    found = {}
     for (layer, _), spec in zip(edits.edits, edits.specs):
-        if isinstance(spec, Redistribution):
-            counts = counts_of(layer, query.device)
-        elif spec is not None:
-            count_amplified(layer, spec, query.shape[1], query.device)
-    return counts
+        if spec is not None:
+            name = "moved" if isinstance(spec, Redistribution) else "amplified"
+            found[name] = counts_of(layer, query.device)
+    return found

@@ -11,21 +11,19 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
+from benchmarks import fake_driver
 from lvlm_attn.kernels.call import AttentionCall
-from lvlm_attn.kernels.packing import pack_edits, pack_visibility
 from lvlm_attn.kernels.readouts import Readout
 from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution
-from lvlm_attn.kernels.triton import decode as triton_decode
+from lvlm_attn.kernels.torch_path import Rows
+from lvlm_attn.kernels.triton import correct as triton_correct
 from lvlm_attn.kernels.triton import path as triton_path
 from lvlm_attn.kernels.triton import prefill as triton_prefill
 from lvlm_attn.kernels.triton import readout as triton_readout
@@ -34,22 +32,6 @@ from lvlm_attn.kernels.triton.path import PackedCall
 from lvlm_attn.kernels.triton.tiles import SHARED_MEMORY
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "cdna": GPUTarget("hip", "gfx942", 64),
-}
-TYPES = {
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.float32: "fp32",
-    torch.float64: "fp64",
-    torch.int32: "i32",
-    torch.int8: "i8",
-    torch.uint8: "u8",
-    torch.bool: "i1",
-    torch.int64: "i64",
-}
 BITS = {16: torch.bfloat16, 32: torch.float32}
 HEAD_DIMS = (32, 64, 80, 96, 128, 256)
 # (head_dim, bits, what the call asks for): the cases compiled in tests; "all" takes the whole grid.
@@ -114,73 +96,41 @@ def calls(head_dim: int, bits: int, what: str) -> Iterator[Callable[[], object]]
         redistribution=Redistribution(torch.zeros(1, 640, dtype=torch.int8), touched, 0.4, 0.5, 0.2),
     )
     if what == "readout":
-        read_rows = Readout(touched, torch.zeros(1, 640), "heads", column_sums=True, entropy=True)
-        mean = Readout(touched, rows="mean")
-        edits = pack_edits(call.amplification, call.redistribution, geometry, query.device)
-        for wanted in (read_rows, mean):
-            yield lambda wanted=wanted: triton_readout.read(
-                attention,
-                wanted,
-                packed=pack_visibility([visible], geometry, query.device),
-                edits=edits,
-                flags=torch.zeros(1, queries, dtype=torch.int8),
-            )
+        for kind in ("heads", "mean"):
+            yield lambda kind=kind: call.read(Readout(touched, rows=kind))
         return
-    counts = torch.zeros(3, dtype=torch.float64)
+    counts = {name: torch.zeros(3, dtype=torch.float64) for name in ("moved", "amplified")}
     if what in ("table", "reach", "decode"):
-        yield lambda: call.every_row(counts)
+        yield lambda: call.every_row(**counts)
     if what in ("rows", "reach"):
-        rows = triton_path.Rows.of(touched)
-        yield lambda: call.edited_rows(torch.empty(1, queries, 8, head_dim, dtype=BITS[bits]), rows, counts)
+        output = torch.empty(1, queries, 8, head_dim, dtype=BITS[bits])
+        yield lambda: call.edited_rows(output, Rows.of(touched), **counts)
 
 
-def recorded(launch: Callable[[], object], chip: str) -> list[tuple[Any, dict[str, Any]]]:
-    """The kernels a launcher starts, each with its arguments by name, as if the tensors lay on the chip."""
+def compiled(launch: Callable[[], object], chip: str) -> Iterator[dict[str, Any]]:
+    """Compiles the kernels that a launcher starts, as if the tensors lay on the chip; what they need of it."""
     seen: list[tuple[Any, dict[str, Any]]] = []
+    run = triton.JITFunction.run
 
     def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        seen.append((kernel, dict(zip(kernel.arg_names, args)) | kwargs))
+        seen.append((run(kernel, *args, grid=grid, warmup=True, **kwargs), kwargs))
 
-    modules = (triton_path, triton_prefill, triton_rows, triton_decode, triton_readout)
-    before = triton.JITFunction.run, [module.chip_of for module in modules], triton_rows.splits_for
+    modules = (triton_path, triton_prefill, triton_rows, triton_correct, triton_readout)
+    before = [module.chip_of for module in modules]
     triton.JITFunction.run = record
-    triton_rows.splits_for = lambda *_: 2
     for module in modules:
         module.chip_of = lambda _: chip
     try:
         launch()
     finally:
-        triton.JITFunction.run, chips, triton_rows.splits_for = before
-        for module, chip_of in zip(modules, chips):
+        triton.JITFunction.run = run
+        for module, chip_of in zip(modules, before):
             module.chip_of = chip_of
-    return seen
-
-
-def compiled(kernel: Any, arguments: dict[str, Any], chip: str) -> dict[str, Any]:
-    """Compiles one kernel; what it needs of the chip."""
-    options = {key: arguments[key] for key in ("num_warps", "num_stages") if key in arguments}
-    signature, constants, attributes = {}, {}, {}
-    for place, parameter in enumerate(kernel.params):
-        name, given = parameter.name, arguments[parameter.name]
-        is_free = not parameter.do_not_specialize
-        if parameter.is_constexpr or given is None or (is_free and type(given) is int and given == 1):
-            signature[name], constants[name] = "constexpr", given
-        elif isinstance(given, torch.Tensor):
-            signature[name] = "*" + TYPES[given.dtype]
-            attributes[(place,)] = [["tt.divisibility", 16]]
-        elif isinstance(given, float):
-            signature[name] = "fp32"
-        else:
-            signature[name] = "i32"
-            if is_free and given % 16 == 0:
-                attributes[(place,)] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    begun = time.process_time()
-    binary = triton.compile(source, target=TARGETS[chip], options=options)
-    seconds = round(time.process_time() - begun, 1)
-    tile = [arguments.get(key) for key in ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")]
-    found = {"kernel": kernel.fn.__name__, "shared": binary.metadata.shared, "tile": tile, "seconds": seconds}
-    return found | (_resources(binary.asm["cubin"]) if "cubin" in binary.asm else {})
+    for binary, given in seen:
+        tile = [given.get(key) for key in ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")]
+        found = {"hash": binary.hash, "kernel": binary.src.fn.__name__, "tile": tile}
+        found["shared"] = binary.metadata.shared
+        yield found | (_resources(binary.asm["cubin"]) if "cubin" in binary.asm else {})
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
@@ -212,18 +162,16 @@ def main(chip: str, *rest: str) -> list[dict[str, Any]]:
         cases = [(dim, bits, what) for what in WHAT for bits in BITS for dim in HEAD_DIMS]
     elif rest:
         cases = [(int(dim), int(bits), what) for dim, bits, what in (text.split(":") for text in rest)]
+    fake_driver.install(chip)
     done: set[str] = set()
     lines = []
     for head_dim, bits, what in cases:
         for launch in calls(head_dim, bits, what):
-            for kernel, arguments in recorded(launch, chip):
-                plain = {k: str(getattr(v, "dtype", v)) for k, v in arguments.items()}
-                key = kernel.fn.__name__ + json.dumps(plain, sort_keys=True)
-                if key in done:
+            for found in compiled(launch, chip):
+                if found["hash"] in done:
                     continue
-                done.add(key)
-                case = {"chip": chip, "head_dim": head_dim, "bits": bits, "what": what}
-                lines.append(case | compiled(kernel, arguments, chip))
+                done.add(found.pop("hash"))
+                lines.append({"chip": chip, "head_dim": head_dim, "bits": bits, "what": what} | found)
                 print(json.dumps(lines[-1]), flush=True)
     return lines
 

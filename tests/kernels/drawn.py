@@ -9,7 +9,7 @@ from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.packing import pack_edits, pack_visibility, unsupported_visibility
 from lvlm_attn.kernels.readouts import Readout
 from lvlm_attn.kernels.reference import attention
-from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution, amplified
+from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution, amplified, class_indicator
 from lvlm_attn.kernels.visibility import ALL, Visibility, allowed_keys
 
 
@@ -52,20 +52,20 @@ class Drawn:
             scores = amplified(scores, self.amplification, self.geometry, self.amplification.is_touched)
         return scores.logsumexp(-1)
 
-    def flags(self):
-        """`(batch, queries)` int8: 1 at rows whose scores change, 2 at rows whose weight may be moved."""
-        flags = torch.zeros(self.query.shape[0], self.query.shape[2], dtype=torch.int8)
-        for bit, spec in ((1, self.amplification), (2, self.redistribution)):
+    def touched(self):
+        """`(batch, queries)`, True at rows that an edit touches."""
+        found = torch.zeros(self.query.shape[0], self.query.shape[2], dtype=torch.bool)
+        for spec in (self.amplification, self.redistribution):
             if spec is not None:
-                flags += bit * spec.is_touched.to(torch.int8)
-        return flags
+                found |= spec.is_touched
+        return found
 
     def packed(self, device):
         """The arguments of the kernels that come from the spec."""
         device = torch.device(device)
         return {
             "packed": pack_visibility(self.visibility, self.geometry, device),
-            "edits": pack_edits(self.amplification, self.redistribution, self.geometry, device),
+            "edits": pack_edits(self.amplification, self.redistribution, device),
         }
 
     def attention(self, device="cpu"):
@@ -90,14 +90,24 @@ def is_close_call(call, masses):
     return near | ((masses[..., 2] - spec.rho * image).abs() < 1e-5)
 
 
+def masses_of(call):
+    """`(batch, heads, queries, 4)` in float64, the weight on each key class before any is moved."""
+    _, weights = call.truth(moves=False)
+    indicator = class_indicator(call.geometry.to_columns(call.redistribution.key_class), torch.float64)
+    return torch.einsum("bhqk,bck->bhqc", weights, indicator)
+
+
 def relative(found, want):
     """Norm of the difference over the norm of the truth; the norm itself where the truth is 0."""
     scale = float(want.norm())
     return float((found.double() - want).norm()) / (scale if scale else 1.0)
 
 
+# Long because each line is one thing that a spec can say.
 @st.composite
-def calls(draw, queries=(1, 2, 3, 5, 8), lengths=(1, 17, 63, 111), dims=(16, 32, 80), edits=True):
+def calls(
+    draw, queries=(1, 2, 3, 5, 8), lengths=(1, 17, 63, 111), dims=(16, 32, 80), edits=True, amplifies=True
+):
     """A call with a few of: padding on either side, window, static or sliding cache, tables, both edits."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     batch = draw(st.integers(1, 2))
@@ -136,7 +146,7 @@ def calls(draw, queries=(1, 2, 3, 5, 8), lengths=(1, 17, 63, 111), dims=(16, 32,
     prompt = draw(st.integers(1, length))  # later positions are generated
     if draw(st.booleans()):
         call.visibility = draw(_visibilities(batch, prompt, generator))
-    if edits and draw(st.booleans()):
+    if edits and amplifies and draw(st.booleans()):
         gain = torch.rand(batch, prompt, generator=generator) * (
             torch.rand(batch, prompt, generator=generator) < 0.5
         )
@@ -145,6 +155,7 @@ def calls(draw, queries=(1, 2, 3, 5, 8), lengths=(1, 17, 63, 111), dims=(16, 32,
             gain if draw(st.booleans()) else None,
             noise(batch, prompt) if draw(st.booleans()) else None,
             draw(st.sampled_from([None, some_heads(batch, kv_heads * group), some_heads(kv_heads * group)])),
+            signed=draw(st.booleans()),
         )
     if edits and draw(st.booleans()):
         most = draw(st.sampled_from([1, 3, 4, 4]))  # some classes may be empty

@@ -36,7 +36,7 @@ def test_kernels_compile_and_fit(compile_for, chip):
     lines = compile_for(chip)
     assert {(line["head_dim"], line["bits"], line["what"]) for line in lines} == set(aot.CASES[chip])
     names = {line["kernel"] for line in lines}
-    assert names >= {"_attend_all", "_list_blocks", "see_rows", "write_rows", "add_parts"}
+    assert names >= {"_attend_all", "_list_blocks", "_split_keys", "_join_splits", "_write_weights"}
     assert aot.misfits(lines) == []
     if chip == "sm_90":
         assert len([line for line in lines if line["head_dim"] in (64, 128)]) >= 10

@@ -12,16 +12,16 @@ pytest.importorskip("triton")
 from lvlm_attn.kernels.call import Memo
 from lvlm_attn.kernels.packing import pack_visibility, unsupported_edits, unsupported_visibility
 from lvlm_attn.kernels.reference import attention
-from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution, class_indicator
+from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution
 from lvlm_attn.kernels.torch_path import Rows
 from lvlm_attn.kernels.triton.blocks import list_blocks
 from lvlm_attn.kernels.triton.path import PackedCall
 from lvlm_attn.kernels.triton.prefill import attend_all
-from lvlm_attn.kernels.triton.rows import attend_rows
 from lvlm_attn.kernels.triton.tiles import Tile
 from lvlm_attn.kernels.visibility import ALL, Visibility, allowed_keys
 from tests.fuzzing import sized
-from tests.kernels.drawn import Drawn, calls, is_close_call, relative
+from tests.kernels.drawn import Drawn, calls, is_close_call, masses_of, relative
+from tests.kernels.test_triton_rows import run
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = Tile(16, 16, 4, 1)
@@ -60,22 +60,13 @@ def check_all(call, bound=1e-5, **options):
 def run_rows(call, **options):
     """The touched rows over an output of a constant, and what was seen in them; None if no row is touched."""
     batch, heads, queries, dim = call.query.shape
-    flags = call.flags()
-    rows = Rows.of(flags > 0)
+    rows = Rows.of(call.touched())
     if rows is None:
         return None
     output = torch.full((batch, queries, heads, dim), 7.0, dtype=call.query.dtype, device=DEVICE)
     counts = torch.zeros(3, dtype=torch.float64, device=DEVICE)
-    found = attend_rows(
-        output,
-        call.attention(DEVICE),
-        index=rows.index.int().contiguous().to(DEVICE),
-        flags=flags.gather(1, rows.index).to(DEVICE),
-        counts=counts,
-        **call.packed(DEVICE),
-        **options,
-    )
-    return output.cpu(), rows, type(found)(*(tensor.cpu() for tensor in found)), counts.cpu()
+    found = run(call, every=False, index=rows.index, output=output, moved=counts, **options)
+    return output.cpu(), rows, found, counts.cpu()
 
 
 def check_rows(call, bound=1e-5, **options):
@@ -85,7 +76,6 @@ def check_rows(call, bound=1e-5, **options):
         return 0
     output, rows, found, counts = result
     want, _ = call.truth()
-    _, before = call.truth(moves=False)
     want = want.transpose(1, 2)
     changed = torch.zeros(want.shape[:3], dtype=torch.bool)
     undecided = changed.clone()
@@ -94,8 +84,7 @@ def check_rows(call, bound=1e-5, **options):
         changed |= call.amplification.is_touched[:, None] & acts[..., None]
     spec = call.redistribution
     if spec is not None:
-        indicator = class_indicator(call.geometry.to_columns(spec.key_class), torch.float64)
-        masses = torch.einsum("bhqk,bck->bhqc", before, indicator)
+        masses = masses_of(call)
         image, patch = masses[..., 2] + masses[..., 3], masses[..., 2]
         moves = (image >= spec.mass_floor) & (patch >= spec.rho * image) & (patch > 0)
         moves &= spec.is_touched[:, None]
@@ -115,11 +104,10 @@ def check_rows(call, bound=1e-5, **options):
     assert torch.isfinite(got).all()
     assert relative(got * (changed[..., None] & decided), want * (changed[..., None] & decided)) < bound
     index = rows.index[:, None].expand(-1, want.shape[1], -1)
-    total = call.log_sum_exp().gather(2, index).masked_fill(~rows.is_touched[:, None], -torch.inf)
-    seen = found.log_sum_exp.masked_fill(~rows.is_touched[:, None], -torch.inf)
+    total = call.log_sum_exp().gather(2, index)
     blind = total == -torch.inf
-    assert torch.equal(seen == -torch.inf, blind)
-    assert relative(seen.masked_fill(blind, 0), total.masked_fill(blind, 0)) < bound
+    assert torch.equal(found.log_sum_exp == -torch.inf, blind)
+    assert relative(found.log_sum_exp.masked_fill(blind, 0), total.masked_fill(blind, 0)) < bound
     return int(changed.sum())
 
 
@@ -206,7 +194,7 @@ def test_half_precision(dtype, bound):
     output, rows, seen, _ = run_rows(half, splits=2)
     want, _ = call.truth()
     is_changed = torch.zeros(2, 2, 63, dtype=torch.bool)
-    is_changed.scatter_(2, rows.index[:, None].expand(-1, 2, -1), seen.is_changed.bool())
+    is_changed.scatter_(2, rows.index[:, None].expand(-1, 2, -1), seen.is_changed)
     assert is_changed.any()
     keep = is_changed.transpose(1, 2)[..., None]
     assert relative(output * keep, want * keep) < bound
@@ -310,14 +298,12 @@ def test_the_path_joins_both_kernels(call):
     """What edits.py does with a long call: every row, then the touched ones."""
     ours = PackedCall.of(call.attention(), **path_spec(call))
     output = ours.every_row()
-    rows = Rows.of(call.flags() > 0) if ours.has_edits else None
+    rows = Rows.of(call.touched()) if ours.has_edits else None
     found = ours.edited_rows(output, rows)
     want, _ = call.truth()
     spec = call.redistribution
     if spec is not None:
-        _, before = call.truth(moves=False)
-        indicator = class_indicator(call.geometry.to_columns(spec.key_class), torch.float64)
-        masses = torch.einsum("bhqk,bck->bhqc", before, indicator)
+        masses = masses_of(call)
         keep = ~(is_close_call(call, masses) & spec.is_touched[:, None]).transpose(1, 2)[..., None]
         found, want = found * keep, want * keep
     assert relative(found, want) < 1e-5
@@ -329,10 +315,10 @@ def test_layers_of_a_call_share_what_positions_decide():
     memo = Memo()
     for _ in range(2):
         ours = PackedCall.of(dataclasses.replace(call.attention(), memo=memo), **path_spec(call))
-        ours.edited_rows(ours.every_row(), Rows.of(call.flags() > 0))
+        ours.edited_rows(ours.every_row(), Rows.of(call.touched()))
         known = {key: id(value) for key, value in memo.kept.items()}
     assert {key: id(value) for key, value in memo.kept.items()} == known
-    assert {key[1] for key in memo.kept} == {"packed", "lists", "flags", "rows"}
+    assert {key[1] for key in memo.kept} == {"packed", "lists", "rows"}
 
 
 def test_what_the_kernels_cannot_take_is_said():

@@ -68,7 +68,12 @@ def list_blocks(
                 continue
             found = torch.empty(batch, blocks, dtype=torch.int32, device=device)
             _groups_present[(blocks, batch)](
-                groups, found, positions, blocks, GROUPS=packed.groups, BLOCK=triton.next_power_of_2(size)
+                groups,
+                found,
+                positions,
+                blocks,
+                GROUPS=packed.shape.groups,
+                BLOCK=triton.next_power_of_2(size),
             )
             present.append(found)
         _list_blocks[(query_blocks, batch)](
@@ -76,21 +81,15 @@ def list_blocks(
             counts,
             present[0],
             present[1],
-            packed.earlier_table,
-            packed.later_table,
+            packed.tables,
             geometry.start,
             geometry.first_key,
             geometry.queries,
             min(geometry.keys, geometry.length - geometry.first_key),
-            geometry.window or 0,
+            geometry.window,
             query_blocks,
             key_blocks,
-            GROUPS=packed.groups,
-            HAS_TABLE=packed.has_table,
-            HAS_LATER=packed.has_later,
-            HAS_STRENGTH=packed.has_strength,
-            HAS_KEYS=packed.key_group is not None,
-            HAS_WINDOW=geometry.window is not None,
+            SHAPE=packed.shape,
             BLOCK_M=block_m,
             BLOCK_N=block_n,
             WIDTH=triton.next_power_of_2(key_blocks),
@@ -127,8 +126,7 @@ def _list_blocks(
     counts,
     query_groups,
     key_groups,
-    earlier,
-    later,
+    tables,
     start,
     first_key,
     queries,
@@ -136,12 +134,7 @@ def _list_blocks(
     window,
     query_blocks,
     key_blocks,
-    GROUPS: tl.constexpr,
-    HAS_TABLE: tl.constexpr,
-    HAS_LATER: tl.constexpr,
-    HAS_STRENGTH: tl.constexpr,
-    HAS_KEYS: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
+    SHAPE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -161,31 +154,31 @@ def _list_blocks(
     everywhere = block >= 0
     back_any, back_all = has_back, everywhere
     ahead_any, ahead_all = ~everywhere, ~has_ahead
-    if HAS_TABLE:
+    if SHAPE.lines > 0:
         of_query = tl.load(query_groups + sample * query_blocks + query_block)
         of_key = tl.load(key_groups + sample * key_blocks + block, mask=is_block, other=0)
         back_any = has_back & (back_near == 0)  # every query may attend to itself
-        if HAS_LATER:
+        if SHAPE.later:
             ahead_all = everywhere
-        for q in range(GROUPS):
-            for k in range(GROUPS):
+        for q in range(SHAPE.groups):
+            for k in range(SHAPE.groups):
                 meets = ((of_query >> q) & (of_key >> k) & 1) != 0
-                reach = tl.load(earlier + q * GROUPS + k)
+                reach = tl.load(tables + q * SHAPE.groups + k)
                 back_any = back_any | (meets & has_back & (reach >= tl.maximum(back_near, 1)))
                 back_all = back_all & (~meets | (reach >= back_far))
-                if HAS_LATER:
-                    reach = tl.load(later + q * GROUPS + k)
+                if SHAPE.later:
+                    reach = tl.load(tables + (SHAPE.groups + q) * SHAPE.groups + k)
                     ahead_any = ahead_any | (meets & has_ahead & (reach >= ahead_near))
                     ahead_all = ahead_all & (~meets | ~has_ahead | (reach >= ahead_far))
         back_all = back_all | ~has_back
-        if HAS_STRENGTH:
+        if SHAPE.strength:
             ahead_all = ahead_all & ~has_ahead
-    if HAS_WINDOW:
+    if window is not None:
         back_any = back_any & (back_near < window)
         back_all = back_all & (back_far < window)
     is_read = is_block & (back_any | ahead_any)
     is_full = is_read & back_all & ahead_all & (block * BLOCK_N + BLOCK_N <= written)
-    if HAS_KEYS:
+    if key_groups is not None:
         bits = tl.load(key_groups + sample * key_blocks + block, mask=is_block, other=0)
         is_full = is_full & ((bits & HOLE) == 0)
         is_read = is_read & ((bits & (HOLE - 1)) != 0)

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: device functions that read the specs of `packing`.
+"""What the Triton kernels share: the tuples they take, device functions over them, and how they are launched.
 
 Importing this module needs Triton; `lvlm_attn.kernels.dispatch` imports it only where it is used.
 """
@@ -7,17 +7,150 @@ Importing this module needs Triton; `lvlm_attn.kernels.dispatch` imports it only
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.kernels.call import AttentionCall
+from lvlm_attn.kernels.packing import PackedEdits, PackedVisibility
+
+LOG_2 = 0.6931471805599453
+
+
+class Mask(NamedTuple):
+    """The tensors of a `PackedVisibility`; its shape is a constant of the kernel."""
+
+    query_group: Tensor | None
+    key_group: Tensor | None
+    tables: Tensor | None
+
+
+class Change(NamedTuple):
+    """How scores change; see `PackedEdits`."""
+
+    amplified: Tensor | None = None
+    gain: Tensor | None = None
+    bias: Tensor | None = None
+    heads: Tensor | None = None
+
+
+class Place(NamedTuple):
+    """Where queries and keys stand: numbers that change from step to step, for none of which a kernel is compiled.
+
+    Attributes:
+        start: position of the first query.
+        first_key: position of the first key column.
+        queries: number of queries.
+        keys: number of key columns.
+        written: how many of them hold a key.
+        window: how far back a query attends, itself included, or None.
+        gains: positions that `Change.gain` knows.
+        biases: positions that `Change.bias` knows.
+        classes: positions that `PackedEdits.key_class` knows.
+    """
+
+    start: int
+    first_key: int
+    queries: int
+    keys: int
+    written: int
+    window: int | None
+    gains: int
+    biases: int
+    classes: int
+
+
+def mask_of(packed: PackedVisibility) -> Mask:
+    """The tensors of a mask over groups."""
+    return Mask(packed.query_group, packed.key_group, packed.tables)
+
+
+def change_of(edits: PackedEdits) -> Change:
+    """What changes scores."""
+    return Change(edits.amplified, edits.gain, edits.bias, edits.heads)
+
+
+def place_of(call: AttentionCall, edits: PackedEdits) -> Place:
+    """The numbers of a call."""
+    geometry = call.geometry
+    known = [0 if item is None else item.shape[1] for item in (edits.gain, edits.bias, edits.key_class)]
+    first = geometry.first_key
+    written = min(geometry.keys, geometry.length - first)
+    return Place(geometry.start, first, geometry.queries, geometry.keys, written, geometry.window, *known)
+
+
+def check_call(call: AttentionCall) -> None:
+    """Refuses shapes that do not belong together, before anything is launched.
+
+    Raises:
+        LvlmAttnError: if heads do not divide by key heads, head sizes differ or exceed 256, the geometry is of
+            another call, or the last dimension is not contiguous.
+    """
+    query, key, geometry = call.query, call.key, call.geometry
+    heads, queries, dim = query.shape[1:]
+    kv_heads, keys, key_dim = key.shape[1:]
+    if heads % kv_heads:
+        raise LvlmAttnError(f"{heads} query heads do not divide into {kv_heads} key heads; pass a multiple.")
+    if dim != key_dim or dim > 256:
+        raise LvlmAttnError(f"Head sizes are {dim} and {key_dim}; the kernels take equal ones up to 256.")
+    if (queries, keys) != (geometry.queries, geometry.keys):
+        raise LvlmAttnError(
+            f"The call has {queries} queries and {keys} keys, its geometry says {geometry.queries} and "
+            f"{geometry.keys}; pass the geometry of this call."
+        )
+    if query.stride(3) != 1 or key.stride(3) != 1:
+        raise LvlmAttnError("Queries or keys are not contiguous along the head; call .contiguous() on them.")
+
 
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     """Makes the device of a tensor the one that kernels are launched on."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
+
+
+class Launcher:
+    """Launches of one kernel that differ in tensors and strides alone: all but the first skip Triton's own look-up.
+
+    A kernel is compiled for which tensors and strides are multiples of 16. Where all are, as they nearly always are,
+    what was compiled for one launch serves the next.
+    """
+
+    def __init__(self, kernel: Any, grid: tuple[int, int, int], constants: Mapping[str, Any], **options: Any):
+        self.kernel, self.grid = kernel, grid
+        self.constants, self.options = constants, {"enable_fp_fusion": True} | options
+        self.known: dict[Hashable, Any] = {}
+
+    def __call__(
+        self, tensors: tuple[Tensor | None, ...], change: Change, strides: tuple[int, ...], *rest: Any
+    ) -> None:
+        """Launches the kernel; `rest` is the same at every launch, or differs in floats alone."""
+        bits, largest = 0, 0
+        for item in (*tensors, *change):
+            if item is not None:
+                bits |= item.data_ptr()
+        for stride in strides:
+            bits |= stride
+            largest = max(largest, stride)
+        is_plain = bits % 16 == 0 and largest < 2**31
+        key = (*map(_is_none, tensors), *map(_is_none, change))
+        run = self.known.get(key) if is_plain else None
+        if run is not None:
+            run(*tensors, change, strides, *rest, *self.constants.values())
+            return
+        compiled = self.kernel[self.grid](*tensors, change, strides, *rest, **self.constants, **self.options)
+        if is_plain and compiled is not None:
+            self.known[key] = compiled[self.grid]
+
+
+def _is_none(item: Tensor | None) -> bool:
+    return item is None
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -42,103 +175,133 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def row_bits(table, row_group, HAS_TABLE: tl.constexpr):
-    """The entry of each row's group in `earlier_bits` or `later_bits`; -1 (all bits) without tables."""
-    if HAS_TABLE:
-        bits = tl.load(table + row_group)
-    else:
-        bits = tl.full(row_group.shape, -1, tl.int32)
-    return bits
+def row_state(at, head, sample, is_row, heads, mask, change, place, SHAPE: tl.constexpr):
+    """What is the same for all keys of a row: its group, the bits of groups it attends to, how much it is amplified.
 
-
-@triton.jit
-def may_attend(
-    row,
-    key,
-    row_group,
-    row_earlier,
-    row_later,
-    key_group,
-    earlier,
-    later,
-    window,
-    GROUPS: tl.constexpr,
-    HAS_KEYS: tl.constexpr,
-    HAS_TABLE: tl.constexpr,
-    HAS_LATER: tl.constexpr,
-    REACHES: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-):
-    """`(rows, keys)` booleans from positions, groups and tables; see `PackedVisibility`.
-
-    `row` and `key` are positions in the sequence; the caller masks columns past the last one.
+    `at` is the query of the call and `head` the head that each row is of.
     """
-    distance = row[:, None] - key[None, :]
+    group = tl.zeros(at.shape, tl.int32)
+    earlier = tl.full(at.shape, -1, tl.int32)
+    later = earlier
+    if mask.query_group is not None:
+        group = tl.load(mask.query_group + sample * place.queries + at, mask=is_row, other=0)
+        lines = mask.tables + 2 * SHAPE.groups * SHAPE.groups + 1
+        earlier = tl.load(lines + group)
+        later = tl.load(lines + SHAPE.lines * (1 + SHAPE.groups) + group)
+    amount = tl.zeros(at.shape, tl.float32)
+    if change.amplified is not None:
+        is_amplified = tl.load(change.amplified + sample * place.queries + at, mask=is_row, other=0)
+        amount = is_amplified.to(tl.float32)
+        if change.heads is not None:
+            amount *= tl.load(change.heads + sample * heads + head + at * 0, mask=is_row, other=0.0)
+    return group, earlier, later, amount
+
+
+@triton.jit
+def attended(row, position, state, bit, is_key, mask, place, SHAPE: tl.constexpr):
+    """`(rows, keys)` booleans: which keys the rows attend to; `bit` is that of the group of each key."""
+    row_group, earlier, later, _ = state
+    distance = row[:, None] - position[None, :]
     allowed = distance >= 0
-    if HAS_WINDOW:
-        allowed = allowed & (distance < window)
-    if HAS_TABLE:
-        column = tl.maximum(key_group, 0)
-        bit = (tl.full(column.shape, 1, tl.int32) << column)[None, :]
-        reached = (row_earlier[:, None] & bit) != 0
-        for place in tl.static_range(REACHES):
-            near = tl.load(earlier + place * (1 + GROUPS) + 1 + row_group)
-            reach = tl.load(earlier + place * (1 + GROUPS))
-            reached = reached | (((near[:, None] & bit) != 0) & (distance <= reach))
+    if place.window is not None:
+        allowed = allowed & (distance < place.window)
+    if SHAPE.lines > 0:
+        LINES: tl.constexpr = SHAPE.lines
+        lines = mask.tables + 2 * SHAPE.groups * SHAPE.groups
+        reached = (earlier[:, None] & bit[None, :]) != 0
+        for line in tl.static_range(1, LINES):
+            at = lines + line * (1 + SHAPE.groups)
+            near = tl.load(at + 1 + row_group)
+            reached = reached | (((near[:, None] & bit[None, :]) != 0) & (distance <= tl.load(at)))
         allowed = allowed & (reached | (distance == 0))
-        if HAS_LATER:
-            unlocked = (row_later[:, None] & bit) != 0
-            for place in tl.static_range(REACHES):
-                near = tl.load(later + place * (1 + GROUPS) + 1 + row_group)
-                reach = tl.load(later + place * (1 + GROUPS))
-                unlocked = unlocked | (((near[:, None] & bit) != 0) & (-distance <= reach))
+        if SHAPE.later:
+            unlocked = (later[:, None] & bit[None, :]) != 0
+            for line in tl.static_range(1, LINES):
+                at = lines + (SHAPE.lines + line) * (1 + SHAPE.groups)
+                near = tl.load(at + 1 + row_group)
+                unlocked = unlocked | (((near[:, None] & bit[None, :]) != 0) & (-distance <= tl.load(at)))
             allowed = allowed | ((distance < 0) & unlocked)
-    if HAS_KEYS:
-        allowed = allowed & (key_group >= 0)[None, :]
-    return allowed
+    return allowed & is_key[None, :]
 
 
 @triton.jit
-def ahead_bias(row, key, row_group, key_group, bias):
-    """What a strength adds to the scores of keys ahead, `(rows, keys)`, in units of log 2."""
-    column = tl.maximum(key_group, 0)
-    bit = (tl.full(column.shape, 1, tl.int32) << column)[None, :]
-    is_weaker = (tl.load(bias + 1 + row_group)[:, None] & bit) != 0
-    added = tl.load(bias).to(tl.float32, bitcast=True)
-    return tl.where((row[:, None] < key[None, :]) & is_weaker, added, 0.0)
+def edited_scores(
+    q,
+    k,
+    row,
+    state,
+    column,
+    is_column,
+    sample,
+    mask,
+    change,
+    place,
+    scale,
+    SHAPE: tl.constexpr,
+    SIGNED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`(rows, keys)` scores in units of log 2, minus infinity where a key is not attended to.
+
+    `q` is `(rows, head_dim)`, `k` is `(head_dim, keys)`; `row` are positions in the sequence, `column` key columns,
+    `state` comes from `row_state`. All that is read of a key is read before the product, to be there in time.
+    """
+    position = place.first_key + column
+    bit = tl.full(column.shape, 1, tl.int32)
+    raised = tl.zeros(column.shape, tl.float32)
+    added = tl.zeros(column.shape, tl.float32)
+    if mask.key_group is not None:
+        group = tl.load(mask.key_group + sample * place.keys + column, mask=is_column, other=-1)
+        is_column = is_column & (group >= 0)
+        bit = bit << tl.maximum(group, 0)
+    if change.gain is not None:
+        is_known = is_column & (position < place.gains)
+        raised = tl.load(change.gain + sample * place.gains + position, mask=is_known, other=0.0)
+    if change.bias is not None:
+        is_known = is_column & (position < place.biases)
+        added = tl.load(change.bias + sample * place.biases + position, mask=is_known, other=0.0)
+    scores = dot(q, k, None, PRECISION) * scale
+    if SHAPE.strength:
+        at = mask.tables + 2 * SHAPE.groups * SHAPE.groups + 2 * SHAPE.lines * (1 + SHAPE.groups)
+        is_weaker = (tl.load(at + 1 + state[0])[:, None] & bit[None, :]) != 0
+        weaker = tl.load(at).to(tl.float32, bitcast=True)
+        scores += tl.where((row[:, None] < position[None, :]) & is_weaker, weaker, 0.0)
+    if change.amplified is not None:
+        size = scores if SIGNED else tl.abs(scores)
+        # 1.44... is log2(e).
+        moved = raised[None, :] * size + added[None, :] * 1.4426950408889634
+        # Not 0 * moved, which is NaN where a bias is infinite.
+        amount = state[3][:, None]
+        scores = tl.where(amount != 0.0, scores + amount * moved, scores)
+    allowed = attended(row, position, state, bit, is_column, mask, place, SHAPE)
+    return tl.where(allowed, scores, float("-inf"))
 
 
 @triton.jit
-def amounts(flag, place, head_gain, is_place, HAS_HEADS: tl.constexpr):
-    """How much of an amplification each row gets: 0 without its flag, else the factor of its head at `place`."""
-    amount = (flag & 1).to(tl.float32)
-    if HAS_HEADS:
-        amount *= tl.load(head_gain + place, mask=is_place, other=0.0)
-    return amount
+def class_of(key_class, column, is_column, sample, place):
+    """The class of key columns; text where none is known."""
+    position = place.first_key + column
+    at = key_class + sample * place.classes + position
+    return tl.load(at, mask=is_column & (position < place.classes), other=0).to(tl.int32)
 
 
 @triton.jit
-def amplify(scores, amount, gain, bias, HAS_GAIN: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """`s + amount * (gain * |s| + bias)`; scores and bias in units of log 2, before masking."""
-    change = tl.zeros(scores.shape, tl.float32)
-    if HAS_GAIN:
-        change += gain[None, :] * tl.abs(scores)
-    if HAS_BIAS:
-        change += bias[None, :]
-    # Not 0 * change, which is NaN where a bias is infinite.
-    return tl.where(amount[:, None] != 0.0, scores + amount[:, None] * change, scores)
+def factor_of(kind, text, text_sink, patch, patch_sink):
+    """The factor of the class `kind`."""
+    return tl.where(kind == 0, text, tl.where(kind == 1, text_sink, tl.where(kind == 2, patch, patch_sink)))
 
 
 @triton.jit
-def row_gains(text_sink, patch, patch_sink, removed_fraction, rho, mass_floor):
-    """The factors of a redistribution from the masses of a row; see `spec.redistribution_gains`.
+def redistributed(text, text_sink, patch, patch_sink, settings):
+    """A rule: what becomes of the masses of the classes of a row; see `spec.redistribution_gains`.
 
     Returns:
-        The factor of sinks, the factor of plain patches, whether the row is changed, and the mass moved.
+        The factor of each class, whether the row is changed, and the mass moved. Another rule has the same form; the
+        kernels are given one as a constant.
     """
     image = patch + patch_sink
-    is_changed = (image >= mass_floor) & (patch >= rho * image) & (patch > 0)
-    taken = tl.where(is_changed, removed_fraction, 0.0)
+    is_changed = (image >= settings[2]) & (patch >= settings[1] * image) & (patch > 0)
+    taken = tl.where(is_changed, settings[0], 0.0)
     moved = taken * (text_sink + patch_sink)
     grow = 1.0 + moved / tl.where(is_changed, patch, 1.0)
-    return 1.0 - taken, grow, is_changed, moved
+    return taken * 0.0 + 1.0, 1.0 - taken, grow, 1.0 - taken, is_changed, moved

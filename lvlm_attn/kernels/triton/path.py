@@ -1,12 +1,12 @@
-"""The Triton path of one attention call: which kernels run, and what layers of a call share.
+"""What the kernels offer the runtime: packs the edits of one attention call, and picks the kernel.
 
-- Few queries (decoding): one split pass computes every row with all its edits; the user's backend does not run.
-- Many queries and a visibility that acts: `prefill` computes every row, and the backend does not run.
-- Many queries otherwise: the backend computes every row, as fast as it can, and nothing is added to it but the
-  touched rows, which `rows` computes again. With a visibility they are computed after `prefill` in the same way.
+- `rows`, split over the keys, takes all of a short call, which is decoding: everything in one pass. Of a long call it
+  takes the rows whose scores change, each key by its own amount.
+- `correct` takes the rows of a long call whose weight is only moved between classes of keys: it reads few keys again.
+- `prefill` computes every row of a long call with a visibility. Without one the user's own backend is as fast.
 
-Everything that depends on positions alone (packed groups, lists of blocks, packed rows) is made once per call and
-kept in its memo, since all layers of a call ask for the same.
+Everything that depends on positions alone (packed groups, lists of blocks, packed rows, plans of launches) is made
+once per call and kept in its memo, since all layers of a call ask for the same.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from lvlm_attn.kernels.packing import PackedEdits, PackedVisibility, pack_edits,
 from lvlm_attn.kernels.readouts import Reading, Readout
 from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution
 from lvlm_attn.kernels.torch_path import Rows
-from lvlm_attn.kernels.triton import readout as triton_readout
 from lvlm_attn.kernels.triton.blocks import BlockLists, list_blocks
-from lvlm_attn.kernels.triton.decode import MAX_QUERIES, decode
+from lvlm_attn.kernels.triton.correct import CorrectPlan
 from lvlm_attn.kernels.triton.prefill import attend_all
-from lvlm_attn.kernels.triton.rows import AMPLIFIED, MOVED, attend_rows
+from lvlm_attn.kernels.triton.readout import read
+from lvlm_attn.kernels.triton.rows import RowsPlan
 from lvlm_attn.kernels.triton.tiles import chip_of, prefill_tile
 from lvlm_attn.kernels.visibility import Visibility
 
 Made = TypeVar("Made")
+MAX_QUERIES = 8
+"""Queries of a short call."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +77,7 @@ class PackedCall:
 
     @property
     def is_short(self) -> bool:
-        """Whether the decode kernel takes all of it."""
+        """Whether one pass over the keys takes all of it, every row with its edits."""
         return self.call.geometry.queries <= MAX_QUERIES
 
     @property
@@ -83,33 +85,55 @@ class PackedCall:
         """Whether scores or weights change."""
         return self.amplification is not None or self.redistribution is not None
 
-    def every_row(self, counts: Tensor | None = None) -> Tensor:
+    @property
+    def is_corrected(self) -> bool:
+        """Whether the output of plain attention is corrected, for which the log-sum-exp of its rows is of use."""
+        return self.redistribution is not None and self.amplification is None and not self.is_short
+
+    def every_row(
+        self,
+        *,
+        log_sum_exp: Tensor | None = None,
+        moved: Tensor | None = None,
+        amplified: Tensor | None = None,
+    ) -> Tensor:
         """Computes every row: with all edits in a short call, with the visibilities alone in a long one.
 
         Args:
-            counts: see `edited_rows`; only a short call adds to it.
+            log_sum_exp: `(batch, heads, queries)` fp32, contiguous, written in a long call: the natural logarithm of
+                the softmax's denominator.
+            moved: see `edited_rows`; only a short call adds to it.
+            amplified: see `edited_rows`; only a short call adds to it.
 
         Returns:
             `(batch, queries, heads, head_dim)`.
         """
+        query = self.call.query
         if not self.is_short:
-            return attend_all(self.call, packed=self._packed, lists=self._lists)
-        return decode(
-            self.call,
-            packed=self._packed,
-            edits=self._packed_edits,
-            flags=self._flags() if self.has_edits else None,
-            counts=counts,
-        ).output
+            return attend_all(self.call, packed=self._packed, lists=self._lists, log_sum_exp=log_sum_exp)
+        output = query.new_empty(query.shape[0], query.shape[2], query.shape[1], query.shape[3])
+        self._plan(None).run(self.call, self._packed_edits, output, moved=moved, amplified=amplified)
+        return output
 
-    def edited_rows(self, output: Tensor, rows: Rows | None, counts: Tensor | None = None) -> Tensor:
+    def edited_rows(
+        self,
+        output: Tensor,
+        rows: Rows | None,
+        *,
+        log_sum_exp: Tensor | None = None,
+        moved: Tensor | None = None,
+        amplified: Tensor | None = None,
+    ) -> Tensor:
         """Computes the touched rows again with their edits.
 
         Args:
             output: `(batch, queries, heads, head_dim)`, every row without them; written in place.
             rows: the rows that amplification or redistribution touch, None for none.
-            counts: `(3,)` float64, added up in place: rows whose weight was moved, rows where it could be, and
+            log_sum_exp: `(batch, heads, queries)` fp32, the natural logarithm of the softmax's denominator, if the
+                output came with it; taken where `is_corrected`.
+            moved: `(3,)` float64, added up in place: rows whose weight was moved, rows where it could be, and
                 the weight moved.
+            amplified: the same of rows whose scores are changed.
 
         Returns:
             The output.
@@ -117,31 +141,20 @@ class PackedCall:
         if rows is None:
             return output
         output = output if output.stride(-1) == 1 else output.contiguous()
-        index, flags = self._shared(("rows", *self._touched), lambda: self._pack_rows(rows))
-        attend_rows(
-            output,
-            self.call,
-            packed=self._packed,
-            edits=self._packed_edits,
-            index=index,
-            flags=flags,
-            counts=counts,
-        )
+        call, edits = self.call, self._packed_edits
+        if self.is_corrected:
+            self._correction(rows).run(call, edits, output, log_sum_exp=log_sum_exp, moved=moved)
+        else:
+            self._plan(rows).run(call, edits, output, moved=moved, amplified=amplified)
         return output
 
     def read(self, wanted: Readout) -> Reading:
-        """Reads quantities off the weights, as the edits left them, without holding them."""
-        return triton_readout.read(
-            self.call,
-            wanted,
-            packed=self._packed,
-            edits=self._packed_edits,
-            flags=self._flags() if self.has_edits else None,
-        )
+        """Reads rows of the weights, as the edits left them; `readout.is_readable` must hold."""
+        return read(self.call, wanted, packed=self._packed, edits=self._packed_edits)
 
     @cached_property
     def _packed_edits(self) -> PackedEdits:
-        return pack_edits(self.amplification, self.redistribution, self.call.geometry, self.call.query.device)
+        return pack_edits(self.amplification, self.redistribution, self.call.query.device)
 
     @property
     def _packed(self) -> PackedVisibility:
@@ -165,33 +178,40 @@ class PackedCall:
         geometry = self.call.geometry
         return (geometry.keys, geometry.window, self.call.query.device, *self.visibility)
 
-    @property
-    def _touched(self) -> tuple[Tensor | None, ...]:
-        return tuple(None if item is None else item.is_touched for item in self._edits)
+    def _plan(self, rows: Rows | None) -> RowsPlan:
+        def made() -> RowsPlan:
+            return RowsPlan.of(
+                self.call, self._packed, self._packed_edits, index=self._index(rows), is_every=rows is None
+            )
+
+        return self._shared(("rows", rows, *self._form, *self._place), made)
+
+    def _correction(self, rows: Rows) -> CorrectPlan:
+        def made() -> CorrectPlan:
+            return CorrectPlan.of(self.call, self._packed, self._packed_edits, index=self._index(rows))
+
+        return self._shared(("correct", rows, *self._form, *self._place), made)
+
+    def _index(self, rows: Rows | None) -> Tensor | None:
+        # Rows that stand in for missing ones are untouched.
+        if rows is None or rows.is_all:
+            return None
+        return rows.index.to(self.call.query.device, torch.int32).contiguous()
 
     @property
-    def _edits(self) -> tuple[Amplification | None, Redistribution | None]:
-        return self.amplification, self.redistribution
-
-    def _flags(self) -> Tensor:
-        """`(batch, queries)` int8."""
-        device = self.call.query.device
-
-        def made() -> Tensor:
-            total: Tensor | None = None
-            for item, bit in zip(self._edits, (AMPLIFIED, MOVED)):
-                if item is not None:
-                    part = item.is_touched.to(device, torch.int8) * bit
-                    total = part if total is None else total + part
-            assert total is not None
-            return total.contiguous()
-
-        return self._shared(("flags", device, *self._touched), made)
-
-    def _pack_rows(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        # Padding rows repeat untouched ones, so that their flags are 0.
-        index = rows.index.to(self.call.query.device)
-        return index.to(torch.int32).contiguous(), self._flags().gather(1, index).contiguous()
+    def _form(self) -> tuple[Hashable, ...]:
+        """What plans are made for, beside where positions stand."""
+        edits, query = self._packed_edits, self.call.query
+        given = edits.gain, edits.bias, edits.heads, edits.key_class
+        known = (None if item is None else item.shape[1] for item in given)
+        return (
+            query.shape,
+            query.dtype,
+            self.call.key.shape[1],
+            edits.amplified is None,
+            edits.signed,
+            *known,
+        )
 
     def _shared(self, key: tuple[Hashable, ...], make: Callable[[], Made]) -> Made:
         return self.call.memo.shared((PackedCall, *key), make)

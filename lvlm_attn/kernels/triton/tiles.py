@@ -7,6 +7,7 @@ no spills at head sizes 64 and 128, by ahead-of-time compilation in `tests/kerne
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,6 +22,9 @@ SHARED_MEMORY: dict[Chip, int] = {
     "cdna": 64 * 1024,
 }
 """Most bytes of shared memory that one block may use: Hopper and later, A100, other NVIDIA chips, AMD's CDNA 3."""
+
+
+MAX_SPLITS = 64
 
 
 class Tile(NamedTuple):
@@ -81,15 +85,25 @@ def padded_head_dim(head_dim: int) -> int:
 
 def chip_of(tensor: Tensor) -> Chip:
     """The kind of device a tensor lies on; `"cpu"` is the interpreter, which likes few, large tiles."""
-    if not tensor.is_cuda:
-        return "cpu"
+    return _device(tensor.device)[0] if tensor.is_cuda else "cpu"
+
+
+def processors_of(tensor: Tensor) -> int:
+    """Multiprocessors of the device a tensor lies on."""
+    return _device(tensor.device)[1] if tensor.is_cuda else 4
+
+
+@cache
+def _device(device: torch.device) -> tuple[Chip, int]:
+    properties = torch.cuda.get_device_properties(device)
+    chip: Chip = "small"
     if torch.version.hip is not None:
-        return "cdna"
-    memory = getattr(torch.cuda.get_device_properties(tensor.device), "shared_memory_per_block_optin", 0)
-    for chip in ("sm_90", "sm_80"):
-        if memory >= SHARED_MEMORY[chip]:
-            return chip
-    return "small"
+        chip = "cdna"
+    else:
+        memory = getattr(properties, "shared_memory_per_block_optin", 0)
+        chips: tuple[Chip, ...] = ("sm_90", "sm_80")
+        chip = next((name for name in chips if memory >= SHARED_MEMORY[name]), "small")
+    return chip, int(properties.multi_processor_count)
 
 
 def prefill_tile(chip: Chip, head_dim: int, itemsize: int) -> Tile:
@@ -105,21 +119,56 @@ def prefill_tile(chip: Chip, head_dim: int, itemsize: int) -> Tile:
     return _PREFILL[chip][max(64, padded_head_dim(head_dim)), itemsize]
 
 
-def rows_tile(chip: Chip, head_dim: int, itemsize: int, rows: int) -> Tile:
-    """The tile of the kernels that compute touched rows.
+def split_tile(chip: Chip, head_dim: int, itemsize: int, rows: int) -> Tile:
+    """The tile of the kernels that compute some rows, or correct them.
 
     Args:
         chip: kind of device.
         head_dim: width of a head, at most 256.
         itemsize: bytes per number.
-        rows: rows that share keys: touched rows times the query heads per key head.
+        rows: rows that share keys, copies included: rows times the query heads per key head.
     """
     wide = padded_head_dim(head_dim)
-    if chip == "cpu":
-        most, block_n = 64, 128
-    elif itemsize == 4:  # no tensor cores: large tiles spill
-        most, block_n = 16, 32 if wide <= 64 else 16
-    else:
-        most, block_n = 64 if wide <= 128 else 32, 64 if wide <= 64 else 32
+    if itemsize == 4 and chip != "cpu":  # no tensor cores: large tiles spill
+        return Tile(16, 32 if wide < 64 else 16, 4, 1 if chip == "cdna" else 2)
+    most = 64 if wide <= 64 or (wide == 128 and chip == "sm_90") or chip == "cpu" else 32
     block_m = min(most, max(16, 1 << (rows - 1).bit_length()))
-    return Tile(block_m, block_n, 4, 1 if chip in ("cdna", "cpu") else 2)
+    return Tile(block_m, 64 if wide <= 128 else 32, 4, _SPLIT_STAGES[chip])
+
+
+def correct_tile(chip: Chip, head_dim: int, itemsize: int, rows: int) -> Tile:
+    """The tile of the kernel that corrects rows: few keys, and two sums of a row beside its accumulator."""
+    tile = split_tile(chip, head_dim, itemsize, rows)
+    return tile._replace(block_n=min(tile.block_n, 32), stages=min(tile.stages, 2))
+
+
+_SPLIT_STAGES: dict[Chip, int] = {"sm_90": 3, "sm_80": 2, "small": 2, "cdna": 1, "cpu": 1}
+
+
+def choose_splits(programs: int, columns: int, processors: int, block_n: int) -> int:
+    """How many parts the keys are split into.
+
+    Two blocks run on a multiprocessor at a time. The fewest splits are taken that keep the last wave of blocks
+    within 5 % of the fullest there is. No split is shorter than 4 tiles, or, where these are too few to fill the
+    device (query heads that share few key heads), than 2.
+
+    Args:
+        programs: blocks there are for each split.
+        columns: keys in the cache.
+        processors: multiprocessors of the device.
+        block_n: keys in a tile.
+
+    Example:
+        >>> choose_splits(32, 2900, 132, 64)  # 32 heads, 132 multiprocessors: 8 x 32 blocks run at once
+        8
+    """
+    places = 2 * processors
+    most = columns // (4 * block_n)
+    if programs * most < places:
+        most = columns // (2 * block_n)
+    most = max(min(MAX_SPLITS, most), 1)
+    filled = [programs * splits / places for splits in range(1, most + 1)]
+    efficiency = [waves / -(-waves // 1) for waves in filled]
+    chosen = next(i + 1 for i, value in enumerate(efficiency) if value >= 0.95 * max(efficiency))
+    blocks = max(-(-columns // block_n), 1)
+    return -(-blocks // -(-blocks // chosen))  # whole tiles, none of them empty

@@ -1,6 +1,7 @@
 """Decoding in Triton against the definition in float64."""
 
 import dataclasses
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,33 +11,43 @@ from hypothesis import strategies as st
 pytest.importorskip("triton")
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.kernels.packing import PackedVisibility, pack_edits
-from lvlm_attn.kernels.spec import Geometry, Redistribution, class_indicator
-from lvlm_attn.kernels.triton.decode import Decoded, choose_splits, decode, decode_tile
-from lvlm_attn.kernels.triton.tiles import Tile
+from lvlm_attn.kernels.packing import PackedEdits, PackedVisibility
+from lvlm_attn.kernels.spec import Geometry, Redistribution
+from lvlm_attn.kernels.triton.rows import RowsPlan, attend_rows
+from lvlm_attn.kernels.triton.tiles import Tile, choose_splits, split_tile
 from tests.fuzzing import sized
-from tests.kernels.drawn import Drawn, calls, is_close_call, relative
+from tests.kernels.drawn import Drawn, calls, is_close_call, masses_of, relative
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TILE = Tile(16, 16, 4, 1)
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
-def run(call, **options):
-    """Decodes into a poisoned output."""
+@dataclass
+class Found:
+    """What the kernel gives, on the CPU."""
+
+    output: torch.Tensor
+    log_sum_exp: torch.Tensor
+    masses: torch.Tensor
+    is_changed: torch.Tensor
+    moved: torch.Tensor
+
+
+def run(call, every=True, index=None, output=None, **options):
+    """Computes rows into a poisoned output, or into what is given."""
     batch, heads, queries, dim = call.query.shape
-    output = torch.full((batch, queries, heads, dim), torch.nan, dtype=call.query.dtype, device=DEVICE)
-    flags = call.flags().to(DEVICE)
-    found = decode(call.attention(DEVICE), output=output, flags=flags, **call.packed(DEVICE), **options)
-    assert found.output is output
-    moved = {} if found.moved is None else {"moved": found.moved.cpu(), "masses": found.masses.cpu()}
-    is_changed = None if found.is_changed is None else found.is_changed.cpu().bool()
-    return Decoded(output.cpu(), found.log_sum_exp.cpu(), is_changed=is_changed, **moved)
+    if output is None:
+        output = torch.full((batch, queries, heads, dim), torch.nan, dtype=call.query.dtype, device=DEVICE)
+    if index is not None:
+        index = index.int().contiguous().to(DEVICE)
+    packed = call.packed(DEVICE)
+    seen = attend_rows(call.attention(DEVICE), output, is_every=every, index=index, **packed, **options).cpu()
+    return Found(output.cpu(), seen[..., 0], seen[..., 1:5], seen[..., 9] > 0, seen[..., 10])
 
 
 def check(call, found, bound=1e-5):
     """Every number against float64."""
-    _, before = call.truth(moves=False)
     want, _ = call.truth()
     total = call.log_sum_exp()
     blind = total == -torch.inf
@@ -46,11 +57,10 @@ def check(call, found, bound=1e-5):
     assert (found.output.transpose(1, 2)[blind] == 0).all()
     spec = call.redistribution
     if spec is None:
-        assert found.masses is None
+        assert not found.is_changed.any()
         assert relative(found.output, want) < bound
         return
-    indicator = class_indicator(call.geometry.to_columns(spec.key_class), torch.float64)
-    masses = torch.einsum("bhqk,bck->bhqc", before, indicator)
+    masses = masses_of(call)
     assert relative(found.masses, masses) < bound
     # Where rounding may decide a row either way, the kernel's decision is taken and the rest is checked.
     undecided = is_close_call(call, masses) & spec.is_touched[:, None]
@@ -165,20 +175,18 @@ def test_strides_of_a_view():
 
 def test_refuses_what_does_not_fit():
     call = ordinary(20, 1, 4)
-    packed, given = PackedVisibility(None, None), call.attention()
-    edits = pack_edits(None, call.redistribution, call.geometry, call.query.device)
-    with pytest.raises(LvlmAttnError, match="flags"):
-        decode(given, edits=edits, packed=packed)
+    packed, edits, given = PackedVisibility(), PackedEdits(), call.attention()
     other = {"query": call.query[:, :3], "key": call.key.expand(-1, 2, -1, -1)}
     with pytest.raises(LvlmAttnError, match="divide"):
-        decode(dataclasses.replace(given, **other), packed=packed)
+        RowsPlan.of(dataclasses.replace(given, **other), packed, edits)
     with pytest.raises(LvlmAttnError, match="geometry"):
-        decode(dataclasses.replace(given, key=call.key[:, :, 1:]), packed=packed)
+        RowsPlan.of(dataclasses.replace(given, key=call.key[:, :, 1:]), packed, edits)
 
 
 def test_splits_fill_the_device():
     assert choose_splits(32, 2900, 132, 64) == 8
     assert choose_splits(256, 2900, 132, 64) == 1
+    assert choose_splits(8, 2900, 132, 64) == 16  # heads that share keys: shorter parts
     assert choose_splits(1, 100, 132, 64) == 1  # too short to split
     assert 1 <= choose_splits(1, 10**6, 132, 64) <= 64
 
@@ -186,7 +194,7 @@ def test_splits_fill_the_device():
 def test_tiles_hold_all_copies_of_a_row():
     for dim in (32, 64, 80, 128, 256):
         for rows in (1, 4, 32, 256):
-            tile = decode_tile("sm_90", dim, 2, rows)
+            tile = split_tile("sm_90", dim, 2, rows)
             assert tile.block_m >= 16
             assert tile.block_m % 4 == 0
 
@@ -221,7 +229,7 @@ def test_counts_add_up():
         call.redistribution, is_touched=torch.tensor([[True, False, True]])
     )
     counts = torch.zeros(3, dtype=torch.float64, device=DEVICE)
-    found = [run(call, counts=counts, splits=splits) for splits in (1, 2)]
+    found = [run(call, moved=counts, splits=splits) for splits in (1, 2)]
     want = [
         sum(float(part.sum()) for part in parts) for parts in zip(*((f.is_changed, f.moved) for f in found))
     ]

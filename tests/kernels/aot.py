@@ -109,11 +109,11 @@ def calls(head_dim: int, bits: int, what: str) -> Iterator[Callable[[], object]]
 
 def compiled(launch: Callable[[], object], chip: str) -> Iterator[dict[str, Any]]:
     """Compiles the kernels that a launcher starts, as if the tensors lay on the chip; what they need of it."""
-    seen: list[tuple[Any, dict[str, Any]]] = []
+    seen: list[Any] = []
     run = triton.JITFunction.run
 
     def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        seen.append((run(kernel, *args, grid=grid, warmup=True, **kwargs), kwargs))
+        seen.append(run(kernel, *args, grid=grid, warmup=True, **kwargs))
 
     modules = (triton_path, triton_prefill, triton_rows, triton_correct, triton_readout)
     before = [module.chip_of for module in modules]
@@ -126,9 +126,8 @@ def compiled(launch: Callable[[], object], chip: str) -> Iterator[dict[str, Any]
         triton.JITFunction.run = run
         for module, chip_of in zip(modules, before):
             module.chip_of = chip_of
-    for binary, given in seen:
-        tile = [given.get(key) for key in ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")]
-        found = {"hash": binary.hash, "kernel": binary.src.fn.__name__, "tile": tile}
+    for binary in seen:
+        found = {"hash": binary.hash, "kernel": binary.src.fn.__name__}
         found["shared"] = binary.metadata.shared
         yield found | (_resources(binary.asm["cubin"]) if "cubin" in binary.asm else {})
 

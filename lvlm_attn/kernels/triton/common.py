@@ -7,7 +7,7 @@ Importing this module needs Triton; `lvlm_attn.kernels.dispatch` imports it only
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.kernels.call import AttentionCall
-from lvlm_attn.kernels.packing import PackedEdits, PackedVisibility
+from lvlm_attn.kernels.packing import PackedEdits, PackedVisibility, Shape
+from lvlm_attn.kernels.triton.tiles import Tile, padded_head_dim
 
 LOG_2 = 0.6931471805599453
 
@@ -40,8 +41,30 @@ class Change(NamedTuple):
     heads: Tensor | None = None
 
 
+class Form(NamedTuple):
+    """What a kernel is compiled for.
+
+    Attributes:
+        shape: that of the mask over groups.
+        signed: whether a gain is on the score itself instead of its size.
+        head_dim: width of a head.
+        block_d: the power of two it is padded to.
+        block_m: rows of a tile.
+        block_n: keys of a tile.
+        precision: how `dot` multiplies.
+    """
+
+    shape: Shape
+    signed: bool
+    head_dim: int
+    block_d: int
+    block_m: int
+    block_n: int
+    precision: str
+
+
 class Place(NamedTuple):
-    """Where queries and keys stand: numbers that change from step to step, for none of which a kernel is compiled.
+    """Where queries and keys stand: numbers that change from step to step, each `hidden` from Triton.
 
     Attributes:
         start: position of the first query.
@@ -82,7 +105,45 @@ def place_of(call: AttentionCall, edits: PackedEdits) -> Place:
     known = [0 if item is None else item.shape[1] for item in (edits.gain, edits.bias, edits.key_class)]
     first = geometry.first_key
     written = min(geometry.keys, geometry.length - first)
-    return Place(geometry.start, first, geometry.queries, geometry.keys, written, geometry.window, *known)
+    return Place(
+        *map(hidden, (geometry.start, first, geometry.queries, geometry.keys, written)),
+        None if geometry.window is None else hidden(geometry.window),
+        *map(hidden, known),
+    )
+
+
+def form_of(call: AttentionCall, packed: PackedVisibility, edits: PackedEdits, tile: Tile) -> Form:
+    """What kernels of a call are compiled for."""
+    dim, dtype = call.query.shape[3], call.query.dtype
+    wide = padded_head_dim(dim)
+    return Form(packed.shape, edits.signed, dim, wide, tile.block_m, tile.block_n, precision(dtype))
+
+
+def hidden(number: int) -> int:
+    """A number for which no kernel is compiled.
+
+    Triton compiles a kernel anew for numbers that are 1 or multiples of 16, and cannot be told not to inside a tuple.
+    """
+    return 32 * number + 3
+
+
+@triton.jit
+def seen_place(place):
+    """The numbers of a `Place`, as they are."""
+    window = place.window
+    if window is not None:
+        window = window >> 5
+    return Place(
+        place.start >> 5,
+        place.first_key >> 5,
+        place.queries >> 5,
+        place.keys >> 5,
+        place.written >> 5,
+        window,
+        place.gains >> 5,
+        place.biases >> 5,
+        place.classes >> 5,
+    )
 
 
 def check_call(call: AttentionCall) -> None:
@@ -122,7 +183,7 @@ class Launcher:
     what was compiled for one launch serves the next.
     """
 
-    def __init__(self, kernel: Any, grid: tuple[int, int, int], constants: Mapping[str, Any], **options: Any):
+    def __init__(self, kernel: Any, grid: tuple[int, int, int], constants: tuple[Any, ...], **options: Any):
         self.kernel, self.grid = kernel, grid
         self.constants, self.options = constants, {"enable_fp_fusion": True} | options
         self.known: dict[Hashable, Any] = {}
@@ -142,9 +203,9 @@ class Launcher:
         key = (*map(_is_none, tensors), *map(_is_none, change))
         run = self.known.get(key) if is_plain else None
         if run is not None:
-            run(*tensors, change, strides, *rest, *self.constants.values())
+            run(*tensors, change, strides, *rest, *self.constants)
             return
-        compiled = self.kernel[self.grid](*tensors, change, strides, *rest, **self.constants, **self.options)
+        compiled = self.kernel[self.grid](*tensors, change, strides, *rest, *self.constants, **self.options)
         if is_plain and compiled is not None:
             self.known[key] = compiled[self.grid]
 
@@ -175,19 +236,21 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def row_state(at, head, sample, is_row, heads, mask, change, place, SHAPE: tl.constexpr):
+def row_state(at, head, sample, is_row, heads, spec, F: tl.constexpr):
     """What is the same for all keys of a row: its group, the bits of groups it attends to, how much it is amplified.
 
-    `at` is the query of the call and `head` the head that each row is of.
+    `at` is the query of the call and `head` the head that each row is of; `spec` is a `Mask`, a `Change`, a `Place`,
+    and the factor on the scores in units of log 2.
     """
+    mask, change, place, _ = spec
     group = tl.zeros(at.shape, tl.int32)
     earlier = tl.full(at.shape, -1, tl.int32)
     later = earlier
     if mask.query_group is not None:
         group = tl.load(mask.query_group + sample * place.queries + at, mask=is_row, other=0)
-        lines = mask.tables + 2 * SHAPE.groups * SHAPE.groups + 1
+        lines = mask.tables + 2 * F.shape.groups * F.shape.groups + 1
         earlier = tl.load(lines + group)
-        later = tl.load(lines + SHAPE.lines * (1 + SHAPE.groups) + group)
+        later = tl.load(lines + F.shape.lines * (1 + F.shape.groups) + group)
     amount = tl.zeros(at.shape, tl.float32)
     if change.amplified is not None:
         is_amplified = tl.load(change.amplified + sample * place.queries + at, mask=is_row, other=0)
@@ -198,26 +261,27 @@ def row_state(at, head, sample, is_row, heads, mask, change, place, SHAPE: tl.co
 
 
 @triton.jit
-def attended(row, position, state, bit, is_key, mask, place, SHAPE: tl.constexpr):
+def attended(row, position, state, bit, is_key, spec, F: tl.constexpr):
     """`(rows, keys)` booleans: which keys the rows attend to; `bit` is that of the group of each key."""
+    mask, _, place, _ = spec
     row_group, earlier, later, _ = state
     distance = row[:, None] - position[None, :]
     allowed = distance >= 0
     if place.window is not None:
         allowed = allowed & (distance < place.window)
-    if SHAPE.lines > 0:
-        LINES: tl.constexpr = SHAPE.lines
-        lines = mask.tables + 2 * SHAPE.groups * SHAPE.groups
+    if F.shape.lines > 0:
+        LINES: tl.constexpr = F.shape.lines
+        lines = mask.tables + 2 * F.shape.groups * F.shape.groups
         reached = (earlier[:, None] & bit[None, :]) != 0
         for line in tl.static_range(1, LINES):
-            at = lines + line * (1 + SHAPE.groups)
+            at = lines + line * (1 + F.shape.groups)
             near = tl.load(at + 1 + row_group)
             reached = reached | (((near[:, None] & bit[None, :]) != 0) & (distance <= tl.load(at)))
         allowed = allowed & (reached | (distance == 0))
-        if SHAPE.later:
+        if F.shape.later:
             unlocked = (later[:, None] & bit[None, :]) != 0
             for line in tl.static_range(1, LINES):
-                at = lines + (SHAPE.lines + line) * (1 + SHAPE.groups)
+                at = lines + (LINES + line) * (1 + F.shape.groups)
                 near = tl.load(at + 1 + row_group)
                 unlocked = unlocked | (((near[:, None] & bit[None, :]) != 0) & (-distance <= tl.load(at)))
             allowed = allowed | ((distance < 0) & unlocked)
@@ -225,27 +289,13 @@ def attended(row, position, state, bit, is_key, mask, place, SHAPE: tl.constexpr
 
 
 @triton.jit
-def edited_scores(
-    q,
-    k,
-    row,
-    state,
-    column,
-    is_column,
-    sample,
-    mask,
-    change,
-    place,
-    scale,
-    SHAPE: tl.constexpr,
-    SIGNED: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def edited_scores(q, k, row, state, column, is_column, sample, spec, F: tl.constexpr):
     """`(rows, keys)` scores in units of log 2, minus infinity where a key is not attended to.
 
     `q` is `(rows, head_dim)`, `k` is `(head_dim, keys)`; `row` are positions in the sequence, `column` key columns,
     `state` comes from `row_state`. All that is read of a key is read before the product, to be there in time.
     """
+    mask, change, place, scale = spec
     position = place.first_key + column
     bit = tl.full(column.shape, 1, tl.int32)
     raised = tl.zeros(column.shape, tl.float32)
@@ -260,20 +310,20 @@ def edited_scores(
     if change.bias is not None:
         is_known = is_column & (position < place.biases)
         added = tl.load(change.bias + sample * place.biases + position, mask=is_known, other=0.0)
-    scores = dot(q, k, None, PRECISION) * scale
-    if SHAPE.strength:
-        at = mask.tables + 2 * SHAPE.groups * SHAPE.groups + 2 * SHAPE.lines * (1 + SHAPE.groups)
+    scores = dot(q, k, None, F.precision) * scale
+    if F.shape.strength:
+        at = mask.tables + 2 * F.shape.groups * F.shape.groups + 2 * F.shape.lines * (1 + F.shape.groups)
         is_weaker = (tl.load(at + 1 + state[0])[:, None] & bit[None, :]) != 0
         weaker = tl.load(at).to(tl.float32, bitcast=True)
         scores += tl.where((row[:, None] < position[None, :]) & is_weaker, weaker, 0.0)
     if change.amplified is not None:
-        size = scores if SIGNED else tl.abs(scores)
+        size = scores if F.signed else tl.abs(scores)
         # 1.44... is log2(e).
         moved = raised[None, :] * size + added[None, :] * 1.4426950408889634
         # Not 0 * moved, which is NaN where a bias is infinite.
         amount = state[3][:, None]
         scores = tl.where(amount != 0.0, scores + amount * moved, scores)
-    allowed = attended(row, position, state, bit, is_column, mask, place, SHAPE)
+    allowed = attended(row, position, state, bit, is_column, spec, F)
     return tl.where(allowed, scores, float("-inf"))
 
 

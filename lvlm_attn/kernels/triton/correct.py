@@ -32,15 +32,17 @@ from lvlm_attn.kernels.triton.common import (
     dot,
     edited_scores,
     factor_of,
+    form_of,
+    hidden,
     mask_of,
     on_device,
     place_of,
-    precision,
     redistributed,
     row_state,
+    seen_place,
 )
-from lvlm_attn.kernels.triton.rows import SEEN, RowsPlan
-from lvlm_attn.kernels.triton.tiles import Tile, chip_of, correct_tile, padded_head_dim
+from lvlm_attn.kernels.triton.rows import SEEN, Cut, RowsPlan
+from lvlm_attn.kernels.triton.tiles import Tile, chip_of, correct_tile
 
 LEAST_REST = 0.01
 MOST_FACTOR = 4.0
@@ -103,27 +105,17 @@ class CorrectPlan:
         batch, heads, _, head_dim = query.shape
         shared = heads // kv_heads * rows.cut.rows
         tile = tile or correct_tile(chip_of(query), head_dim, query.element_size(), shared)
-        constants = {
-            "SHAPE": packed.shape,
-            "RULE": redistributed,
-            "LEAST_REST": LEAST_REST,
-            "MOST_FACTOR": MOST_FACTOR,
-            "LOSS": loss_of(query.dtype),
-            "HEAD_DIM": head_dim,
-            "BLOCK_D": padded_head_dim(head_dim),
-            "BLOCK_M": tile.block_m,
-            "BLOCK_N": tile.block_n,
-            "PRECISION": precision(query.dtype),
-        }
+        form = form_of(call, packed, plain, tile)
+        constants = redistributed, LEAST_REST, MOST_FACTOR, loss_of(query.dtype), form
         grid = triton.cdiv(shared, tile.block_m) * kv_heads, batch, 1
         return CorrectPlan(
-            Launcher(_list_keys, (batch, 1, 1), {"BLOCK": 1024}, num_warps=4),
+            Launcher(_list_keys, (batch, 1, 1), (1024,), num_warps=4),
             Launcher(_correct, grid, constants, num_warps=tile.warps, num_stages=tile.stages),
             rows,
             index,
             torch.empty(batch, call.geometry.keys, dtype=torch.int32, device=query.device),
             torch.empty(batch, 2, dtype=torch.int32, device=query.device),
-            (mask_of(packed), place_of(call, edits), rows.cut),
+            (mask_of(packed), place_of(call, edits), Cut(*map(hidden, rows.cut))),
         )
 
     def run(
@@ -148,10 +140,10 @@ class CorrectPlan:
                 weight moved.
         """
         query, key, value = call.query, call.key, call.value
-        mask, place, cut = self.shared
+        mask, place, hidden_cut = self.shared
         is_packed = log_sum_exp is None
         if log_sum_exp is None:
-            shape = query.shape[0], query.shape[1], cut.rows, SEEN
+            shape = query.shape[0], query.shape[1], self.rows.cut.rows, SEEN
             seen = torch.empty(shape, dtype=torch.float32, device=query.device)
             self.rows.run(call, PackedEdits(), None, seen=seen)
             log_sum_exp = seen[..., 0]
@@ -165,16 +157,17 @@ class CorrectPlan:
                 strides,
                 mask,
                 place,
-                cut,
-                (*log_sum_exp.stride(), int(is_packed)),
+                hidden_cut,
+                tuple(map(hidden, (*log_sum_exp.stride(), int(is_packed)))),
                 edits.settings,
                 call.scaling * LOG2E,
             )
 
 
-@triton.jit(do_not_specialize=["place"])
+@triton.jit
 def _list_keys(key_class, order, listed, change, strides, mask, place, BLOCK: tl.constexpr):
     """Lists the columns of one sample that are no plain patches, or, where these are fewer, that are no text."""
+    place = seen_place(place)
     sample = tl.program_id(0).to(tl.int64)
     patches, texts = 0, 0
     for first in range(0, place.written, BLOCK):
@@ -215,37 +208,28 @@ def _read_keys(
     stride,
     key_class,
     q,
-    row,
+    at,
     state,
     sample,
-    change,
-    mask,
-    place,
-    scale,
-    SHAPE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    spec,
+    F: tl.constexpr,
 ):
     """Some keys from `first` on, of a list or of all: columns, whether there are such, classes, and scores."""
-    place_in_list = first + tl.arange(0, BLOCK_N)
+    place_in_list = first + tl.arange(0, F.block_n)
     is_column = place_in_list < many
     in_list = tl.where(is_listed, many, 0)
     column = tl.load(order + place_in_list, mask=place_in_list < in_list, other=0)
     column = tl.where(is_listed, column, place_in_list)
-    kind = class_of(key_class, column, is_column, sample, place)[None, :]
-    width = tl.arange(0, BLOCK_D)
+    kind = class_of(key_class, column, is_column, sample, spec[2])[None, :]
+    width = tl.arange(0, F.block_d)
     k_at = key + column.to(tl.int64)[None, :] * stride + width[:, None]
-    k = tl.load(k_at, mask=(width < HEAD_DIM)[:, None] & is_column[None, :], other=0.0)
-    scores = edited_scores(
-        q, k, row, state, column, is_column, sample, mask, change, place, scale, SHAPE, False, PRECISION
-    )
+    k = tl.load(k_at, mask=(width < F.head_dim)[:, None] & is_column[None, :], other=0.0)
+    scores = edited_scores(q, k, spec[2].start + at, state, column, is_column, sample, spec, F)
     return column, is_column, kind, scores
 
 
 # Long because masses, factors and outputs of a tile stay in registers.
-@triton.jit(do_not_specialize=["place", "cut", "near_strides", "settings", "scale"])
+@triton.jit(do_not_specialize=["scale"])
 def _correct(
     query,
     key,
@@ -263,81 +247,60 @@ def _correct(
     mask,
     place,
     cut,
-    near_strides,
+    near,
     settings,
     scale,
-    SHAPE: tl.constexpr,
     RULE: tl.constexpr,
     LEAST_REST: tl.constexpr,
     MOST_FACTOR: tl.constexpr,
     LOSS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    F: tl.constexpr,
 ):
     """Some rows of one key head; line r is row r % rows of head r // rows.
 
-    `near_strides` are those of the log-sum-exp, and whether it is of the rows instead of the queries.
+    `near` are the strides of the log-sum-exp, and whether it is of the rows instead of the queries.
     """
+    place = seen_place(place)
+    rows, kv_heads, group = cut[0] >> 5, cut[3] >> 5, cut[4] >> 5
+    spec = mask, change, place, scale
     sample = tl.program_id(1).to(tl.int64)
-    kv_head = (tl.program_id(0) % cut.kv_heads).to(tl.int64)
-    line = (tl.program_id(0) // cut.kv_heads) * BLOCK_M + tl.arange(0, BLOCK_M)
-    is_row = line < cut.group * cut.rows
-    head = kv_head * cut.group + tl.minimum(line // cut.rows, cut.group - 1)
-    line = line % cut.rows
+    kv_head = (tl.program_id(0) % kv_heads).to(tl.int64)
+    line = (tl.program_id(0) // kv_heads) * F.block_m + tl.arange(0, F.block_m)
+    is_row = line < group * rows
+    head = kv_head * group + tl.minimum(line // rows, group - 1)
+    line = line % rows
     at = line
     if index is not None:
-        at = tl.load(index + sample * cut.rows + line)
+        at = tl.load(index + sample * rows + line)
     may_move = is_row & (tl.load(touched + sample * place.queries + at, mask=is_row, other=0) != 0)
-    width = tl.arange(0, BLOCK_D)
-    is_number = may_move[:, None] & (width < HEAD_DIM)[None, :]
+    width = tl.arange(0, F.block_d)
+    is_number = may_move[:, None] & (width < F.head_dim)[None, :]
     q_at = query + sample * strides[0] + head * strides[1] + at.to(tl.int64) * strides[2]
     q = tl.load(q_at[:, None] + width[None, :], mask=is_number, other=0.0)
-    state = row_state(at, head, sample, is_row, cut.kv_heads * cut.group, mask, change, place, SHAPE)
+    state = row_state(at, head, sample, is_row, kv_heads * group, spec, F)
     key += sample * strides[3] + kv_head * strides[4]
     value += sample * strides[6] + kv_head * strides[7]
     out_at = output + sample * strides[9] + at.to(tl.int64) * strides[10] + head * strides[11]
-    near_at = tl.where(near_strides[3] != 0, line, at).to(tl.int64) * near_strides[2]
-    near_at += log_sum_exp + sample * near_strides[0] + head * near_strides[1]
+    near_at = tl.where((near[3] >> 5) != 0, line, at).to(tl.int64) * (near[2] >> 5)
+    near_at += log_sum_exp + sample * (near[0] >> 5) + head * (near[1] >> 5)
     known = tl.load(near_at, mask=may_move, other=0.0) * 1.4426950408889634
     many, left_out = tl.load(listed + sample * 2), tl.load(listed + sample * 2 + 1)
     order += sample * place.keys
 
-    mass = tl.zeros([BLOCK_M], tl.float32)
+    mass = tl.zeros([F.block_m], tl.float32)
     is_moved = mass != 0.0
     # First with the keys that are listed; then, if that is not exact enough, with all of them.
     turn = tl.where(tl.max(may_move.to(tl.int32), 0) > 0, 0, 2)
     while turn < 2:
         many = tl.where(turn == 0, many, place.written)
-        top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-        text = tl.zeros([BLOCK_M], tl.float32)
-        text_sink = tl.zeros([BLOCK_M], tl.float32)
-        patch = tl.zeros([BLOCK_M], tl.float32)
-        patch_sink = tl.zeros([BLOCK_M], tl.float32)
-        for first in range(0, many, BLOCK_N):
+        top = tl.full([F.block_m], float("-inf"), tl.float32)
+        text = tl.zeros([F.block_m], tl.float32)
+        text_sink = tl.zeros([F.block_m], tl.float32)
+        patch = tl.zeros([F.block_m], tl.float32)
+        patch_sink = tl.zeros([F.block_m], tl.float32)
+        for first in range(0, many, F.block_n):
             _, _, kind, scores = _read_keys(
-                first,
-                many,
-                turn == 0,
-                order,
-                key,
-                strides[5],
-                key_class,
-                q,
-                place.start + at,
-                state,
-                sample,
-                change,
-                mask,
-                place,
-                scale,
-                SHAPE,
-                HEAD_DIM,
-                BLOCK_D,
-                BLOCK_N,
-                PRECISION,
+                first, many, turn == 0, order, key, strides[5], key_class, q, at, state, sample, spec, F
             )
             above = tl.maximum(top, tl.max(scores, 1))
             base = tl.where(above == float("-inf"), 0.0, above)
@@ -379,37 +342,18 @@ def _correct(
         )
         is_moved = is_moved & may_move
         whole = tl.where(is_rest_text, of_text, tl.where(is_rest_patch, of_patch, 0.0))
-        acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        for first in range(0, many, BLOCK_N):
+        acc = tl.zeros([F.block_m, F.block_d], tl.float32)
+        for first in range(0, many, F.block_n):
             column, is_column, kind, scores = _read_keys(
-                first,
-                many,
-                turn == 0,
-                order,
-                key,
-                strides[5],
-                key_class,
-                q,
-                place.start + at,
-                state,
-                sample,
-                change,
-                mask,
-                place,
-                scale,
-                SHAPE,
-                HEAD_DIM,
-                BLOCK_D,
-                BLOCK_N,
-                PRECISION,
+                first, many, turn == 0, order, key, strides[5], key_class, q, at, state, sample, spec, F
             )
             factor = factor_of(
                 kind, of_text[:, None], of_text_sink[:, None], of_patch[:, None], of_patch_sink[:, None]
             )
             weights = tl.math.exp2(scores - base[:, None]) * (factor - whole[:, None])
             v_at = value + column.to(tl.int64)[:, None] * strides[8] + width[None, :]
-            v = tl.load(v_at, mask=is_column[:, None] & (width < HEAD_DIM)[None, :], other=0.0)
-            acc = dot(weights.to(v.dtype), v, acc, PRECISION)
+            v = tl.load(v_at, mask=is_column[:, None] & (width < F.head_dim)[None, :], other=0.0)
+            acc = dot(weights.to(v.dtype), v, acc, F.precision)
         old = tl.load(out_at[:, None] + width[None, :], mask=is_number, other=0.0).to(tl.float32)
         old = old * whole[:, None]
         new = old + acc * share[:, None]
@@ -417,7 +361,7 @@ def _correct(
         is_lost = is_moved & (tl.sum(old * old, 1) > LOSS * LOSS * tl.sum(new * new, 1))
         is_unsafe = (turn == 0) & ((might & may_move & is_near) | is_lost)
         turn = tl.where(tl.max(is_unsafe.to(tl.int32), 0) > 0, 1, 2)
-        is_written = is_number & is_moved[:, None] & (width < tl.where(turn == 2, HEAD_DIM, 0))[None, :]
+        is_written = is_number & is_moved[:, None] & (width < tl.where(turn == 2, F.head_dim, 0))[None, :]
         tl.store(out_at[:, None] + width[None, :], new.to(output.dtype.element_ty), mask=is_written)
     if moved_counts is not None:
         tl.atomic_add(moved_counts, tl.sum(is_moved.to(tl.float64), 0))

@@ -20,13 +20,15 @@ from lvlm_attn.kernels.triton.common import (
     Launcher,
     dot,
     edited_scores,
+    form_of,
+    hidden,
     mask_of,
     on_device,
     place_of,
-    precision,
     row_state,
+    seen_place,
 )
-from lvlm_attn.kernels.triton.tiles import Tile, chip_of, padded_head_dim, prefill_tile
+from lvlm_attn.kernels.triton.tiles import Tile, chip_of, prefill_tile
 
 
 def attend_all(
@@ -59,16 +61,9 @@ def attend_all(
     tile = tile or prefill_tile(chip_of(query), head_dim, query.element_size())
     if lists is None:
         lists = list_blocks(packed, call.geometry, batch, tile.block_m, tile.block_n, query.device)
-    constants = {
-        "SHAPE": packed.shape,
-        "HEAD_DIM": head_dim,
-        "BLOCK_D": padded_head_dim(head_dim),
-        "BLOCK_M": tile.block_m,
-        "BLOCK_N": tile.block_n,
-        "PRECISION": precision(query.dtype),
-    }
+    form = form_of(call, packed, PackedEdits(), tile)
     grid = lists.order.shape[1], batch * heads, 1
-    launch = Launcher(_attend_all, grid, constants, num_warps=tile.warps, num_stages=tile.stages)
+    launch = Launcher(_attend_all, grid, (form,), num_warps=tile.warps, num_stages=tile.stages)
     with on_device(query):
         launch(
             (query, key, value, output, log_sum_exp, lists.order, lists.counts),
@@ -76,7 +71,7 @@ def attend_all(
             sum((tensor.stride()[:3] for tensor in (query, key, value, output)), ()),
             mask_of(packed),
             place_of(call, PackedEdits()),
-            (lists.order.shape[2], heads, heads // key.shape[1]),
+            tuple(map(hidden, (lists.order.shape[2], heads, heads // key.shape[1]))),
             call.scaling * LOG2E,
         )
     return output
@@ -89,23 +84,15 @@ def _sweep(
     q,
     key,
     value,
-    stride_kn,
-    stride_vn,
+    strides,
     order,
     begin,
     end,
     row,
     state,
     sample,
-    change,
-    mask,
-    place,
-    scale,
-    SHAPE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    spec,
+    F: tl.constexpr,
     IS_PART: tl.constexpr,
 ):
     """Online softmax over one run of key blocks; without masks where `IS_PART` is False.
@@ -114,46 +101,32 @@ def _sweep(
     wait for it.
     """
     acc, top, total = running
-    width = tl.arange(0, BLOCK_D)
-    near = tl.arange(0, BLOCK_N)
+    scale = spec[3]
+    width = tl.arange(0, F.block_d)
+    near = tl.arange(0, F.block_n)
     block = tl.load(order + begin, mask=begin < end, other=0)
     for turn in range(begin, end):
         following = tl.load(order + turn + 1, mask=turn + 1 < end, other=0)
-        column = block * BLOCK_N + near
+        column = block * F.block_n + near
         # One product of 64 bits for a block, since columns times a row stride exceed 32 from 524k tokens on.
-        far = (block * BLOCK_N).to(tl.int64)
-        k_at = key + far * stride_kn + near[None, :] * stride_kn + width[:, None]
-        v_at = value + far * stride_vn + near[:, None] * stride_vn + width[None, :]
-        is_column = column < place.written
+        far = (block * F.block_n).to(tl.int64)
+        k_at = key + far * strides[5] + near[None, :] * strides[5] + width[:, None]
+        v_at = value + far * strides[8] + near[:, None] * strides[8] + width[None, :]
+        is_column = column < spec[2].written
         if IS_PART:
-            k = tl.load(k_at, mask=(width < HEAD_DIM)[:, None] & is_column[None, :], other=0.0)
-        elif HEAD_DIM == BLOCK_D:
+            k = tl.load(k_at, mask=(width < F.head_dim)[:, None] & is_column[None, :], other=0.0)
+        elif F.head_dim == F.block_d:
             k = tl.load(k_at)
         else:
-            k = tl.load(k_at, mask=(width < HEAD_DIM)[:, None], other=0.0)
+            k = tl.load(k_at, mask=(width < F.head_dim)[:, None], other=0.0)
         if IS_PART:
-            scores = edited_scores(
-                q,
-                k,
-                row,
-                state,
-                column,
-                is_column,
-                sample,
-                mask,
-                change,
-                place,
-                scale,
-                SHAPE,
-                False,
-                PRECISION,
-            )
+            scores = edited_scores(q, k, row, state, column, is_column, sample, spec, F)
             above = tl.maximum(top, tl.max(scores, 1))
             # A row that has met no key yet keeps minus infinity; its weights must be 0, not NaN.
             base = tl.where(above == float("-inf"), 0.0, above)
             weights = tl.math.exp2(scores - base[:, None])
         else:
-            scores = dot(q, k, None, PRECISION)
+            scores = dot(q, k, None, F.precision)
             above = tl.maximum(top, tl.max(scores, 1) * scale)
             base = above
             weights = tl.math.exp2(scores * scale - base[:, None])
@@ -161,19 +134,19 @@ def _sweep(
         total = total * fade + tl.sum(weights, 1)
         acc = acc * fade[:, None]
         if IS_PART:
-            v = tl.load(v_at, mask=is_column[:, None] & (width < HEAD_DIM)[None, :], other=0.0)
-        elif HEAD_DIM == BLOCK_D:
+            v = tl.load(v_at, mask=is_column[:, None] & (width < F.head_dim)[None, :], other=0.0)
+        elif F.head_dim == F.block_d:
             v = tl.load(v_at)
         else:
-            v = tl.load(v_at, mask=(width < HEAD_DIM)[None, :], other=0.0)
-        acc = dot(weights.to(v.dtype), v, acc, PRECISION)
+            v = tl.load(v_at, mask=(width < F.head_dim)[None, :], other=0.0)
+        acc = dot(weights.to(v.dtype), v, acc, F.precision)
         top = above
         block = following
     return acc, top, total
 
 
 # Long because both runs and what is written of a row stay in registers.
-@triton.jit(do_not_specialize=["place", "cut", "scale"])
+@triton.jit(do_not_specialize=["scale"])
 def _attend_all(
     query,
     key,
@@ -188,59 +161,48 @@ def _attend_all(
     place,
     cut,
     scale,
-    SHAPE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    F: tl.constexpr,
 ):
     """One block of queries; `cut` is the number of key blocks, of heads, and of query heads that share keys."""
-    key_blocks, heads, group_size = cut
+    place = seen_place(place)
+    spec = mask, change, place, scale
+    key_blocks, heads, group_size = cut[0] >> 5, cut[1] >> 5, cut[2] >> 5
     # The last queries attend to most keys, so they go first and the short blocks fill the end.
     query_blocks = tl.num_programs(0)
     block = query_blocks - 1 - tl.program_id(0)
     sample = (tl.program_id(1) // heads).to(tl.int64)
     head = (tl.program_id(1) % heads).to(tl.int64)
-    index = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    width = tl.arange(0, BLOCK_D)
+    index = block * F.block_m + tl.arange(0, F.block_m)
+    width = tl.arange(0, F.block_d)
     is_row = index < place.queries
-    is_number = is_row[:, None] & (width < HEAD_DIM)[None, :]
+    is_number = is_row[:, None] & (width < F.head_dim)[None, :]
 
     q_at = query + sample * strides[0] + head * strides[1] + index.to(tl.int64) * strides[2]
     q = tl.load(q_at[:, None] + width[None, :], mask=is_number, other=0.0)
     key += sample * strides[3] + (head // group_size) * strides[4]
     value += sample * strides[6] + (head // group_size) * strides[7]
-    state = row_state(index, head, sample, is_row, heads, mask, change, place, SHAPE)
+    state = row_state(index, head, sample, is_row, heads, spec, F)
     line = sample * query_blocks + block
     order += line * key_blocks
     fulls, ends = tl.load(counts + line * 2), tl.load(counts + line * 2 + 1)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    running = acc, top, tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([F.block_m, F.block_d], tl.float32)
+    top = tl.full([F.block_m], float("-inf"), tl.float32)
+    running = acc, top, tl.zeros([F.block_m], tl.float32)
     for is_part in tl.static_range(2):
         running = _sweep(
             running,
             q,
             key,
             value,
-            strides[5],
-            strides[8],
+            strides,
             order,
             fulls if is_part else 0,
             ends if is_part else fulls,
             place.start + index,
             state,
             sample,
-            change,
-            mask,
-            place,
-            scale,
-            SHAPE,
-            HEAD_DIM,
-            BLOCK_D,
-            BLOCK_N,
-            PRECISION,
+            spec,
+            F,
             is_part,
         )
     acc, top, total = running

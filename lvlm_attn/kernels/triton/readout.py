@@ -23,14 +23,16 @@ from lvlm_attn.kernels.triton.common import (
     class_of,
     edited_scores,
     factor_of,
+    form_of,
+    hidden,
     mask_of,
     on_device,
     place_of,
-    precision,
     row_state,
+    seen_place,
 )
 from lvlm_attn.kernels.triton.rows import SEEN, attend_rows
-from lvlm_attn.kernels.triton.tiles import Tile, chip_of, padded_head_dim, split_tile
+from lvlm_attn.kernels.triton.tiles import Tile, chip_of, split_tile
 
 
 def is_readable(wanted: Readout) -> bool:
@@ -81,19 +83,11 @@ def read(
     shape = batch, 1 if is_mean else heads, rows, geometry.keys
     weights = torch.empty(shape, dtype=torch.float32, device=query.device)
     tile = tile or split_tile(chip_of(query), head_dim, query.element_size(), rows)
-    block_n = min(tile.block_n, 32) if query.is_cuda else tile.block_n
-    constants = {
-        "SHAPE": packed.shape,
-        "SIGNED": edits.signed,
-        "HEADS": heads if is_mean else 1,
-        "SEEN": SEEN,
-        "HEAD_DIM": head_dim,
-        "BLOCK_D": padded_head_dim(head_dim),
-        "BLOCK_M": tile.block_m,
-        "BLOCK_N": block_n,
-        "PRECISION": precision(query.dtype),
-    }
-    grid = triton.cdiv(geometry.keys, block_n), triton.cdiv(rows, tile.block_m), batch * shape[1]
+    if query.is_cuda:
+        tile = tile._replace(block_n=min(tile.block_n, 32))
+    form = form_of(call, packed, edits, tile)
+    grid = triton.cdiv(geometry.keys, tile.block_n), triton.cdiv(rows, tile.block_m), batch * shape[1]
+    constants = heads if is_mean else 1, SEEN, form
     launch = Launcher(_write_weights, grid, constants, num_warps=tile.warps, num_stages=1)
     with on_device(query):
         launch(
@@ -102,14 +96,14 @@ def read(
             (*query.stride()[:3], *call.key.stride()[:3]),
             mask_of(packed),
             place_of(call, edits),
-            (rows, heads, heads // call.key.shape[1]),
+            tuple(map(hidden, (rows, heads, heads // call.key.shape[1]))),
             call.scaling * LOG2E,
         )
     return Reading(found.index, found.is_touched, total, rows=weights)
 
 
 # Long because the sum over heads stays in the registers of one loop.
-@triton.jit(do_not_specialize=["place", "cut", "scale"])
+@triton.jit(do_not_specialize=["scale"])
 def _write_weights(
     query,
     key,
@@ -124,31 +118,27 @@ def _write_weights(
     place,
     cut,
     scale,
-    SHAPE: tl.constexpr,
-    SIGNED: tl.constexpr,
     HEADS: tl.constexpr,
     SEEN: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    F: tl.constexpr,
 ):
     """One block of keys of some rows: of one head, or the mean over all `HEADS`; `cut` is rows, heads, group size."""
-    rows, heads, group_size = cut
+    place = seen_place(place)
+    spec = mask, change, place, scale
+    rows, heads, group_size = cut[0] >> 5, cut[1] >> 5, cut[2] >> 5
     lines = heads // HEADS
     sample = (tl.program_id(2) // lines).to(tl.int64)
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    column = tl.program_id(0) * F.block_n + tl.arange(0, F.block_n)
     is_column = column < place.written
-    line = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    line = tl.program_id(1) * F.block_m + tl.arange(0, F.block_m)
     is_row = line < rows
     at = tl.load(index + sample * rows + line, mask=is_row, other=0)
     is_live = is_row & (tl.load(is_read + sample * rows + line, mask=is_row, other=0) != 0)
-    width = tl.arange(0, BLOCK_D)
-    is_width = width < HEAD_DIM
+    width = tl.arange(0, F.block_d)
+    is_width = width < F.head_dim
     if key_class is not None:
         kind = class_of(key_class, column, is_column, sample, place)[None, :]
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    acc = tl.zeros([F.block_m, F.block_n], tl.float32)
     for turn in range(HEADS):
         head = (tl.program_id(2) % lines + turn).to(tl.int64)
         q_at = query + sample * strides[0] + head * strides[1] + at.to(tl.int64) * strides[2]
@@ -157,23 +147,8 @@ def _write_weights(
             key + sample * strides[3] + (head // group_size) * strides[4] + column.to(tl.int64) * strides[5]
         )
         k = tl.load(k_at[None, :] + width[:, None], mask=is_width[:, None] & is_column[None, :], other=0.0)
-        state = row_state(at, head, sample, is_row, heads, mask, change, place, SHAPE)
-        scores = edited_scores(
-            q,
-            k,
-            place.start + at,
-            state,
-            column,
-            is_column,
-            sample,
-            mask,
-            change,
-            place,
-            scale,
-            SHAPE,
-            SIGNED,
-            PRECISION,
-        )
+        state = row_state(at, head, sample, is_row, heads, spec, F)
+        scores = edited_scores(q, k, place.start + at, state, column, is_column, sample, spec, F)
         here = seen + ((sample * heads + head) * rows + line) * SEEN
         total = tl.load(here, mask=is_live, other=float("-inf")) * 1.4426950408889634
         # A row without any key has no weights; minus infinity twice would be NaN.

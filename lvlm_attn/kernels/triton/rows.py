@@ -32,18 +32,19 @@ from lvlm_attn.kernels.triton.common import (
     dot,
     edited_scores,
     factor_of,
+    form_of,
+    hidden,
     mask_of,
     on_device,
     place_of,
-    precision,
     redistributed,
     row_state,
+    seen_place,
 )
 from lvlm_attn.kernels.triton.tiles import (
     Tile,
     chip_of,
     choose_splits,
-    padded_head_dim,
     processors_of,
     split_tile,
 )
@@ -54,7 +55,7 @@ SEEN = 12
 
 
 class Cut(NamedTuple):
-    """How rows and keys are cut up.
+    """How rows and keys are cut up; hidden as in `Place` where a kernel takes them.
 
     Attributes:
         rows: rows of a head.
@@ -127,43 +128,27 @@ class RowsPlan:
         slots = CLASSES if edits.key_class is not None else 1
         rows = queries if index is None else index.shape[1]
         shared = heads // kv_heads * rows
-        tile = tile or split_tile(chip_of(query), head_dim, query.element_size(), shared * slots)
+        tile = tile or split_tile(chip_of(query), head_dim, query.element_size(), shared * slots, slots)
         tiles = triton.cdiv(shared, tile.block_m // slots)
-        place = place_of(call, edits)
+        geometry = call.geometry
+        written = min(geometry.keys, geometry.length - geometry.first_key)
         if splits is None:
-            columns = min(place.written, (place.window or place.written) + queries)
+            columns = min(written, (geometry.window or written) + queries)
             splits = choose_splits(batch * kv_heads * tiles, columns, processors_of(query), tile.block_n)
-        length = triton.cdiv(triton.cdiv(max(place.written, 1), splits), tile.block_n) * tile.block_n
+        length = triton.cdiv(triton.cdiv(max(written, 1), splits), tile.block_n) * tile.block_n
         cut = Cut(rows, splits, length, kv_heads, heads // kv_heads)
         fresh: dict[str, Any] = {"dtype": torch.float32, "device": query.device}
         entries = splits * slots
-        constants = {
-            "SHAPE": packed.shape,
-            "SIGNED": edits.signed,
-            "SLOTS": slots,
-            "HEAD_DIM": head_dim,
-            "BLOCK_D": padded_head_dim(head_dim),
-            "BLOCK_M": tile.block_m,
-            "BLOCK_N": tile.block_n,
-            "PRECISION": precision(query.dtype),
-        }
-        join = {
-            "RULE": redistributed,
-            "EVERY": is_every,
-            "SLOTS": slots,
-            "HEAD_DIM": head_dim,
-            "BLOCK_D": padded_head_dim(head_dim),
-            "ENTRIES": max(triton.next_power_of_2(entries), 16),
-            "CHUNK": 16,
-        }
+        form = form_of(call, packed, edits, tile)
+        join = redistributed, is_every, slots, form, max(triton.next_power_of_2(entries), 16), 16
         grid = tiles * kv_heads, splits, batch
         return RowsPlan(
-            Launcher(_split_keys, grid, constants, num_warps=tile.warps, num_stages=tile.stages),
+            Launcher(_split_keys, grid, (slots, form), num_warps=tile.warps, num_stages=tile.stages),
             Launcher(_join_splits, (rows, heads, batch), join, num_warps=4 if head_dim > 64 else 2),
             index,
             torch.empty(batch, heads, rows, entries, head_dim, **fresh) if reads_values else None,
             torch.empty(2, batch, heads, rows, entries, **fresh),
-            (mask_of(packed), place, cut),
+            (mask_of(packed), place_of(call, edits), Cut(*map(hidden, cut))),
             cut,
         )
 
@@ -244,7 +229,7 @@ def attend_rows(
 
 
 # Long because maximum, denominator and output stay in the registers of one loop.
-@triton.jit(do_not_specialize=["place", "cut", "scale"])
+@triton.jit(do_not_specialize=["scale"])
 def _split_keys(
     query,
     key,
@@ -259,61 +244,56 @@ def _split_keys(
     place,
     cut,
     scale,
-    SHAPE: tl.constexpr,
-    SIGNED: tl.constexpr,
     SLOTS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    F: tl.constexpr,
 ):
     """One part of the keys for some rows of one key head; line r is row r % rows of head r // rows."""
+    place = seen_place(place)
+    rows, splits, length, kv_heads, group = cut[0] >> 5, cut[1] >> 5, cut[2] >> 5, cut[3] >> 5, cut[4] >> 5
+    spec = mask, change, place, scale
     tile, split, sample = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    kv_head = (tile % cut.kv_heads).to(tl.int64)
-    copy = tl.arange(0, BLOCK_M)
+    kv_head = (tile % kv_heads).to(tl.int64)
+    copy = tl.arange(0, F.block_m)
     slot = copy % SLOTS
-    line = (tile // cut.kv_heads) * (BLOCK_M // SLOTS) + copy // SLOTS
-    is_row = line < cut.group * cut.rows
-    head = kv_head * cut.group + tl.minimum(line // cut.rows, cut.group - 1)
-    line = line % cut.rows
+    line = (tile // kv_heads) * (F.block_m // SLOTS) + copy // SLOTS
+    is_row = line < group * rows
+    head = kv_head * group + tl.minimum(line // rows, group - 1)
+    line = line % rows
     at = line
     if index is not None:
-        at = tl.load(index + sample * cut.rows + line)
+        at = tl.load(index + sample * rows + line)
     row = place.start + at
-    width = tl.arange(0, BLOCK_D)
-    is_width = width < HEAD_DIM
-    heads = cut.kv_heads * cut.group
+    width = tl.arange(0, F.block_d)
+    is_width = width < F.head_dim
+    heads = kv_heads * group
 
     q_at = query + sample * strides[0] + head * strides[1] + at.to(tl.int64) * strides[2]
     q = tl.load(q_at[:, None] + width[None, :], mask=is_row[:, None] & is_width[None, :], other=0.0)
-    state = row_state(at, head, sample, is_row, heads, mask, change, place, SHAPE)
+    state = row_state(at, head, sample, is_row, heads, spec, F)
     key += sample * strides[3] + kv_head * strides[4]
     if value is not None:
         value += sample * strides[6] + kv_head * strides[7]
 
     # Columns that no row of the tile attends to are left out.
-    begin = split * cut.length
-    end = tl.minimum(begin + cut.length, place.written)
+    begin = split * length
+    end = tl.minimum(begin + length, place.written)
     if place.window is not None:
         first = tl.min(tl.where(is_row, row, 2147483647), 0) - place.window + 1 - place.first_key
-        begin = tl.maximum(begin, first // BLOCK_N * BLOCK_N)
-    if not SHAPE.later:
+        begin = tl.maximum(begin, first // F.block_n * F.block_n)
+    if not F.shape.later:
         end = tl.minimum(end, tl.max(tl.where(is_row, row, -1), 0) + 1 - place.first_key)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    for first in range(begin, end, BLOCK_N):
-        column = first + tl.arange(0, BLOCK_N)
+    acc = tl.zeros([F.block_m, F.block_d], tl.float32)
+    top = tl.full([F.block_m], float("-inf"), tl.float32)
+    total = tl.zeros([F.block_m], tl.float32)
+    for first in range(begin, end, F.block_n):
+        column = first + tl.arange(0, F.block_n)
         is_column = column < end
         far = column.to(tl.int64)
         k_at = key + far[None, :] * strides[5] + width[:, None]
         k = tl.load(k_at, mask=is_width[:, None] & is_column[None, :], other=0.0)
         if SLOTS > 1:
             kind = class_of(key_class, column, is_column, sample, place)
-        scores = edited_scores(
-            q, k, row, state, column, is_column, sample, mask, change, place, scale, SHAPE, SIGNED, PRECISION
-        )
+        scores = edited_scores(q, k, row, state, column, is_column, sample, spec, F)
         if SLOTS > 1:
             scores = tl.where(slot[:, None] == kind[None, :], scores, float("-inf"))
         above = tl.maximum(top, tl.max(scores, 1))
@@ -325,21 +305,21 @@ def _split_keys(
         if value is not None:
             v_at = value + far[:, None] * strides[8] + width[None, :]
             v = tl.load(v_at, mask=is_column[:, None] & is_width[None, :], other=0.0)
-            acc = dot(weights.to(v.dtype), v, acc * fade[:, None], PRECISION)
+            acc = dot(weights.to(v.dtype), v, acc * fade[:, None], F.precision)
         top = above
 
-    entries = cut.splits * SLOTS
-    entry = ((sample * heads + head) * cut.rows + line) * entries + split * SLOTS + slot
-    behind = tl.num_programs(2).to(tl.int64) * heads * cut.rows * entries
+    entries = splits * SLOTS
+    entry = ((sample * heads + head) * rows + line) * entries + split * SLOTS + slot
+    behind = tl.num_programs(2).to(tl.int64) * heads * rows * entries
     tl.store(tops + entry, top, mask=is_row)
     tl.store(tops + behind + entry, total, mask=is_row)
     if value is not None:
-        part_at = parts + entry[:, None] * HEAD_DIM + width[None, :]
+        part_at = parts + entry[:, None] * F.head_dim + width[None, :]
         tl.store(part_at, acc, mask=is_row[:, None] & is_width[None, :])
 
 
 # Long because all that is known of a row is decided and written in one place.
-@triton.jit(do_not_specialize=["place", "cut", "settings"])
+@triton.jit
 def _join_splits(
     output,
     index,
@@ -357,22 +337,22 @@ def _join_splits(
     RULE: tl.constexpr,
     EVERY: tl.constexpr,
     SLOTS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    F: tl.constexpr,
     ENTRIES: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """Joins the parts of one row: masses, what a rule makes of them, and the output."""
+    rows, splits = cut[0] >> 5, cut[1] >> 5
     line, head = tl.program_id(0), tl.program_id(1)
     sample = tl.program_id(2).to(tl.int64)
     heads = tl.num_programs(1)
     at = line
     if index is not None:
-        at = tl.load(index + sample * cut.rows + line)
-    place_of_row = sample * place.queries + at
-    line = (sample * heads + head) * cut.rows + line
-    entries = cut.splits * SLOTS
-    behind = tl.num_programs(2).to(tl.int64) * heads * cut.rows * entries
+        at = tl.load(index + sample * rows + line)
+    place_of_row = sample * (place.queries >> 5) + at
+    line = (sample * heads + head) * rows + line
+    entries = splits * SLOTS
+    behind = tl.num_programs(2).to(tl.int64) * heads * rows * entries
     tops += line * entries
     entry = tl.arange(0, ENTRIES)
     each = tl.load(tops + entry, mask=entry < entries, other=float("-inf"))
@@ -430,9 +410,9 @@ def _join_splits(
         tl.store(here + 11, is_amplified.to(tl.float32))
 
     if output is not None:
-        width = tl.arange(0, BLOCK_D)
-        is_width = width < HEAD_DIM
-        acc = tl.zeros([BLOCK_D], tl.float32)
+        width = tl.arange(0, F.block_d)
+        is_width = width < F.head_dim
+        acc = tl.zeros([F.block_d], tl.float32)
         for first in range(0, entries, CHUNK):
             near = first + tl.arange(0, CHUNK)
             is_near = near < entries
@@ -440,12 +420,12 @@ def _join_splits(
             if SLOTS > 1:
                 kind = near % SLOTS
                 factor *= factor_of(kind, of_text, of_text_sink, of_patch, of_patch_sink)
-            part_at = parts + (line * entries + near)[:, None] * HEAD_DIM + width[None, :]
+            part_at = parts + (line * entries + near)[:, None] * F.head_dim + width[None, :]
             part = tl.load(part_at, mask=is_near[:, None] & is_width[None, :], other=0.0)
             acc += tl.sum(part * factor[:, None], 0)
         out_at = output + sample * strides[0] + at.to(tl.int64) * strides[1] + head * strides[2] + width
         if EVERY:
             tl.store(out_at, acc.to(output.dtype.element_ty), mask=is_width)
         else:
-            many = tl.where(is_moved.to(tl.int32) + is_amplified.to(tl.int32) > 0, HEAD_DIM, 0)
+            many = tl.where(is_moved.to(tl.int32) + is_amplified.to(tl.int32) > 0, F.head_dim, 0)
             tl.store(out_at, acc.to(output.dtype.element_ty), mask=width < many)

@@ -119,26 +119,27 @@ def prefill_tile(chip: Chip, head_dim: int, itemsize: int) -> Tile:
     return _PREFILL[chip][max(64, padded_head_dim(head_dim)), itemsize]
 
 
-def split_tile(chip: Chip, head_dim: int, itemsize: int, rows: int) -> Tile:
+def split_tile(chip: Chip, head_dim: int, itemsize: int, rows: int, slots: int = 1) -> Tile:
     """The tile of the kernels that compute some rows, or correct them.
 
     Args:
         chip: kind of device.
         head_dim: width of a head, at most 256.
         itemsize: bytes per number.
-        rows: rows that share keys, copies included: rows times the query heads per key head.
+        rows: rows that share keys, copies included: rows times the query heads per key head, times `slots`.
+        slots: copies of a row.
     """
     wide = padded_head_dim(head_dim)
     if itemsize == 4 and chip != "cpu":  # no tensor cores: large tiles spill
         return Tile(16, 32 if wide < 64 else 16, 4, 1 if chip == "cdna" else 2)
-    most = 64 if wide <= 64 or (wide == 128 and chip == "sm_90") or chip == "cpu" else 32
+    most = 64 if wide <= 64 or (wide == 128 and chip == "sm_90" and slots == 1) or chip == "cpu" else 32
     block_m = min(most, max(16, 1 << (rows - 1).bit_length()))
     return Tile(block_m, 64 if wide <= 128 else 32, 4, _SPLIT_STAGES[chip])
 
 
 def correct_tile(chip: Chip, head_dim: int, itemsize: int, rows: int) -> Tile:
     """The tile of the kernel that corrects rows: few keys, and two sums of a row beside its accumulator."""
-    tile = split_tile(chip, head_dim, itemsize, rows)
+    tile = split_tile(chip, head_dim, itemsize, rows, slots=2)
     return tile._replace(block_n=min(tile.block_n, 32), stages=min(tile.stages, 2))
 
 

@@ -181,6 +181,8 @@ class Session:
         is_plain = mode is PLAIN or (mode.request is not None and not mode.is_silent)
         if not is_plain or text_pass() is not None or not isinstance(ids, Tensor) or cache is None:
             return False
+        if self._labels is not None:
+            return False
         needy = any(item.overrides("edit_embeds") for item in self.interventions)
         if needy or (mode.request is None and any(item.needs_request() for item in self.interventions)):
             return False
@@ -247,6 +249,8 @@ class Session:
     def _on_left(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Ends a call of one token in a graph that the decoder's own hooks are left out of."""
         self._early = None
+        if self._changes is not None:
+            self._changes.moment.is_answer = False
         if text_pass() is not None or own_call(self.editors_at) is None:
             return
         running = self._end_call()
@@ -343,7 +347,7 @@ class Session:
         if cache is None or int(cache.get_seq_length()) == 0:
             self._forget()
         is_prompt = self._prompt.advance(given, kwargs, ids)
-        self._labels, labels = None, self._labels
+        labels, self._labels = self._labels, None
         call = self._call_of(given, kwargs, ids, kwargs["inputs_embeds"].shape[1], is_prompt=is_prompt)
         call.labels = labels if labels is not None and labels.shape == ids.shape else None
         return call

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from transformers import CompileConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import lvlm_attn as la
+from lvlm_attn.runtime import transformers_private
 from lvlm_attn.runtime.transformers_private import (
     attention_of,
     backend_function,
@@ -198,4 +200,26 @@ def test_revision_of():
     assert revision_of(config) == "0123abc", (
         f"A configuration refuses the attribute `_commit_hash`: let revision_of in {PRIVATE} look where transformers "
         f"keeps it, or results files lose the revision."
+    )
+
+
+@pytest.mark.parametrize("name", ["generate", "torch_dynamo_resume_in_generate_at_2431"])
+def test_a_compiled_generate_is_refused(name):
+    names = {}
+    code = f"def {name}(look):\n    return list(look())"
+    exec(compile(code, transformers_private._GENERATE.co_filename, "exec"), names)
+    with pytest.raises(la.UnsupportedError, match="call generate from outside of what is compiled"):
+        names[name](generate_variables)
+
+
+def test_generate_compiles_without_cuda_graphs_unless_it_is_asked_to():
+    model = tiny_model("llava")
+    asked = []
+    model.get_compiled_call = asked.append
+    ((_, name, compiled_call),) = transformers_private.compiling_without_cuda_graphs(model)
+    assert name == "get_compiled_call"
+    compiled_call(None)
+    compiled_call(CompileConfig(mode="reduce-overhead"))
+    assert [config.mode for config in asked] == ["default", "reduce-overhead"], (
+        f"`generate` asks get_compiled_call otherwise: see what GenerationMixin._sample calls, and mend {PRIVATE}."
     )

@@ -275,6 +275,8 @@ def environment() -> dict[str, Any]:
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
         "processor": _processor(),
     }
     try:
@@ -287,10 +289,13 @@ def environment() -> dict[str, Any]:
 
 
 def save(name: str, result: dict[str, Any]) -> Path:
-    """Writes `benchmarks/results/<name>.json`."""
-    RESULTS.mkdir(exist_ok=True)
+    """Writes `benchmarks/results/<name>.json`, and the same to the folder that the environment variable OUT names."""
+    text = json.dumps({"environment": environment(), **result}, indent=2) + "\n"
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"environment": environment(), **result}, indent=2) + "\n")
+    beside = [Path(os.environ["OUT"]) / path.name] if os.environ.get("OUT") else []
+    for one in (path, *beside):
+        one.parent.mkdir(parents=True, exist_ok=True)
+        one.write_text(text)
     return path
 
 

@@ -7,7 +7,7 @@ matrices grow with the square of the length, so long prompts are run with as man
 variants of a length have the same heads.
 
     python -m benchmarks.kernels [--device cpu] [--lengths 640 2900 8000] [--repeats 7] [--save]
-    python -m benchmarks.kernels --device cuda           # the Triton kernels, see benchmarks.kernels_cuda
+    python -m benchmarks.kernels --device cuda --parts prefill  # on a GPU, see benchmarks.kernels_cuda
     python -m benchmarks.kernels --device cpu-interpret  # the same at tiny sizes in Triton's interpreter
 """
 
@@ -35,7 +35,17 @@ from lvlm_attn.kernels.unlocked import attend_unlocked
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
 VARIANTS = ("sdpa", "var", "mma", "eager")
-PARTS = ("prefill", "decode", "mma", "model")
+PARTS = (
+    "prefill",
+    "prefill_more",
+    "decode",
+    "pai",
+    "mma",
+    "visual_self",
+    "model",
+    "model_views",
+    "model_more",
+)
 BEFORE, QUESTION = 35, 60
 
 
@@ -129,7 +139,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/kernels_cpu.json")
+    parser.add_argument("--save", action="store_true", help="write to benchmarks/results (on a GPU always)")
     parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="on a GPU: what to run")
     options = parser.parse_args()
@@ -138,7 +148,7 @@ def main() -> None:
             os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
         from benchmarks import kernels_cuda
 
-        kernels_cuda.run(options.device, options.parts)
+        kernels_cuda.run(options.device, options.parts, write=options.device == "cuda" or options.save)
         return
     if options.memory_of:
         given = call(options.lengths[0], options.heads, options.dim, "cpu")

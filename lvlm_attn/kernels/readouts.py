@@ -130,7 +130,7 @@ def read(
     for start in range(0, rows.index.shape[1], step):
         part = rows.part(slice(start, start + step))
         scores = _scores(call, part, visibility, amplification)
-        if not reading_is_free(device) or not bool(part.is_touched.all()):
+        if not (reading_is_free(device) and bool(part.is_touched.all())):
             scores = scores.masked_fill(~part.is_touched[:, None, :, None], -torch.inf)
         weights, total = _softmax(scores)
         if redistribution is not None:

@@ -53,7 +53,7 @@ def pope(
         list[Path] | None,
         typer.Option(
             "--questions",
-            help='A POPE question file: a line each of JSON with "image", "text", "label"; repeat for several.',
+            help="A POPE question file, of lines as shown above; repeat for several.",
             show_default=False,
         ),
     ] = None,
@@ -90,7 +90,8 @@ def pope(
 ) -> None:
     """Ask POPE's yes/no questions about objects and score the answers.
 
-    A question file has lines such as {"image": "dog.jpg", "text": "Is there a dog in the image?", "label": "yes"}.
+    A question file has lines such as {"question_id": 1, "image": "dog.jpg", "text": "Is there a dog in the
+    image?", "label": "yes"}.
 
     Example: lvlm-attn eval pope --model toy --data toy --intervene var:rho=0.5
     """

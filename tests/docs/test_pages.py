@@ -74,3 +74,14 @@ def test_the_tests_that_the_page_names_exist():
     for path, function in named:
         assert (root / path).is_file(), path
         assert not function or f"def {function}(" in (root / path).read_text(), function
+
+
+def test_examples_of_docstrings_are_code():
+    griffe = pytest.importorskip("griffe")
+    extension = griffe.load_extensions(DOCS / "_site/examples.py")
+    module = griffe.load("lvlm_attn.loading", search_paths=[DOCS.parent], extensions=extension)
+    sections = module["load"].docstring.parsed
+    assert [section.value for section in sections if section.kind.value == "examples"] == [
+        [(griffe.DocstringSectionKind.examples, '>>> model, processor = load("toy")')]
+    ]
+    assert not [section for section in sections if section.kind.value == "admonition"]

@@ -197,7 +197,10 @@ def _reason(error: Exception) -> str:
             "it asks to run code of its own. Take a model that transformers knows, or pass trust_remote_code=True if "
             "you trust its authors."
         )
-    return f"{first[:300]}. Give 'toy', a folder with config.json, weights and the processor's files, or a hub id that can be reached."
+    return (
+        f"{first[:300]}. Give 'toy', a folder with config.json, weights and the processor's files, or a hub id that "
+        f"can be reached."
+    )
 
 
 def torch_dtype(dtype: str | torch.dtype) -> torch.dtype | str:

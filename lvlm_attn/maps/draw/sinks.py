@@ -66,6 +66,12 @@ def sink_map(
         axes.set_visible(False)
     for axes, layer, value in zip(panels.ravel(), layers, values):
         drawn = _panel(axes, layer, value, sinks[layer][0].numpy()[places], top)
+    _label(figure, panels, drawn, maps)
+    return figure
+
+
+def _label(figure: Any, panels: Any, drawn: Any, maps: AttentionMaps) -> None:
+    """The colour bar with its unit, and what the figure shows of what."""
     bar = figure.colorbar(drawn, ax=panels, shrink=0.8, pad=0.02)
     bar.set_label("attention received per patch (%)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
@@ -79,7 +85,6 @@ def sink_map(
     panels[0, 0].set_ylabel("patch row", fontsize=7)
     panels[0, 0].set_xlabel("patch column", fontsize=7)
     foot(figure, NOTE, *asked(maps), f"Mean of {whose} and all recorded heads.")
-    return figure
 
 
 def _panel(axes: Any, layer: Any, value: NDArray[Any], is_sink: NDArray[Any], top: float) -> Any:

@@ -1,14 +1,13 @@
 """A Triton driver of a GPU that is not there: kernels are compiled for it, launches are counted and not run.
 
-Everything Triton does on the host before a launch is done as on a GPU; the launch itself costs a call of Python, in
-which the addresses of tensors are asked for, as the real one does.
+Everything Triton does on the host before a launch is done as on a GPU. The launch itself is a call of Python that
+counts; the driver's own, a few microseconds, is not in it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
@@ -49,10 +48,6 @@ class FakeDriver:
 
         def launch(*given: Any) -> None:
             self.launches += 1
-            for item in given[9:]:
-                for part in item if isinstance(item, tuple) else (item,):
-                    if isinstance(part, torch.Tensor):
-                        part.data_ptr()
 
         return launch
 

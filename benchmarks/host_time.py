@@ -22,7 +22,9 @@ from benchmarks.common import llava_inputs, random_llava
 
 def main() -> None:
     """Prints microseconds of the host per acting layer and step."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--method", choices=["var", "pai"], default="var")
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=24)

@@ -38,6 +38,7 @@ class Dispatch:
         wanted: `"auto"`, `"torch"` or `"triton"`.
         used: how many attention calls with edits each path computed.
         fallbacks: why torch was taken although the kernels were wanted; each reason is warned of once.
+        reasons: why the kernels cannot run on a device, as far as it was asked.
 
     Example:
         >>> Dispatch.of("torch").describe()
@@ -47,6 +48,7 @@ class Dispatch:
     wanted: str = "auto"
     used: dict[str, int] = field(default_factory=dict)
     fallbacks: list[str] = field(default_factory=list)
+    reasons: dict[torch.device, str | None] = field(default_factory=dict)
 
     @staticmethod
     def of(argument: str = "auto") -> Dispatch:
@@ -74,7 +76,10 @@ class Dispatch:
         """Whether the kernels are to be tried on the device of a call."""
         if self.wanted == "torch" or (self.wanted == "auto" and not query.is_cuda):
             return False
-        reason = unavailable(query.device)
+        device = query.device
+        if device not in self.reasons:
+            self.reasons[device] = unavailable(device)
+        reason = self.reasons[device]
         if reason is not None:
             self.fall_back(reason)
         return reason is None

@@ -11,6 +11,7 @@ from torch import Tensor
 from lvlm_attn.interventions.context import Call
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.dispatch import unsupported_call, unsupported_spec
+from lvlm_attn.kernels.log_sum_exp import with_log_sum_exp
 from lvlm_attn.kernels.readouts import Reading, Readout, read
 from lvlm_attn.kernels.spec import Redistribution
 from lvlm_attn.runtime.collected import CollectedEdits
@@ -70,6 +71,8 @@ def attend_fused(
         if ours.is_corrected:
             total = attention.query.new_empty(attention.query.shape[:3], dtype=torch.float32)
         output = ours.every_row(log_sum_exp=total, **counts)
+    elif ours.is_corrected and backend == "sdpa":
+        output, _, total = with_log_sum_exp(run_backend, attention)
     else:
         output, _ = run_backend()
     if ours.has_edits and not ours.is_short:
@@ -111,8 +114,8 @@ def _any_of(call: Call, touched: list[Tensor]) -> Tensor:
 
 
 def _unsupported_edits(edits: CollectedEdits, backend: str) -> str | None:
-    title = next((item.title for _, item in edits.edits if item.overrides("edit_weights")), None)
-    if title is not None:
+    if edits.is_free:
+        title = next(item.title for _, item in edits.edits if item.overrides("edit_weights"))
         return f"{title} edits the whole weight matrix"
     if edits.extras or edits.gated:
         return "queries attend to keys from elsewhere"
@@ -124,6 +127,8 @@ def _unsupported_edits(edits: CollectedEdits, backend: str) -> str | None:
 def _is_unexpected(attention: AttentionCall) -> bool:
     """Whether there is a dense mask where padding, window and cache give no cause for one: packed samples."""
     mask, geometry = attention.mask, attention.geometry
+    if mask is None:
+        return False
     is_plain = geometry.is_valid is None and geometry.window is None and geometry.start == 0
     return isinstance(mask, Tensor) and mask.dim() == 4 and is_plain and geometry.keys == geometry.queries
 

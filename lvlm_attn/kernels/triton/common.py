@@ -177,41 +177,65 @@ def on_device(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 class Launcher:
-    """Launches of one kernel that differ in tensors and strides alone: all but the first skip Triton's own look-up.
+    """Launches of one kernel that differ in tensors and strides alone; most skip Triton's own look-up.
 
-    A kernel is compiled for which tensors and strides are multiples of 16. Where all are, as they nearly always are,
-    what was compiled for one launch serves the next.
+    A kernel is compiled for types, for what is None, and for which tensors and strides are multiples of 16. Where all
+    are, as they nearly always are, what was compiled for one launch serves the next.
     """
 
     def __init__(self, kernel: Any, grid: tuple[int, int, int], constants: tuple[Any, ...], **options: Any):
         self.kernel, self.grid = kernel, grid
         self.constants, self.options = constants, {"enable_fp_fusion": True} | options
-        self.known: dict[Hashable, Any] = {}
+        self.known: dict[int, Any] = {}
 
     def __call__(
         self, tensors: tuple[Tensor | None, ...], change: Change, strides: tuple[int, ...], *rest: Any
     ) -> None:
         """Launches the kernel; `rest` is the same at every launch, or differs in floats alone."""
-        bits, largest = 0, 0
+        bits, missing, place = 0, 0, 1
         for item in (*tensors, *change):
-            if item is not None:
+            if item is None:
+                missing |= place
+            else:
                 bits |= item.data_ptr()
+            place <<= 1
         for stride in strides:
             bits |= stride
-            largest = max(largest, stride)
-        is_plain = bits % 16 == 0 and largest < 2**31
-        key = (*map(_is_none, tensors), *map(_is_none, change))
-        run = self.known.get(key) if is_plain else None
+        is_plain = bits & 15 == 0 and max(strides) < 2**31
+        run = self.known.get(missing) if is_plain else None
         if run is not None:
             run(*tensors, change, strides, *rest, *self.constants)
             return
-        compiled = self.kernel[self.grid](*tensors, change, strides, *rest, *self.constants, **self.options)
-        if is_plain and compiled is not None:
-            self.known[key] = compiled[self.grid]
+        key = self._key((*tensors, *change), rest) if is_plain and not is_interpreted() else None
+        compiled = _COMPILED.get(key) if key is not None else None
+        if compiled is None:
+            compiled = self.kernel[self.grid](
+                *tensors, change, strides, *rest, *self.constants, **self.options
+            )
+        else:
+            compiled[self.grid](*tensors, change, strides, *rest, *self.constants)
+        if key is not None:
+            _COMPILED[key] = compiled
+            self.known[missing] = compiled[self.grid]
+
+    def _key(self, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]) -> Hashable:
+        """What a kernel is compiled for, or None where that is not all."""
+        numbers = [number for item in rest for number in (item if isinstance(item, tuple) else (item,))]
+        types: list[Hashable] = [None if item is None else item.dtype for item in tensors]
+        for number in numbers:
+            if isinstance(number, Tensor):
+                if number.data_ptr() % 16:
+                    return None
+                types.append(number.dtype)
+            else:
+                if isinstance(number, int) and number >= 2**31:
+                    return None
+                types.append(type(number))
+        device = next(item for item in tensors if item is not None).device
+        return self.kernel.fn, self.constants, *self.options.items(), device, *types
 
 
-def _is_none(item: Tensor | None) -> bool:
-    return item is None
+_COMPILED: dict[Hashable, Any] = {}
 
 
 def precision(dtype: torch.dtype) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -37,7 +37,7 @@ MAX_QUERIES = 8
 """Queries of a short call."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class PackedCall:
     """An attention call and what is to change about it, as the kernels take them.
 
@@ -46,12 +46,14 @@ class PackedCall:
         visibility: what queries may attend to beyond or below causality.
         amplification: change of the scores, or None.
         redistribution: change of the weights, or None.
+        edits: both, packed.
     """
 
     call: AttentionCall
     visibility: Sequence[Visibility]
     amplification: Amplification | None
     redistribution: Redistribution | None
+    edits: PackedEdits
 
     @staticmethod
     def of(
@@ -66,14 +68,15 @@ class PackedCall:
         Raises:
             LvlmAttnError: if an amplification has factors for another number of heads.
         """
-        acting = tuple(item for item in visibility if not _is_over(item, call.geometry))
-        given = call.query, call.key, call.value
-        if any(tensor.stride(-1) != 1 for tensor in given):
-            query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in given)
+        query, key, value = call.query, call.key, call.value
+        if not query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
+            query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
             call = replace(call, query=query, key=key, value=value)
         if amplification is not None:
-            amplification.per_head(call.query.shape[1])
-        return PackedCall(call, acting, amplification, redistribution)
+            amplification.per_head(query.shape[1])
+        acting = tuple(item for item in visibility if not _is_over(item, call.geometry)) if visibility else ()
+        edits = pack_edits(amplification, redistribution, query.device)
+        return PackedCall(call, acting, amplification, redistribution, edits)
 
     @property
     def is_short(self) -> bool:
@@ -112,7 +115,7 @@ class PackedCall:
         if not self.is_short:
             return attend_all(self.call, packed=self._packed, lists=self._lists, log_sum_exp=log_sum_exp)
         output = query.new_empty(query.shape[0], query.shape[2], query.shape[1], query.shape[3])
-        self._plan(None).run(self.call, self._packed_edits, output, moved=moved, amplified=amplified)
+        self._plan(None).run(self.call, self.edits, output, moved=moved, amplified=amplified)
         return output
 
     def edited_rows(
@@ -141,7 +144,7 @@ class PackedCall:
         if rows is None:
             return output
         output = output if output.stride(-1) == 1 else output.contiguous()
-        call, edits = self.call, self._packed_edits
+        call, edits = self.call, self.edits
         if self.is_corrected:
             self._correction(rows).run(call, edits, output, log_sum_exp=log_sum_exp, moved=moved)
         else:
@@ -150,11 +153,7 @@ class PackedCall:
 
     def read(self, wanted: Readout) -> Reading:
         """Reads rows of the weights, as the edits left them; `readout.is_readable` must hold."""
-        return read(self.call, wanted, packed=self._packed, edits=self._packed_edits)
-
-    @cached_property
-    def _packed_edits(self) -> PackedEdits:
-        return pack_edits(self.amplification, self.redistribution, self.call.query.device)
+        return read(self.call, wanted, packed=self._packed, edits=self.edits)
 
     @property
     def _packed(self) -> PackedVisibility:
@@ -181,14 +180,14 @@ class PackedCall:
     def _plan(self, rows: Rows | None) -> RowsPlan:
         def made() -> RowsPlan:
             return RowsPlan.of(
-                self.call, self._packed, self._packed_edits, index=self._index(rows), is_every=rows is None
+                self.call, self._packed, self.edits, index=self._index(rows), is_every=rows is None
             )
 
         return self._shared(("rows", rows, *self._form, *self._place), made)
 
     def _correction(self, rows: Rows) -> CorrectPlan:
         def made() -> CorrectPlan:
-            return CorrectPlan.of(self.call, self._packed, self._packed_edits, index=self._index(rows))
+            return CorrectPlan.of(self.call, self._packed, self.edits, index=self._index(rows))
 
         return self._shared(("correct", rows, *self._form, *self._place), made)
 
@@ -201,7 +200,7 @@ class PackedCall:
     @property
     def _form(self) -> tuple[Hashable, ...]:
         """What plans are made for, beside where positions stand."""
-        edits, query = self._packed_edits, self.call.query
+        edits, query = self.edits, self.call.query
         given = edits.gain, edits.bias, edits.heads, edits.key_class
         known = (None if item is None else item.shape[1] for item in given)
         return (

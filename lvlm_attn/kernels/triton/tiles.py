@@ -163,13 +163,17 @@ def choose_splits(programs: int, columns: int, processors: int, block_n: int) ->
         >>> choose_splits(32, 2900, 132, 64)  # 32 heads, 132 multiprocessors: 8 x 32 blocks run at once
         8
     """
-    places = 2 * processors
-    most = columns // (4 * block_n)
+    return _splits(programs, columns // block_n, -(-columns // block_n), 2 * processors)
+
+
+@cache
+def _splits(programs: int, whole: int, blocks: int, places: int) -> int:
+    most = whole // 4
     if programs * most < places:
-        most = columns // (2 * block_n)
+        most = whole // 2
     most = max(min(MAX_SPLITS, most), 1)
     filled = [programs * splits / places for splits in range(1, most + 1)]
     efficiency = [waves / -(-waves // 1) for waves in filled]
     chosen = next(i + 1 for i, value in enumerate(efficiency) if value >= 0.95 * max(efficiency))
-    blocks = max(-(-columns // block_n), 1)
+    blocks = max(blocks, 1)
     return -(-blocks // -(-blocks // chosen))  # whole tiles, none of them empty

@@ -3,7 +3,7 @@
 import copy
 import logging
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,7 +11,8 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
 import lvlm_attn as la
-from lvlm_attn.runtime import operators
+from lvlm_attn.runtime import operators, registry
+from lvlm_attn.runtime.active import without_interventions
 from lvlm_attn.runtime.changes import Changes
 from tests.runtime.every_site import SITES, bare, outcome
 from tests.samples import VAR
@@ -135,17 +136,13 @@ CASES = [("sdpa", ("observe", "keys", "read", "modules", "vision")), ("eager", (
 def test_sites(llava, attention, sites):
     model, inputs = copy.deepcopy(llava[0]), llava[1]
     model.set_attn_implementation(attention)
-    for site in sites:
-        torch.compiler.reset()
-        want, got = (SITES[site]() for _ in range(2))
-        said = []
-        for item, backend in ((want, None), (got, "eager")):
-            with torch.no_grad(), la.wrap(model, item), ExitStack() as stack:
-                if backend:
-                    stack.enter_context(compiled(model, backend))
-                said.append(model(**inputs).logits)
-        assert torch.allclose(*said, 1e-5, 1e-5), site
-        assert all(torch.allclose(a, b, 1e-5, 1e-5) for a, b in zip(want.seen, got.seen, strict=True)), site
+    want, got = ([SITES[site]() for site in sites] for _ in range(2))
+    with torch.no_grad(), la.wrap(model, *want):
+        expected = model(**inputs).logits
+    with torch.no_grad(), la.wrap(model, *got), compiled(model, "eager"):
+        assert torch.allclose(model(**inputs).logits, expected, 1e-5, 1e-5)
+    for one, other in zip(want, got, strict=True):
+        assert all(torch.allclose(a, b, 1e-5, 1e-5) for a, b in zip(one.seen, other.seen, strict=True))
 
 
 def test_generate_compiles_its_static_steps_to_one_graph(llava):
@@ -167,29 +164,61 @@ def test_generate_compiles_its_static_steps_to_one_graph(llava):
 
 def test_inductor(llava):
     model, inputs = tiny_model("llava", layers=1), llava[1]
-    items = METHODS["var_vhr"]()[:1]
+    config = CompileConfig(mode="default")
+    config._compile_all_devices = True
+    items = [*METHODS["pai"](), SITES["heads"]()]
     with la.wrap(model, *items):
         want = steps(model, inputs, cache_implementation="static")
-    with la.wrap(model, *items), compiled(model, "inductor"):
-        assert torch.allclose(steps(model, inputs, cache_implementation="static"), want, 1e-5, 1e-5)
+        options = {"cache_implementation": "static", "compile_config": config, "disable_compile": False}
+        assert torch.allclose(steps(model, inputs, **options), want, 1e-5, 1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def attended(module, query, mask=None, **more):
+    return registry.attend(module, query, query, query, mask, backend="sdpa", scaling=0.5, **more)[0]
 
 
 def test_what_cannot_be_compiled_says_so(llava):
-    model, inputs = tiny_model("llava", layers=1), llava[1]
-    call = torch.compile(model, backend="eager")
-    with la.wrap(model, SITES["heads"]()):
+    model = llava[0]
+    module, query = model.model.language_model.layers[0].self_attn, torch.randn(1, 4, 3, 8)
+    call = torch.compile(attended, backend="eager")
+    with la.wrap(model, SITES["scores"]()):
         with pytest.raises(la.UnsupportedError, match="gradients are wanted"):
-            call(**inputs)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            with pytest.raises(la.UnsupportedError, match="autocast is on"):
-                call(**inputs)
-        with torch.no_grad():
-            got, want = call(**inputs).logits, model(**inputs).logits
-    assert torch.allclose(got, want, 1e-5, 1e-5)
+            call(module, query.clone().requires_grad_())
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            pytest.raises(la.UnsupportedError, match="autocast is on"),
+        ):
+            call(module, query)
+        with pytest.raises(la.UnsupportedError, match="no tensor as a mask"):
+            call(module, query, mask=object())
+        with pytest.raises(la.UnsupportedError, match="hands blocks on"):
+            call(module, query, blocks=object())
+        with pytest.raises(la.LvlmAttnError, match="was called by itself inside a wrap"):
+            call(module, query)
+    bare_call = torch.nn.functional.scaled_dot_product_attention(
+        query, query, query, is_causal=True, scale=0.5
+    )
+    assert torch.allclose(call(module, query), bare_call.transpose(1, 2), 1e-6, 1e-6)
+
+
+CHECKS = ("test_schema", "test_faketensor", "test_autograd_registration")
+
+
+def test_operators_say_what_they_return(llava):
+    module = llava[0].model.language_model.layers[0].self_attn
+    call = (torch.randn(1, 4, 3, 8), *torch.randn(2, 1, 2, 5, 8).unbind(0), None, [], "eager\nscaling=0.5")
+
+    def check():
+        for name in ("attend", "attend_with_weights"):
+            operator = getattr(torch.ops.lvlm_attn, name).default
+            torch.library.opcheck(operator, (*call, operators.number_of(module)), test_utils=CHECKS)
+
+    without_interventions(check)
 
 
 def test_a_graph_that_goes_past_a_site_is_an_error(llava, monkeypatch):
-    model, inputs = llava
+    model, inputs = tiny_model("llava", layers=1), llava[1]
     monkeypatch.setattr(Changes, "_describe", lambda self: None)  # graphs cannot tell hooks apart any more
     call = torch.compile(model, backend="eager")
     monkeypatch.setattr(operators, "STRUCTURE", operators.NUMBER)

@@ -192,7 +192,7 @@ class Record(Intervention):
         log = layer.memory.get("log")
         if not self.sinks or log is None or not layer.is_prompt:
             return
-        scores = sink_score(hidden, cast("tuple[int, ...]", self.sink_dims))[: _main_rows(layer)]
+        scores = sink_score(hidden, self.sink_dims)[: _main_rows(layer)]
         before = log.sinks.get(layer.index)
         start = layer.queries.start
         if before is not None and start:
@@ -232,9 +232,8 @@ class Record(Intervention):
             log.add(step, layer.index, weights)
             return
         layers = _layers(self, layer.call.target)
-        total = layer.memory.get("sum")
-        is_first = total is None or layer.index == layers[0]
-        layer.memory["sum"] = weights if is_first else total.add_(weights)
+        total = None if layer.index == layers[0] else layer.memory.get("sum")
+        layer.memory["sum"] = weights if total is None else total.add_(weights)
         if layer.index == layers[-1]:
             log.add(step, "mean", layer.memory.pop("sum").div_(len(layers)))
 

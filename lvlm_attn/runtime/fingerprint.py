@@ -46,7 +46,7 @@ class Structure(NamedTuple):
 
 def structure_of(model: nn.Module) -> Structure | None:
     """The modules of a model and their settings; None where something stands between them that cannot be compared."""
-    if nn.modules.module._has_any_global_hook():
+    if cast("Any", nn.modules.module)._has_any_global_hook():
         return None
     parts: list[Hashable] = []
     kinds: dict[type[nn.Module], None] = {}

@@ -97,7 +97,7 @@ def test_sinks_are_framed():
     scores[0, 5] = 30
     figure = replace(maps, sink_scores={0: scores, 1: 0 * scores}).sink_map()
     shown = words_of(figure)
-    assert "layer 0\n1 sink(s)" in shown
+    assert "layer 0\n1 sink, 10.2 %" in shown
     assert "layer 1\nno sink" in shown
     frames = [patch for axes in figure.axes for patch in axes.patches]
     assert {frame.get_xy() for frame in frames if isinstance(frame, matplotlib.patches.Rectangle)} >= {

@@ -88,8 +88,8 @@ def chosen(maps: AttentionMaps) -> str:
     if len(maps.heads) == 1:
         heads = f"head {maps.heads[0]}"
     else:
-        count = len(maps.heads) or maps.meta.get("averaged_heads")
-        heads = f"mean of {count} heads" if count else "mean of the heads"
+        averaged = len(maps.heads) or maps.meta.get("averaged_heads")
+        heads = f"mean of {averaged} heads" if averaged else "mean of the heads"
     view = maps.meta.get("view_note") or "raw weights"
     return f"{part}, {heads}, {plain(str(view), 100)}"
 

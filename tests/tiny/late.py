@@ -74,7 +74,9 @@ def _granite4(text: dict[str, Any], vision: dict[str, Any], rest: dict[str, Any]
         image_grid_pinpoints=[[8, 16], [16, 8], [16, 16], [24, 8], [8, 24]],
         **rest,
     )
-    config.qformer_config.num_attention_heads = 2  # a head is 64 wide by default
+    # A head is 64 wide by default, and older versions of transformers do not take the encoder's width.
+    config.qformer_config.num_attention_heads = 2
+    config.qformer_config.hidden_size = config.qformer_config.encoder_hidden_size = vision["hidden_size"]
     return config
 
 

@@ -146,7 +146,7 @@ def test_sites(llava, attention, sites):
 
 
 def test_generate_compiles_its_static_steps_to_one_graph(llava):
-    model, inputs = llava
+    model, inputs = copy.deepcopy(llava[0]), llava[1]
     graphs = Graphs()
     config = CompileConfig(backend=lambda *given: graphs.backend(*given), mode=None, fullgraph=True)
     config._compile_all_devices = True

@@ -1,8 +1,9 @@
 """The log-sum-exp of every row, off the operator that the user's backend runs anyway.
 
-Attention through `torch.nn.functional.scaled_dot_product_attention` ends, on the CPU, in a flash operator that
-returns the log-sum-exp too; the function drops it. Here the backend runs as it is, and where it calls that function
-the operator is called instead, with the arguments that the function would hand on: the output keeps its bits.
+Attention through `torch.nn.functional.scaled_dot_product_attention` ends, on the CPU and often on a GPU, in a flash
+operator that returns the log-sum-exp too; the function drops it. Here the backend runs as it is, and where it calls
+that function the operator is called instead, with the arguments that the function would hand on: the output keeps its
+bits.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ def with_log_sum_exp(run: Callable[[], tuple[Tensor, Tensor | None]], call: Atte
 
 def may_give(call: AttentionCall) -> bool:
     """Whether the log-sum-exp of a call may be got from the operator, and means what the call says."""
-    known = _private() is not None and reading_is_free(call.query.device) and call.softcap is None
+    device = call.query.device
+    known = (
+        _private() is not None and (reading_is_free(device) or device.type == "cuda") and call.softcap is None
+    )
     asked = call.kwargs
     known = known and not torch.compiler.is_compiling()
     return known and asked.get("position_bias") is None and asked.get("s_aux") is None
@@ -169,6 +173,11 @@ def _flash(
     )
     if choice != _FLASH:
         return None
+    if query.is_cuda:
+        if attn_mask is not None or enable_gqa or query.shape[-1] % 8:
+            return None  # the function changes heads before it calls the operator
+        flash = torch.ops.aten._scaled_dot_product_flash_attention.default
+        return flash(query, key, value, 0.0, is_causal, False, scale=scale)[:2]
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = _additive(memo, attn_mask, query.dtype)
     output, total = operator(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,9 +54,7 @@ def attend_fused(
     if reason is not None:
         dispatch.fall_back(reason)
         return None
-    from lvlm_attn.kernels.triton.path import PackedCall
-
-    ours = PackedCall.of(
+    ours = _packed_call().of(
         attention,
         visibility=edits.visible,
         amplification=amplifications[0] if amplifications else None,
@@ -81,6 +80,14 @@ def attend_fused(
     for (layer, item), wanted in edits.readouts:
         item.read(layer, _read(ours, wanted))
     return output
+
+
+@cache
+def _packed_call() -> type[PackedCall]:
+    """Imported where it is used, since it needs Triton."""
+    from lvlm_attn.kernels.triton.path import PackedCall
+
+    return PackedCall
 
 
 def _read(ours: PackedCall, wanted: Readout) -> Reading:

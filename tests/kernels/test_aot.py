@@ -36,10 +36,30 @@ def test_kernels_compile_and_fit(compile_for, chip):
     lines = compile_for(chip)
     assert {(line["head_dim"], line["bits"], line["what"]) for line in lines} == set(aot.CASES[chip])
     names = {line["kernel"] for line in lines}
-    assert names >= {"_attend_all", "_list_blocks", "_split_keys", "_join_splits", "_write_weights"}
+    assert names >= {
+        "_attend_all",
+        "_list_blocks",
+        "_split_keys",
+        "_join_splits",
+        "_list_keys",
+        "_correct",
+        "_write_weights",
+    }
     assert aot.misfits(lines) == []
     if chip == "sm_90":
         assert len([line for line in lines if line["head_dim"] in (64, 128)]) >= 10
+
+
+@pytest.mark.slow
+def test_a_decoding_step_launches_two_kernels_per_layer(tmp_path):
+    """With a driver that runs nothing, which needs a process of its own."""
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    env |= {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.host_time"]
+    command += ["--layers", "2", "--tokens", "2", "--repeats", "1"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "launches per acting layer and step: 2.0" in done.stdout
 
 
 def test_a_kernel_that_does_not_fit_is_found():

@@ -318,7 +318,7 @@ def test_layers_of_a_call_share_what_positions_decide():
         ours.edited_rows(ours.every_row(), Rows.of(call.touched()))
         known = {key: id(value) for key, value in memo.kept.items()}
     assert {key: id(value) for key, value in memo.kept.items()} == known
-    assert {key[1] for key in memo.kept} == {"packed", "lists", "rows"}
+    assert {key[1] for key in memo.kept} == {"packed", "lists", "correct"}
 
 
 def test_what_the_kernels_cannot_take_is_said():

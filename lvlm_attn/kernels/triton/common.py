@@ -214,7 +214,7 @@ class Launcher:
             )
         else:
             compiled[self.grid](*tensors, change, strides, *rest, *self.constants)
-        if key is not None:
+        if key is not None and compiled is not None:
             _COMPILED[key] = compiled
             self.known[missing] = compiled[self.grid]
 

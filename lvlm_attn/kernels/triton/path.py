@@ -201,16 +201,12 @@ class PackedCall:
     def _form(self) -> tuple[Hashable, ...]:
         """What plans are made for, beside where positions stand."""
         edits, query = self.edits, self.call.query
-        given = edits.gain, edits.bias, edits.heads, edits.key_class
-        known = (None if item is None else item.shape[1] for item in given)
-        return (
-            query.shape,
-            query.dtype,
-            self.call.key.shape[1],
-            edits.amplified is None,
-            edits.signed,
-            *known,
-        )
+        known = None if edits.key_class is None else edits.key_class.shape[1]
+        form = query.shape, query.dtype, self.call.key.shape[1], known
+        if edits.amplified is None:
+            return form
+        given = edits.gain, edits.bias, edits.heads
+        return *form, edits.signed, *(None if item is None else item.shape[1] for item in given)
 
     def _shared(self, key: tuple[Hashable, ...], make: Callable[[], Made]) -> Made:
         return self.call.memo.shared((PackedCall, *key), make)

@@ -157,7 +157,7 @@ def generate_ratios(
         others = {name: run for name, run in variants.items() if name != "plain"}
         measured[count] = paired(variants["plain"], others, repeats)
     (whole, whole_ratios), (first, first_ratios) = measured[tokens], measured[1]
-    print(f"{'':10}  {'generate':>9} {'ratio (95 % interval)':>22}   {'prefill':>8} {'ratio':>6}   ", end="")
+    print(f"{'':18}  {'generate':>9} {'ratio (95 % interval)':>22}   {'prefill':>8} {'ratio':>6}   ", end="")
     print(f"{'decode':>9} {'ratio':>6}   memory")
     rows = {}
     for name in runs[tokens]:
@@ -178,7 +178,7 @@ def generate_ratios(
             "prefill_s_all": first[name],
         }
         print(
-            f"{name:10}  {row['generate_s']:8.3f}s {middle:6.3f} ({low:.3f} to {high:.3f})   "
+            f"{name:18}  {row['generate_s']:8.3f}s {middle:6.3f} ({low:.3f} to {high:.3f})   "
             f"{row['prefill_ms']:6.0f}ms {row['prefill_ratio']:6.3f}   "
             f"{row['decode_ms_per_token']:7.2f}ms {row['decode_ratio']:6.3f}   {memory[name]:{sign}.0f} MiB"
         )

@@ -21,6 +21,7 @@ def measure(
     new_tokens: int,
     *,
     beyond_plain: bool = False,
+    after: Callable[[Any, dict[str, dict[str, Any]]], dict[str, Any]] | None = None,
 ) -> None:
     """Times the variants, measures their memory in processes of their own, and prints a table.
 
@@ -31,6 +32,7 @@ def measure(
         variants: the first is plain.
         new_tokens: of a whole run; the prefill is timed with a single one.
         beyond_plain: whether memory is told beyond that of the plain run.
+        after: takes the model and the rows of the table, and gives what else is saved.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=about.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=9)
@@ -51,5 +53,6 @@ def measure(
     rows = generate_ratios(runs, options.repeats, memory, sign="+" if beyond_plain else "")
     for one, row in rows.items():
         row["memory_beyond_plain_mib" if beyond_plain else "peak_memory_mib"] = memory[one]
+    more = {} if after is None else after(model, rows)
     if options.save:
-        print(save(f"{name}_cpu", {"repeats": options.repeats, "variants": rows}), file=sys.stderr)
+        print(save(f"{name}_cpu", {"repeats": options.repeats, "variants": rows, **more}), file=sys.stderr)

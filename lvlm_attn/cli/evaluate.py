@@ -90,8 +90,7 @@ def pope(
 ) -> None:
     """Ask POPE's yes/no questions about objects and score the answers.
 
-    A question file has lines such as {"question_id": 1, "image": "dog.jpg", "text": "Is there a dog in the
-    image?", "label": "yes"}.
+    Lines of questions: {"question_id": 1, "image": "dog.jpg", "text": "Is there a dog?", "label": "yes"}.
 
     Example: lvlm-attn eval pope --model toy --data toy --intervene var:rho=0.5
     """

@@ -107,41 +107,17 @@ def corrected_rows(
     Returns:
         What became of them; None, with nothing changed, if the rows are to be computed from all keys.
     """
-    geometry, dtype, device = call.geometry, call.score_dtype, call.query.device
-    limit, batch = LIMITS.get(output.dtype), call.key.shape[0]
-    if limit is None:
+    edit = _Edit.of(call, LIMITS.get(output.dtype), visibility, amplification, redistribution)
+    if edit is None:
         return None
-    if redistribution is None:
-        kinds = torch.zeros(batch, geometry.keys, dtype=torch.int8, device=device)
-    else:
-        kinds = geometry.to_columns(redistribution.key_class.to(device))
-    biased = [item for item in amplification if item.bias is not None]
-    given = [geometry.to_columns(item.bias.to(device, dtype)) for item in biased if item.bias is not None]
-    chosen = choose(kinds, written_and_valid(geometry, device), given)
-    if chosen is None or not all(bool(bias.isfinite().all()) for bias in given):
-        return None
-    biases = [at_columns(bias, chosen.columns) - level for bias, level in zip(given, chosen.levels)]
-    by = None
-    if redistribution is not None:
-        gains = of_redistribution(redistribution)
-        by = ByClass.of(gains, at_columns(kinds, chosen.columns), chosen.base, dtype, call.key.shape[1])
+    heads, size = call.query.shape[1], call.score_dtype.itemsize
     if log_sum_exp is None:
         total = row_log_sum_exp(call, rows, visibility)
     else:
-        total = log_sum_exp if rows.is_all else log_sum_exp.gather(2, _over_heads(rows, log_sum_exp.shape[1]))
-    few = FewKeys(chosen.columns)
-    edit = _Edit(
-        call,
-        chosen,
-        few.take(call.key, dtype),
-        few.take(call.value, dtype),
-        visibility,
-        [(item, bias) for item, bias in zip(biased, biases)],
-        by,
-        redistribution,
-        limit,
-    )
-    row = batch * call.query.shape[1] * max(chosen.columns.shape[-1], 1) * dtype.itemsize
+        total = (
+            log_sum_exp if rows.is_all else log_sum_exp.gather(2, rows.index[:, None].expand(-1, heads, -1))
+        )
+    row = call.key.shape[0] * heads * max(edit.chosen.columns.shape[-1], 1) * size
     step = max(CHUNK_BYTES // row, 1)
     done = []
     for start in range(0, rows.index.shape[1], step):
@@ -167,6 +143,41 @@ class _Edit(NamedTuple):
     by: ByClass | None
     redistribution: Redistribution | None
     limit: float
+
+    @staticmethod
+    def of(
+        call: AttentionCall,
+        limit: float | None,
+        visibility: Sequence[Visibility],
+        amplification: Sequence[Amplification],
+        redistribution: Redistribution | None,
+    ) -> _Edit | None:
+        """Chooses the keys and looks up what is done to them; None if they are too many, or outputs are too coarse."""
+        geometry, dtype, device = call.geometry, call.score_dtype, call.query.device
+        if limit is None:
+            return None
+        if redistribution is None:
+            kinds = torch.zeros(call.key.shape[0], geometry.keys, dtype=torch.int8, device=device)
+        else:
+            kinds = geometry.to_columns(redistribution.key_class.to(device))
+        given = [
+            (item, geometry.to_columns(item.bias.to(device, dtype)))
+            for item in amplification
+            if item.bias is not None
+        ]
+        chosen = choose(kinds, written_and_valid(geometry, device), [bias for _, bias in given])
+        if chosen is None or not all(bool(bias.isfinite().all()) for _, bias in given):
+            return None
+        few, by = FewKeys(chosen.columns), None
+        if redistribution is not None:
+            gains = of_redistribution(redistribution)
+            by = ByClass.of(gains, at_columns(kinds, chosen.columns), chosen.base, dtype, call.key.shape[1])
+        added = [
+            (item, at_columns(bias, chosen.columns) - level)
+            for (item, bias), level in zip(given, chosen.levels)
+        ]
+        key, value = few.take(call.key, dtype), few.take(call.value, dtype)
+        return _Edit(call, chosen, key, value, visibility, added, by, redistribution, limit)
 
     def rows(self, output: Tensor, total: Tensor, part: Rows) -> tuple[Tensor, Tensor, Judged | None] | None:
         """New rows `(batch, heads, rows, width)`, where they changed, and what was decided."""
@@ -210,7 +221,3 @@ class _Edit(NamedTuple):
         if item.heads is None:
             return bias[:, None]
         return bias[:, None] * item.per_head(self.call.query.shape[1]).to(bias)[..., None]
-
-
-def _over_heads(rows: Rows, heads: int) -> Tensor:
-    return rows.index[:, None].expand(-1, heads, -1)

@@ -104,7 +104,7 @@ def of_redistribution(spec: Redistribution) -> Gains:
 
 def _judge(has_least: bool, features: Tensor, is_sum: bool) -> Judged:
     """Amounts: by how much plain patches grow, and the share that sinks lose."""
-    image, share, taken, plain = features.split((1, 1, 2, 1), -1)
+    image, share, taken, plain = torch.split(features, [1, 1, 2, 1], -1)
     stays = torch.minimum(image, share) < 0
     if is_sum and not has_least:
         stays = stays | (plain <= 0)

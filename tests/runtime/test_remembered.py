@@ -211,7 +211,7 @@ def test_a_backend_that_is_set_or_registered_anew_is_asked_again(runs):
     assert torch.equal(second, cold(model, inputs))
 
 
-def test_with_others_acting_and_after_other_prompts():
+def test_with_others_acting_and_after_other_prompts(runs):
     """What is remembered is the bare model's, whatever acts beside it; Y after X equals Y alone, also in sampling."""
     model = fresh()
     x, y = (tiny_inputs("llava", model, batch) for batch in (BATCH, [(2,), (1,)]))
@@ -220,7 +220,9 @@ def test_with_others_acting_and_after_other_prompts():
     forget_all()
     logits(model, y)  # VHR alone leaves what it found
     logits(model, x, *items)
+    seen = len(runs)
     assert torch.equal(logits(model, y, *items), alone)
+    assert len(runs) == seen  # also for those who act beside it
     options = {"do_sample": True, "top_k": 20, "temperature": 1.5}
 
     def sampled(given):

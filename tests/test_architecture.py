@@ -52,7 +52,11 @@ PROMISED_BY_NOBODY = {
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs"),
     *("_forward_hooks_always_called", "_compiled_call_impl", "_torchdynamo_orig_callable"),
     *("_has_any_global_hook", "_hf_hook", "_torchdynamo_disable"),
-    *("_fused_sdp_choice", "_scaled_dot_product_flash_attention_for_cpu"),
+    *(
+        "_fused_sdp_choice",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention",
+    ),
     *("_getframe", "_current_frames"),
 }
 """Private names of torch, accelerate and Python; those of transformers have a module of their own."""

@@ -108,8 +108,7 @@ def sweep(
 ) -> None:
     """Run all points of a grid on dev, report every one, and the chosen one once on test.
 
-    The toy has dev and test scenes; pictures in files are parted by a hash of their names, and those of a pair or set
-    stay together.
+    The toy has dev and test scenes; pictures in files are parted by a hash of their names, pairs and sets kept whole.
 
     Example: lvlm-attn eval sweep --model toy --data toy --grid "pai:alpha=0.1,0.2;gamma=1.0,1.1"
     """

@@ -105,10 +105,17 @@ def place_of(call: AttentionCall, edits: PackedEdits) -> Place:
     known = [0 if item is None else item.shape[1] for item in (edits.gain, edits.bias, edits.key_class)]
     first = geometry.first_key
     written = min(geometry.keys, geometry.length - first)
+    gains, biases, classes = map(hidden, known)
     return Place(
-        *map(hidden, (geometry.start, first, geometry.queries, geometry.keys, written)),
-        None if geometry.window is None else hidden(geometry.window),
-        *map(hidden, known),
+        start=hidden(geometry.start),
+        first_key=hidden(first),
+        queries=hidden(geometry.queries),
+        keys=hidden(geometry.keys),
+        written=hidden(written),
+        window=None if geometry.window is None else hidden(geometry.window),
+        gains=gains,
+        biases=biases,
+        classes=classes,
     )
 
 
@@ -221,7 +228,7 @@ class Launcher:
     def _key(self, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]) -> Hashable:
         """What a kernel is compiled for, or None where that is not all."""
         numbers = [number for item in rest for number in (item if isinstance(item, tuple) else (item,))]
-        types: list[Hashable] = [None if item is None else item.dtype for item in tensors]
+        types: list[Any] = [None if item is None else item.dtype for item in tensors]
         for number in numbers:
             if isinstance(number, Tensor):
                 if number.data_ptr() % 16:

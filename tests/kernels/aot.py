@@ -129,7 +129,9 @@ def compiled(launch: Callable[[], object], chip: str) -> Iterator[dict[str, Any]
     for binary in seen:
         found = {"hash": binary.hash, "kernel": binary.src.fn.__name__}
         found["shared"] = binary.metadata.shared
-        yield found | (_resources(binary.asm["cubin"]) if "cubin" in binary.asm else {})
+        yield found | (
+            _resources(binary.asm["cubin"]) if "cubin" in binary.asm else _stack(binary.asm["amdgcn"])
+        )
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
@@ -144,13 +146,18 @@ def _resources(cubin: bytes) -> dict[str, int]:
     return {key.lower(): int(value[1]) for key, value in found.items() if value}
 
 
+def _stack(assembly: str) -> dict[str, int]:
+    found = re.search(r"\.private_segment_fixed_size:\s*(\d+)", assembly)
+    return {"stack": int(found[1]) if found else -1, "local": 0}
+
+
 def misfits(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Kernels that need more shared memory than there is, or on sm_90 spill at the head sizes that matter most."""
+    """Kernels that need more shared memory than there is, or spill at the head sizes that matter most."""
     return [
         line
         for line in lines
         if line["shared"] > SHARED_MEMORY[line["chip"]]
-        or (line["chip"] == "sm_90" and line["head_dim"] in (64, 128) and (line["stack"] or line["local"]))
+        or (line["head_dim"] in (64, 128) and (line["stack"] or line["local"]))
     ]
 
 

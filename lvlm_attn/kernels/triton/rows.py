@@ -129,6 +129,8 @@ class RowsPlan:
         rows = queries if index is None else index.shape[1]
         shared = heads // kv_heads * rows
         tile = tile or split_tile(chip_of(query), head_dim, query.element_size(), shared * slots, slots)
+        if slots > 1 and packed.shape.lines > 1:
+            tile = tile._replace(block_n=min(tile.block_n, 32))  # reaches need registers of their own
         tiles = triton.cdiv(shared, tile.block_m // slots)
         geometry = call.geometry
         written = min(geometry.keys, geometry.length - geometry.first_key)

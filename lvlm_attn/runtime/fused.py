@@ -76,7 +76,7 @@ def attend_fused(
         output, _ = run_backend()
     if ours.has_edits and not ours.is_short:
         touched = [spec.is_touched for spec in edits.specs if spec is not None]
-        output = ours.edited_rows(output, call.rows_of(_any_of(call, touched)), log_sum_exp=total, **counts)
+        output = ours.edited_rows(output, call.rows_of_any(touched), log_sum_exp=total, **counts)
     for (layer, item), wanted in edits.readouts:
         item.read(layer, _read(ours, wanted))
     return output
@@ -111,13 +111,6 @@ def _unsupported_mask(call: Call) -> str | None:
     if call.attends_ahead:
         return "the model lets image tokens attend ahead"
     return "the model attends within chunks" if call.text_mask == "chunked" else None
-
-
-def _any_of(call: Call, touched: list[Tensor]) -> Tensor:
-    """Rows that any edit touches; the same tensor for every layer that asks with the same ones."""
-    if len(touched) == 1:
-        return touched[0]
-    return call.memo.shared((_any_of, *touched), lambda: torch.stack(touched).any(0))
 
 
 def _unsupported_edits(edits: CollectedEdits, backend: str) -> str | None:

@@ -51,7 +51,7 @@ _PREFILL: dict[Chip, dict[tuple[int, int], Tile]] = {
         (128, 2): Tile(128, 64, 8, 3),
         (256, 2): Tile(64, 32, 8, 2),
         (64, 4): Tile(32, 16, 4, 2),
-        (128, 4): Tile(16, 16, 4, 2),
+        (128, 4): Tile(16, 16, 4, 1),
         (256, 4): Tile(16, 16, 4, 2),
     },
     "small": {
@@ -140,7 +140,8 @@ def split_tile(chip: Chip, head_dim: int, itemsize: int, rows: int, slots: int =
 def correct_tile(chip: Chip, head_dim: int, itemsize: int, rows: int) -> Tile:
     """The tile of the kernel that corrects rows: few keys, and two sums of a row beside its accumulator."""
     tile = split_tile(chip, head_dim, itemsize, rows, slots=2)
-    return tile._replace(block_n=min(tile.block_n, 32), stages=min(tile.stages, 2))
+    stages = 1 if itemsize == 4 and padded_head_dim(head_dim) <= 64 else min(tile.stages, 2)
+    return tile._replace(block_n=min(tile.block_n, 32), stages=stages)
 
 
 _SPLIT_STAGES: dict[Chip, int] = {"sm_90": 3, "sm_80": 2, "small": 2, "cdna": 1, "cpu": 1}

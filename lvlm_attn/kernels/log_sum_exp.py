@@ -176,9 +176,11 @@ def _flash(
     if query.is_cuda:
         if attn_mask is not None or enable_gqa or query.shape[-1] % 8:
             return None  # the function changes heads before it calls the operator
-        flash = torch.ops.aten._scaled_dot_product_flash_attention.default
-        found: tuple[Tensor, Tensor] = flash(query, key, value, 0.0, is_causal, False, scale=scale)[:2]
-        return found
+        flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention", None)
+        if flash is None:
+            return None
+        output, total, *_ = flash.default(query, key, value, 0.0, is_causal, False, scale=scale)
+        return output, total
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = _additive(memo, attn_mask, query.dtype)
     output, total = operator(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)

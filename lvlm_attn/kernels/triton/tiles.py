@@ -131,7 +131,7 @@ def split_tile(chip: Chip, head_dim: int, itemsize: int, rows: int, slots: int =
     """
     wide = padded_head_dim(head_dim)
     if itemsize == 4 and chip != "cpu":  # no tensor cores: large tiles spill
-        return Tile(16, 32 if wide < 64 else 16, 4, 1 if chip == "cdna" else 2)
+        return Tile(16, 32 if wide < 64 else 16, 4, 1 if chip == "cdna" or wide == 64 else 2)
     most = 64 if wide <= 64 or (wide == 128 and chip == "sm_90" and slots == 1) or chip == "cpu" else 32
     block_m = min(most, max(16, 1 << (rows - 1).bit_length()))
     return Tile(block_m, 64 if wide <= 128 else 32, 4, _SPLIT_STAGES[chip])

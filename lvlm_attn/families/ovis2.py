@@ -48,5 +48,4 @@ FAMILY = Family(
     marks_between=True,
     edges=lambda config: config.visual_indicator_token_ids,
     encoder=False,
-    places=False,
 )

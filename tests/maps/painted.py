@@ -19,8 +19,10 @@ from torch import Tensor
 from transformers.utils import is_torchvision_available
 
 from lvlm_attn.families import ImageInputs, family_of, parts_of, prompt_layout
+from lvlm_attn.families.family import features_of
 from lvlm_attn.layout.prompt import PromptLayout
-from tests.families.more_processors import END, IMAGE, NEEDS_TORCHVISION, PLACEHOLDER, START, id_of
+from tests.families.more_processors import END, IMAGE, NEEDS_TORCHVISION, PLACEHOLDER, START
+from tests.families.more_processors import config as published_config
 from tests.families.more_processors import tokenizer as more_tokenizer
 from tests.tiny import tiny_model
 from tests.tiny_processors import MORE_NAMES, tiny_processor, without_video
@@ -100,7 +102,26 @@ def _mistral3(words: Any) -> Any:
     return transformers.PixtralProcessor(images, words, patch_size=2, spatial_merge_size=2, image_token=IMAGE)
 
 
+def _ovis2(words: Any) -> Any:
+    images = transformers.Ovis2ImageProcessor(
+        size={"height": 12, "width": 12}, crop_to_patches=True, max_patches=6
+    )
+    return transformers.Ovis2Processor(images, words, image_seq_length=9)
+
+
+def _granite4_vision(words: Any) -> Any:
+    images = transformers.LlavaNextImageProcessor(
+        size={"shortest_edge": 8},
+        crop_size={"height": 8, "width": 8},
+        image_grid_pinpoints=[[8, 16], [16, 8], [16, 16], [24, 8], [8, 24]],
+    )
+    clip = {"patch_size": 2, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    return transformers.Granite4VisionProcessor(images, words, downsample_rate="1/2", **clip)
+
+
 _MORE = {
+    "ovis2": _ovis2,
+    "granite4_vision": _granite4_vision,
     "llava_next_video": _llava_next_video,
     "paligemma": _paligemma,
     "aya_vision": _aya,
@@ -169,18 +190,37 @@ def seen(name: str, picture: Image.Image) -> Seen:
     mark = f" <img> {image} </img> " if name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl") else f" {image} "
     images: Any = [picture] if name == "aya_vision" else [[picture]]
     inputs = made(images=images, text=[f"look{mark}look"], return_tensors="pt")
-    config = copy.deepcopy(model(name).config)
-    config.image_token_id = 3 if name in MORE_NAMES else id_of(IMAGE)
+    config = _with_ids(name)
     layout = prompt_layout(family_of(config), ImageInputs(config, inputs["input_ids"], inputs))
     taken = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images")
     given = {key: inputs[key] for key in taken if key in inputs}
     with torch.no_grad():
-        output = model(name).model.get_image_features(**given, return_dict=True).pooler_output
-    parts = [output] if torch.is_tensor(output) else list(output)
-    features = torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+        output = model(name).model.get_image_features(**given, return_dict=True)
+    added = getattr(output, "deepstack_features", None) if name == "granite4_vision" else None
+    kinds = [features_of(output)] if added is None else [own for _, own in added]  # what each layer adds
+    features = torch.cat([_one_after_another(own) for own in kinds], dim=-1)
     positions = (inputs["input_ids"][0] == config.image_token_id).nonzero().flatten().tolist()
     assert len(positions) == len(features)
     return Seen(layout, config, features, positions)
+
+
+def _one_after_another(features: Any) -> Tensor:
+    """`(image tokens, hidden)` of features by image or by tile."""
+    parts = [features] if torch.is_tensor(features) else list(features)
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+
+
+def _with_ids(name: str) -> Any:
+    """The configuration of the tiny model with the ids of the processor's words."""
+    config = copy.deepcopy(model(name).config)
+    if name in MORE_NAMES:
+        config.image_token_id = 3
+        return config
+    published = published_config(name)
+    for key in ("image_token_id", "visual_indicator_token_ids", "eoi_token_id"):
+        if hasattr(published, key):
+            setattr(config, key, getattr(published, key))
+    return config
 
 
 def canvas(size: tuple[int, int]) -> np.ndarray[Any, Any]:

@@ -44,11 +44,13 @@ from lvlm_attn.families.family import (
     named_arguments,
     prompt_layout,
 )
+from lvlm_attn.families.fits import Fit
 from lvlm_attn.families.llava import repeat_over_tokens
 from lvlm_attn.families.versions import check_transformers
 
 __all__ = [
     "Family",
+    "Fit",
     "ImageInputs",
     "Parts",
     "TextMask",

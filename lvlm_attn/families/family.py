@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
+from lvlm_attn.families.fits import Fit
 from lvlm_attn.families.unwrap import unwrapped
 from lvlm_attn.layout.grids import ImageGrid
 from lvlm_attn.layout.prompt import PromptLayout
@@ -82,6 +83,8 @@ class Family:
         encoder: whether rows of the image encoder's attention can be had (PAINT, VMTC).
         has_grid: whether image tokens stand in rows and columns that are known.
         places: whether it is known where the patches of a picture lie in it (maps, masks, crops).
+        fit: how the image processor cuts or pads a picture, where its grid does not tell: from the grid, the width and
+            height of the picture, the configuration and the image processor.
         modules_fit: whether the attention of a layer is added to the residual stream as it is, so that something
             else can be added after it (a trained CrossLMM).
         logits_divisor: attribute of the text configuration that the model divides its logits by (DoLa).
@@ -110,6 +113,7 @@ class Family:
     encoder: bool = True
     has_grid: bool = True
     places: bool = True
+    fit: Callable[[ImageGrid, tuple[int, int], Any, Any], Fit] | None = None
     modules_fit: bool = True
     logits_divisor: str = ""
     late_features: bool = False

@@ -113,11 +113,19 @@ def _check_image(image: MapImage, grid: ImageGrid) -> None:
         _need(all(_is_number(edge) for edge in frame), "an image has an odd frame")
         _need(frame[0] < frame[2] and frame[1] < frame[3], "an image has an empty frame")
         _need(_is_whole(level.rows, 1) and _is_whole(level.cols, 1), "an image has an odd level")
+        if level.shape is not None:
+            is_shape = len(level.shape) == 2 and all(_is_whole(side, 1) for side in level.shape)
+            _need(is_shape, "a level has blocks of an odd shape")
         for block in level.blocks:
             _need(len(block) == 3 and all(_is_whole(place, 0) for place in block), "a level has odd blocks")
             _need(block[0] < len(grid.blocks), "a level has a block that its grid lacks")
-            rows, cols = (block[1] + grid.blocks[block[0]].rows, block[2] + grid.blocks[block[0]].cols)
-            _need(rows <= level.rows and cols <= level.cols, "a block lies outside its level")
+            own = grid.blocks[block[0]]
+            rows, cols = level.shape or (own.rows, own.cols)
+            _need(
+                rows * cols == own.patches, "a block has another shape in its level than patches in its grid"
+            )
+            is_inside = block[1] + rows <= level.rows and block[2] + cols <= level.cols
+            _need(is_inside, "a block lies outside its level")
 
 
 def _whole(value: Tensor, name: str, least: int, most: int | None) -> None:

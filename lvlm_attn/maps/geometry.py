@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from numpy.typing import NDArray
 from transformers.image_processing_utils import select_best_resolution
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.families import models
 from lvlm_attn.families.anyres import base_block, unpadded
 from lvlm_attn.families.family import side
+from lvlm_attn.families.fits import Fit, arrangements, nearest_shape
 from lvlm_attn.layout.grids import ImageGrid
 
 
@@ -42,12 +44,18 @@ class Level:
         rows: patches from top to bottom.
         cols: patches from left to right.
         blocks: the blocks of the image's grid that it is put together of, as (block, first row, first column).
+        shape: rows and columns of each of them, where the grid of the image leaves them open.
     """
 
     frame: Frame
     rows: int
     cols: int
     blocks: tuple[tuple[int, int, int], ...]
+    shape: tuple[int, int] | None = None
+
+    def placed(self, block: NDArray[Any]) -> NDArray[Any]:
+        """A block of the image's grid in its rows and columns."""
+        return block if self.shape is None else block.reshape(self.shape)
 
 
 def levels_of(grid: ImageGrid, size: tuple[int, int], config: Any, processor: Any) -> tuple[Level, ...]:
@@ -80,6 +88,8 @@ def levels_of(grid: ImageGrid, size: tuple[int, int], config: Any, processor: An
             f"pads pictures in a way of its own; use a method that needs no maps."
         )
     images = getattr(processor, "image_processor", processor)
+    if family is not None and family.fit is not None:
+        return fitted_levels(grid, size, family.fit(grid, size, config, images))
     whole = Frame(0.0, 0.0, float(size[0]), float(size[1]))
     coarse: list[Level] = []
     fine: list[Level] = []
@@ -106,6 +116,45 @@ def levels_of(grid: ImageGrid, size: tuple[int, int], config: Any, processor: An
         places = tuple((index, k // across * rows, k % across * cols) for k, index in enumerate(tiles))
         fine.append(Level(whole, down * rows, across * cols, places))
     return (*coarse, *fine)
+
+
+def fitted_levels(grid: ImageGrid, size: tuple[int, int], fit: Fit) -> tuple[Level, ...]:
+    """The levels of an image whose processor tells how it is fitted.
+
+    Args:
+        grid: the image's grid: tiles, then the whole.
+        size: width and height of the original image.
+        fit: what the processor makes of such an image.
+
+    Raises:
+        UnsupportedError: if the grid has other blocks.
+
+    Example:
+        >>> from lvlm_attn.layout.grids import Block
+        >>> fitted_levels(ImageGrid((Block(1, 6, "unplaced"),)), (30, 20), Fit((2, 3), (2, 3)))[0].rows
+        2
+    """
+    given, expected = ([block.patches for block in grid.blocks], [rows * cols for rows, cols in fit.shapes])
+    if given != expected:
+        raise UnsupportedError(
+            f"An image of {size[0]} x {size[1]} pixels came as blocks of {given} tokens, but the processor makes "
+            f"{expected} of it; use the processor that made the inputs, with its own settings."
+        )
+    width, height = float(size[0]), float(size[1])
+    canvas = Frame(0.0, 0.0, width * fit.reach[0], height * fit.reach[1])
+    count = fit.across * fit.down
+    is_open = any(block.kind == "unplaced" for block in grid.blocks)
+    levels = []
+    if fit.whole is not None:
+        frame = Frame(0.0, 0.0, width, height) if count else canvas
+        levels.append(Level(frame, *fit.whole, ((count, 0, 0),), fit.whole if is_open else None))
+    if count:
+        rows, cols = fit.tile
+        places = tuple((k, k // fit.across * rows, k % fit.across * cols) for k in range(count))
+        levels.append(
+            Level(canvas, fit.down * rows, fit.across * cols, places, fit.tile if is_open else None)
+        )
+    return tuple(levels)
 
 
 def crops_centre(processor: Any) -> bool:
@@ -205,10 +254,7 @@ def anyres_frame(size: tuple[int, int], config: Any) -> Frame:
 def tile_arrangement(count: int, size: tuple[int, int], images: Any) -> tuple[int, int]:
     """How many tiles lie side by side and one below another in an InternVL image.
 
-    The arrangement nearest in shape to the image is taken; of equally near ones a later, larger one, as long
-    as the image has more than half its pixels.
-
-    Source: InternVL (arXiv 2404.16821), section 3.2.
+    The arrangement nearest in shape to the image is taken, see `nearest_shape`.
 
     Args:
         count: number of tiles, the thumbnail not counted.
@@ -221,12 +267,7 @@ def tile_arrangement(count: int, size: tuple[int, int], images: Any) -> tuple[in
     width, height = size
     tile = float(_entry(images.size, "height") * _entry(images.size, "width"))
     low, high = int(getattr(images, "min_patches", 1)), int(getattr(images, "max_patches", 12))
-    found = [(a, d) for a in range(1, high + 1) for d in range(1, high + 1) if low <= a * d <= high]
-    best, least = (1, 1), math.inf
-    for across, down in sorted(found, key=lambda pair: pair[0] * pair[1]):
-        distance = abs(width / height - across / down)
-        if distance < least or (distance == least and width * height > 0.5 * tile * across * down):
-            best, least = (across, down), distance
+    best = nearest_shape(arrangements(low, high), size, tile)
     if best[0] * best[1] != count:
         raise UnsupportedError(
             f"An image of {width} x {height} pixels came as {count} tiles, but the processor arranges it as "

@@ -45,7 +45,7 @@ def assemble(values: Sequence[Map], level: Level) -> Map:
     """Puts the blocks `(rows, cols)` of an image together into the grid of one level."""
     grid = np.zeros((level.rows, level.cols))
     for block, row, col in level.blocks:
-        part = values[block]
+        part = level.placed(values[block])
         grid[row : row + part.shape[0], col : col + part.shape[1]] = part
     return grid
 

@@ -50,7 +50,7 @@ class Regions:
             high = (level.frame.bottom - level.frame.top) / level.rows
             wide = (level.frame.right - level.frame.left) / level.cols
             for block, top, left in level.blocks:
-                for (row, col), position in np.ndenumerate(blocks[block]):
+                for (row, col), position in np.ndenumerate(level.placed(blocks[block])):
                     x, y = (
                         level.frame.left + (left + col + 0.5) * wide,
                         level.frame.top + (top + row + 0.5) * high,

@@ -154,7 +154,13 @@ def _image(item: dict[str, Any], encoded: Tensor | None) -> MapImage:
     levels = item["levels"]
     if levels is not None:
         levels = tuple(
-            Level(Frame(**one["frame"]), one["rows"], one["cols"], tuple(map(tuple, one["blocks"])))
+            Level(
+                Frame(**one["frame"]),
+                one["rows"],
+                one["cols"],
+                tuple(map(tuple, one["blocks"])),
+                tuple(one["shape"]) if one.get("shape") is not None else None,
+            )
             for one in levels
         )
     picture = None

@@ -98,7 +98,7 @@ def _janus(words: Any) -> Any:
 
 
 def _mistral3(words: Any) -> Any:
-    images = transformers.PixtralImageProcessor(size={"longest_edge": 40}, patch_size=2)
+    images = transformers.PixtralImageProcessor(size={"longest_edge": 150}, patch_size=2)
     return transformers.PixtralProcessor(images, words, patch_size=2, spatial_merge_size=2, image_token=IMAGE)
 
 
@@ -119,7 +119,36 @@ def _granite4_vision(words: Any) -> Any:
     return transformers.Granite4VisionProcessor(images, words, downsample_rate="1/2", **clip)
 
 
+def _gemma4(words: Any) -> Any:
+    images = transformers.Gemma4ImageProcessor(patch_size=2, pooling_kernel_size=2, max_soft_tokens=70)
+    made = type("Processor", (transformers.Gemma4Processor,), {"check_argument_for_proper_class": _any_kind})
+    return made(None, images, words, None)
+
+
+def _cohere2_vision(words: Any) -> Any:
+    images = transformers.Cohere2VisionImageProcessor(
+        size={"height": 12, "width": 12}, max_patches=6, patch_size=3
+    )
+    return transformers.Cohere2VisionProcessor(images, words)
+
+
+def _llama4(words: Any) -> Any:
+    images = transformers.Llama4ImageProcessor(size={"height": 12, "width": 12}, max_patches=6)
+    return transformers.Llama4Processor(images, words, patch_size=2)
+
+
+def _lfm2_vl(words: Any) -> Any:
+    images = transformers.Lfm2VlImageProcessor(
+        encoder_patch_size=2, min_image_tokens=4, max_image_tokens=64, tile_size=16, max_tiles=6
+    )
+    return transformers.Lfm2VlProcessor(images, words)
+
+
 _MORE = {
+    "gemma4": _gemma4,
+    "cohere2_vision": _cohere2_vision,
+    "llama4": _llama4,
+    "lfm2_vl": _lfm2_vl,
     "ovis2": _ovis2,
     "granite4_vision": _granite4_vision,
     "llava_next_video": _llava_next_video,
@@ -166,6 +195,17 @@ def _silence(module: Any, args: Any, output: Any) -> Any:
     )
 
 
+_TAKEN = (
+    "pixel_values",
+    "image_sizes",
+    "image_grid_thw",
+    "image_position_ids",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "batch_num_images",
+)
+
+
 @dataclass
 class Seen:
     """A picture as a model gets it.
@@ -192,10 +232,11 @@ def seen(name: str, picture: Image.Image) -> Seen:
     inputs = made(images=images, text=[f"look{mark}look"], return_tensors="pt")
     config = _with_ids(name)
     layout = prompt_layout(family_of(config), ImageInputs(config, inputs["input_ids"], inputs))
-    taken = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images")
-    given = {key: inputs[key] for key in taken if key in inputs}
+    given = {key: inputs[key] for key in _TAKEN if key in inputs}
     with torch.no_grad():
-        output = model(name).model.get_image_features(**given, return_dict=True)
+        given["pixel_values"] = given["pixel_values"].float()  # bfloat16 in Llama 4
+        encoder = model(name) if name == "llama4" else model(name).model
+        output = encoder.get_image_features(**given, return_dict=True)
     added = getattr(output, "deepstack_features", None) if name == "granite4_vision" else None
     kinds = [features_of(output)] if added is None else [own for _, own in added]  # what each layer adds
     features = torch.cat([_one_after_another(own) for own in kinds], dim=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,19 @@ import torch
 from PIL import Image
 
 from lvlm_attn.families import models
+from lvlm_attn.layout.grids import Block, ImageGrid
 from lvlm_attn.layout.prompt import Kind
+from lvlm_attn.maps import geometry
 from lvlm_attn.maps.attention_maps import AttentionMaps
 from lvlm_attn.maps.onto_image import MapImage
 from tests.maps.painted import canvas, change, processor, seen
-from tests.tiny import ALL_NAMES
+from tests.tiny import ALL_NAMES, tiny_config
 from tests.versions import needs_own_image_processors
 
 pytestmark = [
     needs_own_image_processors,
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
-NAMES = [name for name in ALL_NAMES if models()[name].places]
 SHAPES = {"square": (240, 240), "wide": (310, 120), "tall": (99, 264), "thin": (150, 1), "upright": (1, 150)}
 
 
@@ -55,13 +57,14 @@ def by_level(before: Any) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for position in is_patch.nonzero().flatten().tolist():
         kind = grid.blocks[int(layout.block[0, position])].kind
-        level = "fine" if kind in ("tile", "tiles") else "coarse"
+        is_tile = kind == "unplaced" and layout.block[0, position] < len(grid.blocks) - 1
+        level = "fine" if is_tile or kind in ("tile", "tiles") else "coarse"
         found.setdefault(level, []).append(position)
     return found
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL_NAMES)
 def test_painting_a_patch_moves_its_embedding_most(name: str, shape: str) -> None:
     size = SHAPES[shape]
     before = seen(name, Image.fromarray(canvas(size)))
@@ -78,20 +81,11 @@ def test_painting_a_patch_moves_its_embedding_most(name: str, shape: str) -> Non
     assert tried > 2
 
 
-@pytest.mark.parametrize("name", [name for name in ALL_NAMES if not models()[name].places])
-def test_families_that_are_not_followed_say_so(name: str) -> None:
-    assert "not known here" in str(
-        MapImage.of(_any_grid(), Image.new("RGB", (9, 9)), _config(name), object()).reason
-    )
-
-
-def _any_grid() -> Any:
-    from lvlm_attn.layout.grids import Block, ImageGrid
-
-    return ImageGrid((Block(2, 2, "base"),))
-
-
-def _config(name: str) -> Any:
-    from tests.tiny import tiny_config
-
-    return tiny_config(name)
+def test_families_that_are_not_followed_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family of one's own may leave open where patches lie."""
+    unknown = dataclasses.replace(models()["llava"], places=False)
+    monkeypatch.setattr(geometry, "models", lambda: {"llava": unknown})
+    grid = ImageGrid((Block(2, 2, "base"),))
+    found = MapImage.of(grid, Image.new("RGB", (9, 9)), tiny_config("llava"), object())
+    assert found.levels is None
+    assert "not known here" in found.reason

@@ -105,7 +105,7 @@ def _gemma4(text: dict[str, Any], vision: dict[str, Any], rest: dict[str, Any]) 
             head_dim=8,
             patch_size=2,
             pooling_kernel_size=2,
-            position_embedding_size=64,
+            position_embedding_size=160,
         ),
         audio_config=None,
         image_token_id=IMAGE,

@@ -6,6 +6,8 @@ import base64
 import io
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lvlm_attn.layout.grids import Kind
 from lvlm_attn.maps.onto_image import MapImage, patch_positions
 
@@ -64,18 +66,18 @@ def images_of(maps: AttentionMaps, keys: list[int]) -> list[dict[str, Any]]:
     for number in range(len(maps.layout.grids[0])):
         known = maps.images[0][number] if maps.images and number < len(maps.images[0]) else MapImage()
         blocks = [
-            [[key_at[int(place)] for place in row] for row in block]
+            np.array([[key_at[int(place)] for place in row] for row in block])
             for block in patch_positions(maps, number)
         ]
         if known.levels is None or known.size is None:
-            size, levels = _unplaced(blocks)
+            size, levels = _unplaced([block.tolist() for block in blocks])
         else:
             size = known.size
             levels = []
             for level in known.levels:
                 cells = [[-1] * level.cols for _ in range(level.rows)]
                 for block, top, left in level.blocks:
-                    for down, row in enumerate(blocks[block]):
+                    for down, row in enumerate(level.placed(blocks[block]).tolist()):
                         cells[top + down][left : left + len(row)] = row
                 frame = level.frame
                 levels.append(_level([frame.left, frame.top, frame.right, frame.bottom], cells))

@@ -8,8 +8,13 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+from lvlm_attn.runtime.transformers_private import is_capturing_hook
+
 _NOTED_WHEN_SAVED = ("architectures", "dtype")
-_KEPT_BY_GENERATE = ("_previous_max_cache_length",)  # of a static cache
+_KEPT_BY_TRANSFORMERS = (
+    "_previous_max_cache_length",  # of a static cache
+    "_output_capturing_hooks_installed",  # of a model that was asked for hidden states or weights
+)
 
 
 class Watched:
@@ -28,9 +33,9 @@ class Watched:
     def state(self) -> dict[str, Any]:
         """What can be compared."""
         return {
-            "hooks": sum(map(len, self._hooks)),
+            "hooks": sum(not is_capturing_hook(hook) for hooks in self._hooks for hook in hooks.values()),
             "attributes": sum(map(len, self._attributes))
-            - sum(name in self._attributes[0] for name in _KEPT_BY_GENERATE),
+            - sum(name in values for values in self._attributes for name in _KEPT_BY_TRANSFORMERS),
             "training modes": sum(values["training"] for values in self._attributes),
             "versions of weights": sum(tensor._version for tensor in self._tensors),
             "settings": {

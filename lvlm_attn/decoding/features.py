@@ -188,7 +188,7 @@ class _Encoded:
 def _level(found: Sequence[tuple[_Encoded, int]], level: int) -> Any:
     """Features of the pictures for one layer; Granite 4 Vision says beside them which layer it is."""
     levels = [(encoded.output.deepstack_features[level], place) for encoded, place in found]
-    if isinstance(levels[0][0], tuple):
+    if isinstance(levels[0][0], tuple) and isinstance(levels[0][0][0], int):
         return levels[0][0][0], [features[place] for (_, features), place in levels]
     return [features[place] for features, place in levels]
 

@@ -153,7 +153,10 @@ def generate_variables() -> Iterator[Mapping[str, Any]]:
 
 
 def _names(name: str) -> tuple[str, str]:
-    """The name of a function that is as written or made by torch.compile, and of one that goes on with its rest."""
+    """The name of a function that is as written or made by torch.compile, and of one that goes on with its rest.
+
+    When it fails: see how `torch._dynamo.resume_execution` names the functions that go on after a graph break.
+    """
     start = "torch_dynamo_resume_in_"
     return name, name.removeprefix(start).partition("_at_")[0] if name.startswith(start) else name
 

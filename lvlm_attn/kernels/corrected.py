@@ -120,12 +120,11 @@ def corrected_rows(
     row = call.key.shape[0] * heads * max(edit.chosen.columns.shape[-1], 1) * size
     step = max(CHUNK_BYTES // row, 1)
     done = []
-    for start in range(0, rows.index.shape[1], step):
-        span = slice(start, start + step)
-        new = edit.rows(output, total[:, :, span], rows.part(span))
+    for part, part_total in zip(rows.parts(step), torch.split(total, step, 2)):
+        new = edit.rows(output, part_total, part)
         if new is None:
             return None
-        done.append((rows.part(span), new))
+        done.append((part, new))
     for part, (new_rows, is_changed, _) in done:
         output = write_rows(output, new_rows, part, is_changed)
     return Corrected(output, [judged for _, (*_, judged) in done if judged is not None])

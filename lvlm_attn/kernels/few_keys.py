@@ -13,7 +13,7 @@ from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.correction import ByClass, FewKeys, per_group
 from lvlm_attn.kernels.gains import of_redistribution
 from lvlm_attn.kernels.spec import Geometry, KeyClass, Redistribution, at_columns
-from lvlm_attn.kernels.torch_path import Rows, mask_rows
+from lvlm_attn.kernels.torch_path import Rows, additive, mask_rows
 from lvlm_attn.kernels.visibility import Visibility
 from lvlm_attn.kernels.visible_path import visible_mask
 
@@ -101,16 +101,16 @@ def bias_of(
     mask = visible_mask(call, visibilities, rows, columns) if visibilities else mask_rows(call, rows, columns)
     dtype = call.score_dtype
     if mask is not None:
-        mask = _additive(mask, dtype)
+        mask = additive(mask, dtype)
     if is_few is not None:
-        hidden = _additive(is_few, dtype)[:, None, None]
+        hidden = additive(is_few, dtype)[:, None, None]
         mask = hidden if mask is None else mask + hidden
     return None if mask is None else folded(mask, call)
 
 
 def with_mask(bias: Tensor | None, call: AttentionCall, columns: Tensor) -> Tensor:
     """The dense mask of a call of one query at few keys, beside what is added to their scores already."""
-    dense = call.memo.shared((with_mask, call.mask), lambda: _additive(call.mask, call.score_dtype))
+    dense = call.memo.shared((with_mask, call.mask), lambda: additive(call.mask, call.score_dtype))
     if columns.dim() == 1:
         found = dense.index_select(3, columns)
     else:
@@ -118,12 +118,6 @@ def with_mask(bias: Tensor | None, call: AttentionCall, columns: Tensor) -> Tens
         found = dense.expand(shape[0], -1, -1, -1).gather(3, columns[:, None, None].expand(shape))
     found = folded(found, call)
     return found if bias is None else found + bias
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    if mask.dtype != torch.bool:
-        return mask.to(dtype)
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
 def folded(bias: Tensor, call: AttentionCall) -> Tensor:
@@ -213,7 +207,7 @@ def _listed(chosen: Chosen, length: int, coming: int, call: AttentionCall) -> li
     columns, device, dtype = chosen.columns, chosen.columns.device, call.score_dtype
     hidden = None
     if chosen.is_few is not None:
-        hidden = per_group(_additive(chosen.is_few, dtype)[:, None], call.key.shape[1])
+        hidden = per_group(additive(chosen.is_few, dtype)[:, None], call.key.shape[1])
     if not coming:
         return [FewKeys(columns, hidden)] * STEPS
     steps = torch.arange(STEPS, device=device)
@@ -227,5 +221,5 @@ def _listed(chosen: Chosen, length: int, coming: int, call: AttentionCall) -> li
     )
     if hidden is not None:
         bias[..., :-coming] = hidden
-    bias[..., -coming:] = _additive(is_there, dtype)[:, None, None]
+    bias[..., -coming:] = additive(is_there, dtype)[:, None, None]
     return [FewKeys(*pair) for pair in zip(listed.unbind(0), bias.unbind(0))]

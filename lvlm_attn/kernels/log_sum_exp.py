@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from lvlm_attn.kernels.call import AttentionCall, Memo
 from lvlm_attn.kernels.host import reading_is_free
-from lvlm_attn.kernels.torch_path import Rows, mask_rows, row_scores
+from lvlm_attn.kernels.torch_path import Rows, additive
 from lvlm_attn.kernels.visibility import Visibility
-from lvlm_attn.kernels.visible_path import visible_mask
+from lvlm_attn.kernels.visible_path import masked_scores
 
 _FLASH = 1
 """What `torch._fused_sdp_choice` calls the flash operator."""
@@ -88,17 +88,7 @@ def row_log_sum_exp(call: AttentionCall, rows: Rows, visibilities: Sequence[Visi
     batch, heads = call.query.shape[:2]
     size = batch * heads * call.key.shape[2] * call.score_dtype.itemsize
     step = max(_CHUNK_BYTES // max(size, 1), 1)
-    found = []
-    for start in range(0, rows.index.shape[1], step):
-        part = rows.part(slice(start, start + step))
-        scores = row_scores(part.take(call.query), call.key, scaling=call.scaling, softcap=call.softcap)
-        mask = visible_mask(call, visibilities, part) if visibilities else mask_rows(call, part)
-        if mask is not None and mask.dtype == torch.bool:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        elif mask is not None:
-            scores = scores + mask
-        found.append(scores.logsumexp(-1))
-    total = torch.cat(found, 2)
+    total = torch.cat([masked_scores(call, part, visibilities).logsumexp(-1) for part in rows.parts(step)], 2)
     return torch.where(total == -torch.inf, 0.0, total)
 
 
@@ -182,7 +172,7 @@ def _flash(
         output, total, *_ = flash.default(query, key, value, 0.0, is_causal, False, scale=scale)
         return output, total
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = _additive(memo, attn_mask, query.dtype)
+        attn_mask = _shared_additive(memo, attn_mask, query.dtype)
     output, total = operator(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)
     return output, total
 
@@ -192,13 +182,11 @@ def _shape(tensor: Tensor | None) -> Hashable:
     return None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype)
 
 
-def _additive(memo: Memo, mask: Tensor, dtype: torch.dtype) -> Tensor:
+def _shared_additive(memo: Memo, mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A boolean mask as the function makes it additive; once for all layers unless it is large."""
-
-    def made() -> Tensor:
-        return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
-
-    return memo.shared((_additive, mask, dtype), made) if mask.numel() <= _LARGEST_SHARED_MASK else made()
+    if mask.numel() > _LARGEST_SHARED_MASK:
+        return additive(mask, dtype)
+    return memo.shared((additive, mask, dtype), lambda: additive(mask, dtype))
 
 
 def _needs_gradient(*tensors: Tensor) -> bool:

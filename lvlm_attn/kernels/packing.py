@@ -18,6 +18,8 @@ from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
 LOG2E = 1.4426950408889634
+MAX_COMBINED = 4096
+"""Most groups of several visibilities together, before those that are alike are joined."""
 MAX_GROUPS = 30
 """Groups that fit the bits of an int32; more are refused."""
 
@@ -76,7 +78,7 @@ def unsupported_visibility(visibilities: Sequence[Visibility]) -> str | None:
     """Says why the kernels cannot take these visibilities, or None if they can."""
     if any(item.predicate is not None for item in visibilities):
         return "a visibility has a predicate, which no table holds"
-    if math.prod(item.groups for item in visibilities) > 4096:
+    if has_too_many_groups(visibilities):
         return "the visibilities have too many groups together"
     tables = combined_tables(visibilities)
     if tables is None:
@@ -86,6 +88,29 @@ def unsupported_visibility(visibilities: Sequence[Visibility]) -> str | None:
     if len(_strengths(tables)) > 1:
         return "keys ahead are open with several strengths"
     return None
+
+
+def has_too_many_groups(visibilities: Sequence[Visibility]) -> bool:
+    """Whether visibilities have more groups together than `combined_tables` is worth."""
+    return math.prod(item.groups for item in visibilities) > MAX_COMBINED
+
+
+def combined_groups(
+    visibilities: Sequence[Visibility], geometry: Geometry, renumber: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The combined group of each query `(batch, queries)` and of each key column `(batch, keys)`.
+
+    Args:
+        visibilities: whose groups are combined, at least one.
+        geometry: where the queries and keys stand.
+        renumber: `Tables.renumber`, on the device and in the dtype that are wanted.
+    """
+    of_query = of_key = torch.zeros((), dtype=torch.long, device=renumber.device)
+    for item in visibilities:
+        group = item.group.to(renumber.device)
+        of_query = of_query * item.groups + Visibility.of_queries(group, geometry)
+        of_key = of_key * item.groups + geometry.to_columns(group).long()
+    return renumber[of_query], renumber[of_key]
 
 
 def combined_tables(visibilities: Sequence[Visibility]) -> Tables | None:
@@ -164,13 +189,8 @@ def pack_visibility(
         return PackedVisibility(None, is_key.to(torch.int32) - 1)
     tables = combined_tables(visibilities)
     assert tables is not None
-    of_query = of_key = torch.zeros((), dtype=torch.long, device=device)
-    for item in visibilities:
-        group = item.group.to(device)
-        of_query = of_query * item.groups + Visibility.of_queries(group, geometry)
-        of_key = of_key * item.groups + geometry.to_columns(group).long()
     renumber = torch.tensor(tables.renumber, dtype=torch.int32, device=device)
-    key_group = renumber[of_key]
+    query_group, key_group = combined_groups(visibilities, geometry, renumber)
     if geometry.is_valid is not None:
         key_group = key_group.masked_fill(~geometry.to_columns(geometry.is_valid.to(device)), -1)
     written = min(geometry.keys, geometry.length - geometry.first_key)
@@ -178,7 +198,7 @@ def pack_visibility(
         key_group[:, written:] = -1
     numbers, shape = _numbers(tables)
     return PackedVisibility(
-        query_group=renumber[of_query].contiguous(),
+        query_group=query_group.contiguous(),
         key_group=key_group.contiguous(),
         tables=torch.tensor(numbers, dtype=torch.int32, device=device),
         shape=shape,

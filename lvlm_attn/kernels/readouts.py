@@ -16,9 +16,9 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.kernels.call import AttentionCall, Memo
 from lvlm_attn.kernels.host import reading_is_free
 from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution, amplified, class_indicator
-from lvlm_attn.kernels.torch_path import Rows, mask_rows, redistribute, row_scores
+from lvlm_attn.kernels.torch_path import Rows, redistribute
 from lvlm_attn.kernels.visibility import Visibility
-from lvlm_attn.kernels.visible_path import visible_mask
+from lvlm_attn.kernels.visible_path import masked_scores
 
 CHUNK_BYTES = 64 * 2**20
 """Most bytes of weights held at a time, unless a single row of every head needs more."""
@@ -127,8 +127,7 @@ def read(
         return empty_reading(wanted, heads, geometry.keys, device, dtype)
     gathered = _Gathered(wanted, geometry)
     step = max(chunk_bytes // max(batch * heads * geometry.keys * dtype.itemsize, 1), 1)
-    for start in range(0, rows.index.shape[1], step):
-        part = rows.part(slice(start, start + step))
+    for part in rows.parts(step):
         scores = _scores(call, part, visibility, amplification)
         if not (reading_is_free(device) and bool(part.is_touched.all())):
             scores = scores.masked_fill(~part.is_touched[:, None, :, None], -torch.inf)
@@ -241,14 +240,7 @@ def _scores(
     call: AttentionCall, rows: Rows, visibility: Sequence[Visibility], amplification: Sequence[Amplification]
 ) -> Tensor:
     """`(batch, heads, rows, keys)`, minus infinity at masked keys."""
-    scores = row_scores(rows.take(call.query), call.key, scaling=call.scaling, softcap=call.softcap)
-    chosen = visible_mask(call, visibility, rows) if visibility else mask_rows(call, rows)
-    if chosen is not None and chosen.dtype == torch.bool:
-        scores = scores.masked_fill(~chosen, -torch.inf)
-    elif chosen is not None:
-        # Additive masks block with the lowest finite number.
-        blocked = chosen <= torch.finfo(chosen.dtype).min / 2
-        scores = (scores + chosen).masked_fill(blocked, -torch.inf)
+    scores = masked_scores(call, rows, visibility)
     for change in amplification:
         scores = amplified(scores, change, call.geometry, change.is_touched.gather(1, rows.index))
     return scores

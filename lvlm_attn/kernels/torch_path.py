@@ -6,7 +6,7 @@ weights are `(batch, heads, rows, keys)`; no (queries, keys) matrix is ever made
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +52,11 @@ class Rows:
         """Some of the rows."""
         index = self.index[:, span]
         return self if index.shape == self.index.shape else Rows(index, self.is_touched[:, span], False)
+
+    def parts(self, count: int) -> Iterator[Rows]:
+        """All of the rows, at most `count` at a time."""
+        for start in range(0, self.index.shape[1], count):
+            yield self.part(slice(start, start + count))
 
     def take(self, query: Tensor) -> Tensor:
         """Picks the rows out of `(batch, heads, queries, head_dim)`."""
@@ -154,6 +159,13 @@ def attend_masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, call:
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, scale=call.scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask to add to scores: of a boolean one (True: may attend) 0 and minus infinity, else the mask itself."""
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
 def mask_rows(call: AttentionCall, rows: Rows, columns: Tensor | None = None) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from torch import Tensor
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.correction import merge
 from lvlm_attn.kernels.log_sum_exp import flash
-from lvlm_attn.kernels.packing import combined_tables
+from lvlm_attn.kernels.packing import combined_groups, combined_tables, has_too_many_groups
 from lvlm_attn.kernels.torch_path import Rows, mask_rows
 from lvlm_attn.kernels.visibility import Visibility, allowed_keys
 from lvlm_attn.kernels.visible_path import CHUNK, KEPT_BYTES, no_plans
@@ -109,18 +108,13 @@ class _Piece(NamedTuple):
 def _pieces(call: AttentionCall, visibilities: Sequence[Visibility]) -> list[_Piece] | None:
     """The rows that attend ahead, group by group; None if that does not pay."""
     geometry, device = call.geometry, call.query.device
-    if math.prod(item.groups for item in visibilities) > 4096:
+    if has_too_many_groups(visibilities):
         return None
     tables = combined_tables(visibilities)
     if tables is None or sum(any(row) for row in tables.later) > MOST_GROUPS:
         return None
     renumber = torch.tensor(tables.renumber, device=device)
-    of_query = of_key = torch.zeros((), dtype=torch.long, device=device)
-    for item in visibilities:
-        group = item.group.to(device)
-        of_query = of_query * item.groups + Visibility.of_queries(group, geometry)
-        of_key = of_key * item.groups + geometry.to_columns(group).long()
-    of_query, of_key = renumber[of_query], renumber[of_key]
+    of_query, of_key = combined_groups(visibilities, geometry, renumber)
     is_query = (
         Visibility.of_queries(geometry.is_valid.to(device), geometry)
         if geometry.is_valid is not None
@@ -142,8 +136,7 @@ def _pieces(call: AttentionCall, visibilities: Sequence[Visibility]) -> list[_Pi
         size += rows.index.numel() * len(columns)
         if size > min(KEPT_BYTES / 4, 0.4 * is_row.numel() * geometry.keys):
             return None
-        for start in range(0, rows.index.shape[1], CHUNK):
-            part = rows.part(slice(start, start + CHUNK))
+        for part in rows.parts(CHUNK):
             mask, is_open = _opened(call, visibilities, part, columns)
             if bool(is_open.any()):
                 pieces.append(_Piece(_span(part), columns, mask, None if bool(is_open.all()) else is_open))

@@ -15,7 +15,7 @@ from torch import Tensor
 from lvlm_attn.kernels.call import AttentionCall, Memo
 from lvlm_attn.kernels.extra import ExtraKeys, with_extra
 from lvlm_attn.kernels.spec import Geometry
-from lvlm_attn.kernels.torch_path import Rows, attend_masked, mask_rows, write_rows
+from lvlm_attn.kernels.torch_path import Rows, attend_masked, mask_rows, row_scores, write_rows
 from lvlm_attn.kernels.visibility import Visibility, allowed_keys
 
 CHUNK = 512
@@ -62,6 +62,18 @@ def visible_mask(
         kept = bias[:, None]
     allowed = allowed[:, None]
     return allowed if kept is None else kept.masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def masked_scores(call: AttentionCall, rows: Rows, visibilities: Sequence[Visibility] = ()) -> Tensor:
+    """The scores of some rows, `(batch, heads, rows, keys)`, minus infinity at keys they may not attend to."""
+    scores = row_scores(rows.take(call.query), call.key, scaling=call.scaling, softcap=call.softcap)
+    mask = visible_mask(call, visibilities, rows) if visibilities else mask_rows(call, rows)
+    if mask is None:
+        return scores
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, -torch.inf)
+    # Additive masks block with the lowest finite number.
+    return (scores + mask).masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -torch.inf)
 
 
 def write_visible(
@@ -161,7 +173,7 @@ def _pieces(is_row: Tensor) -> list[Rows]:
     rows = Rows.of(is_row)
     if rows is None:
         return []
-    return [rows.part(slice(start, start + CHUNK)) for start in range(0, rows.index.shape[1], CHUNK)]
+    return list(rows.parts(CHUNK))
 
 
 def _shared_plan(

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from benchmarks.common import BEFORE, QUESTION
 from benchmarks.gpu import Machine
 from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.context import Call, Layer, State
@@ -26,10 +27,7 @@ from lvlm_attn.kernels.spec import (
 )
 from lvlm_attn.kernels.visibility import ALL, Visibility, allowed_keys
 from lvlm_attn.runtime.collected import CollectedEdits, Edit
-from lvlm_attn.runtime.registry import _attend_edited
-
-BEFORE, QUESTION = 35, 60
-"""Text tokens before the image, and after it; a question in LLaVA's template."""
+from lvlm_attn.runtime.registry import attend_edited
 
 
 @dataclass(frozen=True)
@@ -198,7 +196,7 @@ class Case:
             attention = AttentionCall(
                 query, key, value, self.geometry, self.shape.dim**-0.5, self.mask, memo=call.memo
             )
-            output, _ = _attend_edited(lambda: (self.plain(index), None), call, edits, attention, "sdpa")
+            output, _ = attend_edited(lambda: (self.plain(index), None), call, edits, attention, "sdpa")
             return output
 
         run(0)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+BEFORE, QUESTION = 35, 60
+"""Text tokens before the image, and after it; a question in LLaVA's template."""
 
 
 def random_llava(

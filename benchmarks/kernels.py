@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import interleave, peak_beyond, peak_memory, ratio, save
+from benchmarks.common import BEFORE, QUESTION, interleave, peak_beyond, peak_memory, ratio, save
 from lvlm_attn.kernels import reference
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.corrected import corrected_rows
@@ -46,7 +46,6 @@ PARTS = (
     "model_views",
     "model_more",
 )
-BEFORE, QUESTION = 35, 60
 
 
 def call(length: int, heads: int, dim: int, device: str, seed: int = 0) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _attend(
         return run()
     attention = _attention_call(calls[-1].call, query, key, value, attention_mask, kwargs)
     check_mask(calls[-1].call, attention, backend)
-    return _attend_edited(run, calls[-1].call, edits, attention, backend)
+    return attend_edited(run, calls[-1].call, edits, attention, backend)
 
 
 def _without_cause(call: Call, query: Tensor, key: Tensor, mask: Any, backend: str) -> Any:
@@ -152,14 +152,14 @@ def _attention_call(
     return AttentionCall(query, key, value, geometry, scaling, mask, kwargs.get("softcap"), kwargs, call.memo)
 
 
-def _attend_edited(
+def attend_edited(
     run: Callable[[], tuple[Tensor, Tensor | None]],
     call: Call,
     edits: CollectedEdits,
     attention: AttentionCall,
     backend: str,
 ) -> tuple[Tensor, Tensor | None]:
-    """The kernels if they can, else the backend (or, where few rows attend to others, not even that) and torch."""
+    """One edited call: the kernels if they can, else torch after the backend, or without it where few rows need it."""
     fused = attend_fused(run, call, edits, attention, backend=backend)
     if fused is not None:
         return fused, None

@@ -121,8 +121,8 @@ def test_guidance_alone_leaves_the_attention_alone(monkeypatch):
     model = model_of("llava")
     inputs = tiny_inputs("llava", model, BATCH)
     edited = []
-    attend = registry._attend_edited
-    monkeypatch.setattr(registry, "_attend_edited", lambda *given: edited.append(given) or attend(*given))
+    attend = registry.attend_edited
+    monkeypatch.setattr(registry, "attend_edited", lambda *given: edited.append(given) or attend(*given))
     for alpha, edits in ((0, False), (0.5, True)):
         with la.wrap(model, la.PAI(alpha=alpha, gamma=1.5)) as lvlm:
             generated(lvlm, inputs)

@@ -34,7 +34,7 @@ def per_layer(prompts, new_tokens, **more):
     model = tiny_model("llava")
     inputs = tiny_inputs("llava", model, prompts)
     seen = []
-    attend = registry._attend_edited
+    attend = registry.attend_edited
 
     def watched(run, call, collected, attention, backend):
         with Calls() as calls:
@@ -43,7 +43,7 @@ def per_layer(prompts, new_tokens, **more):
         return found
 
     with (
-        patch.object(registry, "_attend_edited", watched),
+        patch.object(registry, "attend_edited", watched),
         la.wrap(model, var(**more)) as lvlm,
         torch.no_grad(),
     ):

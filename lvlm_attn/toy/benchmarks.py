@@ -32,7 +32,7 @@ def toy_pope(
     Raises:
         LvlmAttnError: unknown split, or too few scenes.
     """
-    shown = scenes(split, count)
+    shown = tuple(scenes(split, count))  # drawn once, then read several times
     pictures = [ImageObjects(scene.id, scene.names) for scene in shown]
     built = build_questions(pictures, k=PAIRS, seed=QUESTION_SEED)
     questions = [question for rows in built.values() for question in rows]
@@ -67,7 +67,7 @@ def toy_chair(
     Raises:
         LvlmAttnError: unknown split, or too few scenes.
     """
-    shown = scenes(split, count)
+    shown = tuple(scenes(split, count))  # drawn once, then read several times
     pictures = {scene.id: scene.image for scene in shown}
     truth = {scene.id: nodes_of(scene.names, mode)[0] for scene in shown}
     dataset = {"data": "toy", "split": split, "scenes": len(shown)}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from lvlm_attn.errors import LvlmAttnError, closest
@@ -39,7 +40,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's description; the picture itself is rendered on demand.
+    """A picture's description, with the picture.
 
     Attributes:
         split: "train", "dev" or "test".
@@ -52,6 +53,7 @@ class Scene:
     index: int
     context: str
     objects: tuple[SceneObject, ...]
+    _pixels: NDArray[Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def id(self) -> str:
@@ -65,8 +67,11 @@ class Scene:
 
     @property
     def image(self) -> Image.Image:
-        """The picture, 144 x 144 pixels, RGB; rendered anew at each access."""
-        return Image.fromarray(composition(self.split, self.index).pixels, "RGB")
+        """The picture, 144 x 144 pixels, RGB; a copy at each access."""
+        pixels = self._pixels
+        if pixels is None:
+            pixels = composition(self.split, self.index).pixels
+        return Image.fromarray(pixels.copy(), "RGB")
 
 
 def composition(
@@ -88,7 +93,7 @@ def describe(split: str, index: int, made: Composition) -> Scene:
         SceneObject(item.name, clipped_box(item, size), share, item.contrast)
         for item, share in zip(made.placements, made.visible)
     )
-    return Scene(split, index, made.context, objects)
+    return Scene(split, index, made.context, objects, made.pixels)
 
 
 class _Scenes(Sequence[Scene]):

@@ -10,7 +10,7 @@ the tokens of that image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import cast
 
@@ -60,6 +60,7 @@ class PromptLayout:
     col: Tensor
     grids: tuple[tuple[ImageGrid, ...], ...]
     unfinished: tuple[int, ...] = ()
+    _host: PromptLayout | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.unfinished:
@@ -262,10 +263,22 @@ class PromptLayout:
         )
 
     def to(self, device: torch.device | str) -> PromptLayout:
-        """Moves the tensors; returns the layout itself if it is there already."""
-        if torch.device(device) == self.device:
+        """Moves the tensors, in one copy; returns the layout itself if it is there already.
+
+        A copy to a device is not waited for, and what was laid out on the host stays known there (`on_host`).
+        """
+        target = torch.device(device)
+        if target == self.device:
             return self
-        return _layout([tensor.to(device) for tensor in self.tensors], self.grids, self.unfinished)
+        fields = torch.stack(self.tensors).to(target, non_blocking=target.type != "cpu").unbind(0)
+        moved = _layout(fields, self.grids, self.unfinished)
+        object.__setattr__(moved, "_host", self if self.device.type == "cpu" else None)
+        return moved
+
+    @cached_property
+    def on_host(self) -> PromptLayout:
+        """The same layout in the host's memory, where reading waits for no device."""
+        return self._host or self.to("cpu")
 
     def crop(self, length: int) -> PromptLayout:
         """Keeps the first `length` positions; a negative `length` drops that many from the end.

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -108,10 +109,9 @@ class PromptState:
         if generation is not None and generation.beams > 1:
             self._refuse(Situation.BEAMS)
         length = queries if generation is None else min(queries, generation.prompt_length)
-        image_inputs = self._image_inputs(given, kwargs, ids[:, :length])
-        layout = prompt_layout(self._target.family, image_inputs, padding_mask(given, kwargs, length))
+        layout = self._lay_out(given, kwargs, ids[:, :length], padding_mask(given, kwargs, length))
         self._check_images(layout, generation)
-        self._set_layout(extended(layout, queries))
+        self._set_layout(extended(layout, queries), ids.device)
 
     def _go_on(
         self,
@@ -140,34 +140,45 @@ class PromptState:
             return False
         if generation is not None and start >= generation.prompt_length:
             if start < self.layout.length:
-                self._set_layout(self.layout.crop(start))
+                self._set_layout(self.layout.on_host.crop(start), ids.device)
             return False
         if generation is not None and generation.is_chunked:
             self._refuse_cut_marks(ids)
-        before = extended(self.layout, start)
-        image_inputs = self._image_inputs(given, kwargs, ids, before)
-        layout = prompt_layout(self._target.family, image_inputs, padding_mask(given, kwargs, queries, start))
+        before = extended(self.layout.on_host, start)
+        layout = self._lay_out(given, kwargs, ids, padding_mask(given, kwargs, queries, start), before)
         if generation is not None and generation.is_chunked:
             self._check_images(layout, generation)
-        self._set_layout(layout)
+        self._set_layout(layout, ids.device)
         return True
 
-    def _image_inputs(
-        self, given: Mapping[str, Any], kwargs: dict[str, Any], ids: Tensor, after: PromptLayout | None = None
-    ) -> ImageInputs:
-        return ImageInputs(
+    def _lay_out(
+        self,
+        given: Mapping[str, Any],
+        kwargs: dict[str, Any],
+        ids: Tensor,
+        mask: Tensor | None,
+        after: PromptLayout | None = None,
+    ) -> PromptLayout:
+        """The layout of a piece of the prompt and of what came before, on the host: one wait for the device."""
+        ids, mask = _on_host(ids, mask)
+        positions = kwargs.get("position_ids")
+        if isinstance(positions, Tensor) and positions.dim() == 3:  # those of time, height and width are read
+            positions = positions.cpu()
+        image_inputs = ImageInputs(
             config=cast("Any", self._target.parts.base).config,
             input_ids=ids,
             call=given,
-            position_ids=kwargs.get("position_ids"),
+            position_ids=positions,
             newline=self._target.parts.newline,
             inputs_embeds=kwargs["inputs_embeds"],
             after=after,
         )
+        return prompt_layout(self._target.family, image_inputs, mask)
 
-    def _set_layout(self, layout: PromptLayout) -> None:
-        self.layout = layout
-        self._is_valid = extended_validity(layout, layout.length)
+    def _set_layout(self, layout: PromptLayout, device: torch.device) -> None:
+        self.layout = layout.to(device)
+        valid = extended_validity(layout, layout.length)
+        self._is_valid = None if valid is None else self.layout.is_valid
 
     def _check_images(self, layout: PromptLayout, generation: GenerateCall | None) -> None:
         is_chunked = generation is not None and generation.is_chunked
@@ -196,3 +207,11 @@ class PromptState:
                 f"The chunked prefill may cut an image between its markers, which tells {family.title} images apart; "
                 f"pass prefill_chunk_size=None."
             )
+
+
+def _on_host(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Token ids and their padding mask in the host's memory, brought there together."""
+    if mask is None or mask.shape != ids.shape or mask.device != ids.device:
+        return ids.cpu(), None if mask is None else mask.cpu()
+    told, valid = torch.stack((ids.long(), (mask != 0).long())).cpu().unbind(0)
+    return told, valid

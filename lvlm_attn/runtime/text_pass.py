@@ -36,13 +36,13 @@ class Text(NamedTuple):
 
     @staticmethod
     def of(layout: PromptLayout, length: int) -> Text:
-        """The text among the first `length` positions; waits for the device once.
+        """The text among the first `length` positions.
 
         Raises:
             LvlmAttnError: if a sample has no text at all.
         """
-        is_kept = (layout.is_text & layout.is_prompt)[:, :length]
-        counts = cast("list[int]", is_kept.sum(1).tolist())
+        known, is_kept = ((of.is_text & of.is_prompt)[:, :length] for of in (layout.on_host, layout))
+        counts = cast("list[int]", known.sum(1).tolist())
         if 0 in counts:
             raise LvlmAttnError(
                 f"Row {counts.index(0)} of the prompt is all image; a text-only pass needs at least one text token."

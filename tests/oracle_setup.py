@@ -34,6 +34,7 @@ def _mark_features(module: Any, args: Any, features: Tensor) -> Tensor:
 
 
 PROJECTORS = (
+    "multi_modal_projector.image_projector",
     "multi_modal_projector",
     "visual.merger",
     "connector",

@@ -25,6 +25,7 @@ from lvlm_attn.families import (
     llava_next_video,
     llava_onevision,
     mistral3,
+    molmo2,
     ovis2,
     paligemma,
     qwen2_5_vl,
@@ -92,6 +93,7 @@ _FAMILIES: dict[str, Family] = {
         llama4,
         lfm2_vl,
         granite4_vision,
+        molmo2,
     )
 }
 

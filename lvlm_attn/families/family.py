@@ -16,9 +16,12 @@ from lvlm_attn.families.unwrap import unwrapped
 from lvlm_attn.layout.grids import ImageGrid
 from lvlm_attn.layout.prompt import PromptLayout
 
-TextMask = Literal["causal", "bidirectional_images", "bidirectional_prompt", "chunked"]
-"""Who attends to whom in a text decoder: each position to those before it; images to all of themselves as well; the
-whole prompt to itself; or positions to those before them in their chunk alone."""
+TextMask = Literal[
+    "causal", "bidirectional_images", "bidirectional_vision", "bidirectional_prompt", "chunked"
+]
+"""Who attends to whom in a text decoder: each position to those before it; each image to all of itself as well; the
+tokens of all images, markers among them, to one another; the whole prompt to itself; or positions to those before them
+in their chunk alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,8 +263,19 @@ def prompt_layout(
         after=image_inputs.after,
         may_end_inside_image=family.grid_is_fixed and is_sliced(image_inputs, token),
         marks_between=family.marks_between,
-        edge_ids=() if family.edges is None else family.edges(image_inputs.config),
+        edge_ids=_edge_ids(family, image_inputs),
     )
+
+
+def _edge_ids(family: Family, image_inputs: ImageInputs) -> Sequence[int]:
+    """Ids of tokens that belong to the image they stand next to: the family's, and those that token types mark."""
+    found = [] if family.edges is None else list(family.edges(image_inputs.config))
+    types = image_inputs.call.get(family.token_types) if family.token_types else None
+    if family.mask_of(image_inputs.config) != "bidirectional_vision" or not isinstance(types, Tensor):
+        return found
+    ids, length = image_inputs.input_ids, image_inputs.input_ids.shape[1]
+    own = types[:, :length] if image_inputs.after is None else types[:, -length:]
+    return [*found, *set(cast("list[int]", ids[own.to(ids.device) == 1].tolist()))]
 
 
 def image_features(image_inputs: ImageInputs) -> list[Tensor] | None:
@@ -351,6 +365,7 @@ def _refuse_empty_places(image_inputs: ImageInputs, token: int) -> None:
 
 def _refuse_videos(image_inputs: ImageInputs) -> None:
     video = getattr(image_inputs.config, "video_token_id", None)
+    video = None if video == image_token_id(image_inputs.config) else video  # Molmo 2 has one for both
     encoded = image_inputs.call.get("mm_encoder_outputs") or {}
     given = image_inputs.call.get("pixel_values_videos") is not None or encoded.get("video") is not None
     if given or (isinstance(video, int) and bool((image_inputs.input_ids == video).any())):

@@ -8,6 +8,23 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Rectangle:
+    """A rectangle in widths and heights of a picture, from its upper left corner.
+
+    Attributes:
+        left: where it begins, below 0 where it begins before the picture.
+        top: where it begins.
+        right: where it ends, above 1 where it ends behind the picture.
+        bottom: where it ends.
+    """
+
+    left: float = 0.0
+    top: float = 0.0
+    right: float = 1.0
+    bottom: float = 1.0
+
+
+@dataclass(frozen=True)
 class Fit:
     """How a picture becomes tiles, row by row, and then the whole of it.
 
@@ -19,6 +36,9 @@ class Fit:
         down: tiles one below another; 0 without tiles.
         reach: width and height of what the tiles cover, in widths and heights of the picture: above 1 where a
             picture is padded at the right or below. Of a picture without tiles, what `whole` covers.
+        whole_covers: what the whole picture's tokens cover where it is not all of it; None where `reach` tells.
+        tiles_cover: what the tiles cover; None where `reach` tells.
+        is_whole_first: whether the whole picture stands before its tiles.
     """
 
     tile: tuple[int, int]
@@ -26,11 +46,16 @@ class Fit:
     across: int = 0
     down: int = 0
     reach: tuple[float, float] = (1.0, 1.0)
+    whole_covers: Rectangle | None = None
+    tiles_cover: Rectangle | None = None
+    is_whole_first: bool = False
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """Rows and columns of each block in token order: tiles, then the whole."""
-        return [self.tile] * (self.across * self.down) + ([] if self.whole is None else [self.whole])
+        """Rows and columns of each block in token order: tiles and the whole, which comes last or first."""
+        tiles = [self.tile] * (self.across * self.down)
+        whole = [] if self.whole is None else [self.whole]
+        return whole + tiles if self.is_whole_first else tiles + whole
 
 
 def arrangements(least: int, most: int) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.families import models
 from lvlm_attn.families.anyres import base_block, unpadded
 from lvlm_attn.families.family import side
-from lvlm_attn.families.fits import Fit, arrangements, nearest_shape
+from lvlm_attn.families.fits import Fit, Rectangle, arrangements, nearest_shape
 from lvlm_attn.layout.grids import ImageGrid
 
 
@@ -122,7 +122,7 @@ def fitted_levels(grid: ImageGrid, size: tuple[int, int], fit: Fit) -> tuple[Lev
     """The levels of an image whose processor tells how it is fitted.
 
     Args:
-        grid: the image's grid: tiles, then the whole.
+        grid: the image's grid: tiles and the whole.
         size: width and height of the original image.
         fit: what the processor makes of such an image.
 
@@ -141,20 +141,25 @@ def fitted_levels(grid: ImageGrid, size: tuple[int, int], fit: Fit) -> tuple[Lev
             f"{expected} of it; use the processor that made the inputs, with its own settings."
         )
     width, height = float(size[0]), float(size[1])
-    canvas = Frame(0.0, 0.0, width * fit.reach[0], height * fit.reach[1])
+    reach = Rectangle(right=fit.reach[0], bottom=fit.reach[1])
     count = fit.across * fit.down
+    first = int(fit.is_whole_first and fit.whole is not None)
     is_open = any(block.kind == "unplaced" for block in grid.blocks)
     levels = []
     if fit.whole is not None:
-        frame = Frame(0.0, 0.0, width, height) if count else canvas
-        levels.append(Level(frame, *fit.whole, ((count, 0, 0),), fit.whole if is_open else None))
+        frame = _frame(fit.whole_covers or (Rectangle() if count else reach), width, height)
+        block = 0 if first else count
+        levels.append(Level(frame, *fit.whole, ((block, 0, 0),), fit.whole if is_open else None))
     if count:
         rows, cols = fit.tile
-        places = tuple((k, k // fit.across * rows, k % fit.across * cols) for k in range(count))
-        levels.append(
-            Level(canvas, fit.down * rows, fit.across * cols, places, fit.tile if is_open else None)
-        )
+        frame = _frame(fit.tiles_cover or reach, width, height)
+        places = tuple((first + k, k // fit.across * rows, k % fit.across * cols) for k in range(count))
+        levels.append(Level(frame, fit.down * rows, fit.across * cols, places, fit.tile if is_open else None))
     return tuple(levels)
+
+
+def _frame(covers: Rectangle, width: float, height: float) -> Frame:
+    return Frame(covers.left * width, covers.top * height, covers.right * width, covers.bottom * height)
 
 
 def crops_centre(processor: Any) -> bool:

@@ -3,7 +3,8 @@
 LLaVA has one `(channels, height, width)` per image; any-resolution families one `(tiles, channels, height,
 width)`, padded to the most tiles of the batch, and `image_sizes`; InternVL and others the tiles of all images one
 after another; Idefics3 the tiles of all images of a row, padded with zeros to the most of any row; Qwen-VL the
-flattened patches of all images one after another, and `image_grid_thw`.
+flattened patches of all images one after another, and `image_grid_thw`; Molmo 2 the crops of all images one after
+another, how many each has, and for each image token the patches that it pools, counted through the batch.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from torch import Tensor
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.layout.prompt import PromptLayout
 
-SIZES = ("image_sizes", "image_grid_thw")
+SIZES = ("image_sizes", "image_grid_thw", "image_grids", "image_num_crops")
 ENTRIES = ("pixel_attention_mask", "spatial_shapes", "image_position_ids")
 """Inputs with one entry for each of `pixel_values`."""
-IMAGE_KEYS = ("pixel_values", *SIZES, *ENTRIES, "batch_num_images")
+POOLING = "image_token_pooling"
+"""`(image tokens, window)`: which patches of the batch a token pools, -1 for none."""
+IMAGE_KEYS = ("pixel_values", *SIZES, *ENTRIES, POOLING, "batch_num_images")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +35,8 @@ class Picture:
         sizes: its entry of `image_sizes` or `image_grid_thw`, by that name.
         is_stacked: whether the batch has a dimension of its own for tiles.
         is_nested: whether the batch has a row of tiles for each prompt.
-        entries: what else the model takes for each of `pixels`, by name.
+        entries: what else the model takes for each of `pixels`, by name; patches that tokens pool are counted from its
+            own first one.
         is_alone: whether it is the only image of its prompt, where the family tells the model so.
     """
 
@@ -88,6 +92,8 @@ def split_pictures(inputs: Mapping[str, Tensor], layout: PromptLayout) -> list[l
         )
     is_stacked = values.dim() == 5
     split = {key: torch.split(value, lengths) for key, value in own.items()}
+    if POOLING in inputs:
+        split[POOLING] = _windows(inputs[POOLING], split["pixel_values"], layout)
     pieces = [piece.squeeze(0) if is_stacked else piece for piece in split.pop("pixel_values")]
     alone = [count == 1 or "batch_num_images" not in inputs for count in counts for _ in range(count)]
     flat = [
@@ -125,6 +131,9 @@ def join_pictures(rows: Sequence[Sequence[Picture]], *, counts: bool = False) ->
     else:
         inputs = {"pixel_values": torch.cat(pixels)}
     for key in flat[0].entries:
+        if key == POOLING:
+            inputs[key] = _through_batch([picture.entries[key] for picture in flat], pixels)
+            continue
         tensors = [[picture.entries[key] for picture in row] for row in rows]
         inputs[key] = (
             _nested(tensors) if flat[0].is_nested else torch.cat([one for row in tensors for one in row])
@@ -134,6 +143,32 @@ def join_pictures(rows: Sequence[Sequence[Picture]], *, counts: bool = False) ->
     if counts:
         inputs["batch_num_images"] = torch.tensor([len(row) for row in rows], device=pixels[0].device)
     return inputs
+
+
+def _windows(pooling: Tensor, pixels: Sequence[Tensor], layout: PromptLayout) -> tuple[Tensor, ...]:
+    """The windows of each image's tokens, with patches counted from the image's first one."""
+    tokens = [grid.patches for grids in layout.grids for grid in grids]
+    if sum(tokens) != len(pooling):
+        raise LvlmAttnError(
+            f"The prompts hold images of {sum(tokens)} tokens, but {POOLING} is given for {len(pooling)}; build ids "
+            f"and images with one processor call."
+        )
+    return tuple(
+        torch.where(part >= 0, part - first, part)
+        for part, first in zip(torch.split(pooling, tokens), _first_patches(pixels))
+    )
+
+
+def _through_batch(windows: Sequence[Tensor], pixels: Sequence[Tensor]) -> Tensor:
+    """The windows of all images one after another, with patches counted through the batch."""
+    pairs = zip(windows, _first_patches(pixels))
+    return torch.cat([torch.where(part >= 0, part + first, part) for part, first in pairs])
+
+
+def _first_patches(pixels: Sequence[Tensor]) -> list[int]:
+    """How many patches come before those of each image, `(crops, patches, values)`."""
+    counts = [part.shape[0] * part.shape[1] for part in pixels]
+    return [sum(counts[:place]) for place in range(len(counts))]
 
 
 def _unnested(values: Tensor, layout: PromptLayout) -> Tensor:
@@ -158,6 +193,8 @@ def _lengths(inputs: Mapping[str, Tensor], values: Tensor, layout: PromptLayout,
     """How many entries of `pixel_values` each image takes."""
     if "image_grid_thw" in inputs:
         return [int(number) for number in inputs["image_grid_thw"].prod(-1).tolist()]
+    if "image_num_crops" in inputs:
+        return [int(number) for number in inputs["image_num_crops"].tolist()]
     if len(values) == total:
         return [1] * total
     return [len(grid.blocks) for grids in layout.grids for grid in grids]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from tests.families.more_processors import BREAK, END, IMAGE, START
 
 Size = tuple[int, int]
@@ -94,4 +96,35 @@ def _lfm2_tiles(height: int, width: int) -> tuple[int, int]:
     return best[1], best[0]
 
 
-RULES = {"mistral3": mistral3, "cohere2_vision": cohere2_vision, "llama4": llama4, "lfm2_vl": lfm2_vl}
+def molmo2(size: Size) -> tuple[list[str], list[int]]:
+    """The whole image in 14 x 14 windows, then a canvas of up to 8 crops in windows of 2 x 2 patches.
+
+    Crops of 27 patches overlap by 8, and what they add to one another is 19: the canvas of crops that needs the least
+    scaling up, else the least scaling down, for the picture without the 8 patches around it; of equal ones the smaller.
+    A picture smaller than these has sides below 0, which no canvas fits.
+    """
+    inner = [torch.tensor(float(side - 8 * 14)) for side in size]
+    crops = sorted(
+        ((down, across) for down in range(1, 9) for across in range(1, 9) if down * across <= 8),
+        key=lambda one: (one[0] * one[1], one[0]),
+    )
+    scales = [min(float(count * 266 / side) for count, side in zip(one, inner)) for one in crops]
+    fitting = [scale for scale in scales if scale >= 1]
+    down, across = crops[scales.index(min(fitting) if fitting else max(scales))]
+    rows, cols = (math.ceil((19 * count + 8) / 2) for count in (down, across))
+    low = ["<low_res_im_start>", *["<im_patch>"] * 196, "<im_end>"]
+    return [*low, "<im_start>", *([*["<im_patch>"] * cols, "<im_col>"] * rows), "<im_end>"], [
+        14,
+        14,
+        rows,
+        cols,
+    ]
+
+
+RULES = {
+    "mistral3": mistral3,
+    "cohere2_vision": cohere2_vision,
+    "llama4": llama4,
+    "lfm2_vl": lfm2_vl,
+    "molmo2": molmo2,
+}

@@ -26,7 +26,29 @@ _LFM2 = [
     "<|img_thumbnail|>",
     *(f"<|img_row_{row}_col_{col}|>" for row in range(1, 11) for col in range(1, 11)),
 ]
-MORE = [*_LLAMA4, *_LFM2, _FAKE, _GLOBAL, "<end_of_utterance>", "TILE_GLOBAL", *_TILES, *_TAGS, *_OVIS]
+_MOLMO2 = [
+    "<im_patch>",
+    "<im_col>",
+    "<im_start>",
+    "<low_res_im_start>",
+    "<frame_start>",
+    "<im_end>",
+    "<frame_end>",
+    "<im_low>",
+    "<|video|>",
+]
+MORE = [
+    *_LLAMA4,
+    *_MOLMO2,
+    *_LFM2,
+    _FAKE,
+    _GLOBAL,
+    "<end_of_utterance>",
+    "TILE_GLOBAL",
+    *_TILES,
+    *_TAGS,
+    *_OVIS,
+]
 SIZES = [(1, 150), (333, 500), (641, 479), (97, 1203), (1080, 1919), (150, 1)]
 
 
@@ -207,6 +229,12 @@ def _lfm2_vl() -> Any:
     return transformers.Lfm2VlProcessor(transformers.Lfm2VlImageProcessor(), tokenizer())
 
 
+def _molmo2() -> Any:
+    """Column tokens after the rows of the second view alone, as the published models have it."""
+    made = _with_unchecked(transformers.Molmo2Processor)
+    return made(transformers.Molmo2ImageProcessor(), None, tokenizer(), use_single_crop_col_tokens=False)
+
+
 MAKERS = {
     "smolvlm": _smolvlm,
     "idefics3": _idefics3,
@@ -225,8 +253,13 @@ MAKERS = {
     "gemma4": _gemma4,
     "llama4": _llama4,
     "lfm2_vl": _lfm2_vl,
+    "molmo2": _molmo2,
 }
-NEEDS_TORCHVISION = ("mistral3", "cohere2_vision", "llama4", "lfm2_vl")
+if not hasattr(transformers, "Molmo2Processor"):  # transformers before 5.20
+    del MAKERS["molmo2"]
+NEEDS_TORCHVISION = tuple(
+    name for name in ("mistral3", "cohere2_vision", "llama4", "lfm2_vl", "molmo2") if name in MAKERS
+)
 """These processors cannot be loaded without torchvision; their rule stands in, see `tests.families.counts`."""
 PLACEHOLDER = {"aya_vision": "<video>", "gemma3": START, "llama4": "<|image|>"}
 """The word that stands for an image in a prompt before it is written out, where it is not the image token."""
@@ -274,7 +307,10 @@ def config(name: str) -> Any:
             vision_config={"image_size": 336, "patch_size": 14}, eoi_token_index=id_of("<|image_end|>")
         ),
         "lfm2_vl": transformers.Lfm2VlConfig,
+        "molmo2": lambda: transformers.Molmo2Config(image_end_token_id=id_of("<im_end>")),
     }[name]()
-    made.image_token_id = id_of({"ovis2": "<IMG_ATOM>", "llama4": "<|patch|>"}.get(name, IMAGE))
-    made.video_token_id = id_of("<video>")
+    if name != "molmo2":  # which has one id for both
+        made.video_token_id = id_of("<video>")
+    words = {"ovis2": "<IMG_ATOM>", "llama4": "<|patch|>", "molmo2": "<im_patch>"}
+    made.image_token_id = id_of(words.get(name, IMAGE))
     return made

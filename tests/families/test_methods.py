@@ -141,9 +141,10 @@ def test_logits_equal_the_definition(name: str, method: str) -> None:
 def test_pooled_images_leave_text_as_it_was_while_patches_are_within_reach(name: str) -> None:
     """`CrossLMM()` attends to every patch beside the pooled tokens, so text attends exactly as it does without it."""
     model = sink_model(name)
-    reason = {"bidirectional_prompt": "CrossLMM: in PaliGemma text before an image"}.get(
-        models()[name].mask_of(model.config)
-    )
+    reason = {
+        "bidirectional_prompt": "CrossLMM: in PaliGemma text before an image",
+        "bidirectional_vision": "CrossLMM: in Molmo 2 the markers before an image attend to its patches",
+    }.get(models()[name].mask_of(model.config))
     if not models()[name].has_grid:
         reason = "CrossLMM pools cells of rows and columns"
     if models()[name].late_features:

@@ -144,7 +144,16 @@ def _lfm2_vl(words: Any) -> Any:
     return transformers.Lfm2VlProcessor(images, words)
 
 
+def _molmo2(words: Any) -> Any:
+    images = transformers.Molmo2ImageProcessor(
+        size={"height": 12, "width": 12}, patch_size=2, overlap_margins=[2, 1], max_crops=6
+    )
+    made = type("Processor", (transformers.Molmo2Processor,), {"check_argument_for_proper_class": _any_kind})
+    return made(images, None, words, use_single_crop_col_tokens=False)
+
+
 _MORE = {
+    "molmo2": _molmo2,
     "gemma4": _gemma4,
     "cohere2_vision": _cohere2_vision,
     "llama4": _llama4,
@@ -203,6 +212,8 @@ _TAKEN = (
     "pixel_attention_mask",
     "spatial_shapes",
     "batch_num_images",
+    "image_token_pooling",
+    "image_grids",
 )
 
 
@@ -258,7 +269,7 @@ def _with_ids(name: str) -> Any:
         config.image_token_id = 3
         return config
     published = published_config(name)
-    for key in ("image_token_id", "visual_indicator_token_ids", "eoi_token_id"):
+    for key in ("image_token_id", "visual_indicator_token_ids", "eoi_token_id", "image_end_token_id"):
         if hasattr(published, key):
             setattr(config, key, getattr(published, key))
     return config

@@ -16,7 +16,7 @@ from lvlm_attn.errors import UnsupportedError
 from lvlm_attn.families import models
 from lvlm_attn.families.fits import Fit
 from lvlm_attn.families.tiles import tiles_then_whole, unplaced
-from lvlm_attn.layout.grids import ImageGrid
+from lvlm_attn.layout.grids import Block, ImageGrid
 from lvlm_attn.maps.geometry import Level, fitted_levels
 from lvlm_attn.maps.maps import pixel_map
 from lvlm_attn.maps.occluded_regions import Regions
@@ -117,6 +117,27 @@ def test_llama4_pads_at_the_right_and_below(widest: bool) -> None:
         high, wide = int(canvas.any(1).sum()), int(canvas.any(0).sum())
         assert canvas[:high, :wide].all()
         assert fit.reach == pytest.approx((across * 12 / wide, down * 12 / high))
+
+
+def test_molmo2_canvases_are_the_processors() -> None:
+    """Windows end where the canvas of crops does, or one patch behind it."""
+    images = processor("molmo2").image_processor
+    for size in (size for size in SIZES if min(size) > 1):
+        made = images([white(size)], return_tensors="pt")
+        grid = ImageGrid(tuple(Block(*shape, "base") for shape in made["image_grids"].view(2, 2).tolist()))
+        fit = fit_of("molmo2", grid, size, images)
+        pooled, covers = made["image_token_pooling"], (fit.whole_covers, fit.tiles_cover)
+        assert fit.shapes == [(block.rows, block.cols) for block in grid.blocks]
+        for windows, block, cover in zip(
+            pooled.split([block.patches for block in grid.blocks]), grid.blocks, covers
+        ):
+            assert cover is not None
+            full = (windows >= 0).view(block.rows, block.cols, 2, 2)
+            high, wide = int(full[:, 0, :, 0].sum()), int(full[0, :, 0].sum())
+            assert (cover.left, cover.top) == (0, 0)
+            assert (cover.right, cover.bottom) == pytest.approx(
+                (2 * block.cols / wide, 2 * block.rows / high)
+            )
 
 
 def test_llama4_tiles_in_no_whole_rows_are_refused() -> None:

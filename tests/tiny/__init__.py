@@ -22,7 +22,7 @@ import transformers
 from torch import Tensor
 
 from tests.leaks import watch
-from tests.tiny import first, late, rotary, squares, tiled
+from tests.tiny import first, late, molmo, rotary, squares, tiled
 from tests.tiny.first import QWEN, SIZES, TILES
 from tests.tiny.parts import BOS, END, FIRST_WORD, IMAGE, PAD, START, VIDEO, VOCAB, Kit, Picture, Sample
 
@@ -52,7 +52,9 @@ __all__ = [
 ]
 
 NAMES = tuple(first.KITS)
-KITS: dict[str, Kit] = {**first.KITS, **tiled.KITS, **squares.KITS, **rotary.KITS, **late.KITS}
+_ALL: dict[str, Kit] = {**first.KITS, **tiled.KITS, **squares.KITS, **rotary.KITS, **late.KITS, **molmo.KITS}
+# Transformers before 5.20 has no Molmo 2.
+KITS = {name: kit for name, kit in _ALL.items() if hasattr(transformers, kit.model)}
 ALL_NAMES = tuple(KITS)
 
 

@@ -126,6 +126,12 @@ def refuse_shape(target: Target, has_adapter: bool) -> None:
             f"CrossLMM: in {title} text before an image attends to it too, and which pooled or un-pooled patches it "
             f"would attend to then is not defined; use a model that attends causally or within images."
         )
+    if mask == "bidirectional_vision":
+        raise UnsupportedError(
+            f"CrossLMM: in {title} the markers before an image attend to its patches and to those of later images, and "
+            f"which pooled or un-pooled patches they would attend to then is not defined; use a model that attends "
+            f"causally or within images."
+        )
     if has_adapter and not target.family.modules_fit:
         raise UnsupportedError(
             f"CrossLMM: layers of {title} norm, scale or run their attention beside the feed-forward block before "

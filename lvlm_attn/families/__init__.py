@@ -98,6 +98,19 @@ _FAMILIES: dict[str, Family] = {
 }
 
 
+_Q_FORMER = (
+    "its generate never calls the model: it encodes the picture, and the instruction with it, and calls generate of "
+    "the text decoder on embeddings, so a wrap of the model sees neither the prompt nor its picture"
+)
+_UNSUITED = {
+    "instructblip": _Q_FORMER,
+    "instructblipvideo": _Q_FORMER,
+    "blip-2": _Q_FORMER,
+    "mllama": "its image tokens are not in the sequence; text attends to them in layers of their own",
+}
+"""Why models of a type cannot be wrapped, whatever a family says."""
+
+
 def models() -> dict[str, Family]:
     """The known families by `config.model_type`.
 
@@ -115,14 +128,19 @@ def family_of(model: nn.Module | Any) -> Family:
         model: a transformers model, or its configuration.
 
     Raises:
-        UnsupportedError: if the type is not known; the message says which are and how to add one. If the installed
-            transformers is outside the range.
+        UnsupportedError: if the type is not known; the message says which are and how to add one, or why models of the
+            type cannot be wrapped. If the installed transformers is outside the range.
     """
     check_transformers()
     config = getattr(model, "config", model)
     name = getattr(config, "model_type", None)
     if isinstance(name, str) and name in _FAMILIES:
         return _FAMILIES[name]
+    if isinstance(name, str) and name in _UNSUITED:
+        raise UnsupportedError(
+            f"Model type {name!r} ({type(model).__name__}) cannot be wrapped: {_UNSUITED[name]}. Use a model whose "
+            f"image is in the sequence, of one of the types {', '.join(sorted(_FAMILIES))}."
+        )
     raise UnsupportedError(
         f"Model type {name!r} ({type(model).__name__}) is not supported.{closest(str(name), _FAMILIES)} "
         f"Supported are {', '.join(sorted(_FAMILIES))}; CONTRIBUTING.md says how to add a family "

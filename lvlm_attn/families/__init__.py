@@ -45,7 +45,7 @@ from lvlm_attn.families.family import (
     named_arguments,
     prompt_layout,
 )
-from lvlm_attn.families.fits import Fit
+from lvlm_attn.families.fits import Fit, Rectangle
 from lvlm_attn.families.llava import repeat_over_tokens
 from lvlm_attn.families.versions import check_transformers
 
@@ -54,6 +54,7 @@ __all__ = [
     "Fit",
     "ImageInputs",
     "Parts",
+    "Rectangle",
     "TextMask",
     "family_of",
     "image_token_id",

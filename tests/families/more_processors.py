@@ -257,9 +257,7 @@ MAKERS = {
 }
 if not hasattr(transformers, "Molmo2Processor"):  # transformers before 5.20
     del MAKERS["molmo2"]
-NEEDS_TORCHVISION = tuple(
-    name for name in ("mistral3", "cohere2_vision", "llama4", "lfm2_vl", "molmo2") if name in MAKERS
-)
+NEEDS_TORCHVISION = ("mistral3", "cohere2_vision", "llama4", "lfm2_vl", "molmo2")
 """These processors cannot be loaded without torchvision; their rule stands in, see `tests.families.counts`."""
 PLACEHOLDER = {"aya_vision": "<video>", "gemma3": START, "llama4": "<|image|>"}
 """The word that stands for an image in a prompt before it is written out, where it is not the image token."""

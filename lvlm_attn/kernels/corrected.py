@@ -9,16 +9,21 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.kernels.call import AttentionCall
-from lvlm_attn.kernels.correction import LIMITS, ByClass, FewKeys, amplified_few, few_weights, redistributed
+from lvlm_attn.kernels.correction import (
+    LIMITS,
+    ByClass,
+    Judged,
+    amplified_few,
+    few_of,
+    few_weights,
+    per_group,
+    redistributed,
+)
 from lvlm_attn.kernels.few_keys import Chosen, bias_of, choose, step_of, with_mask, written_and_valid
-from lvlm_attn.kernels.gains import Judged, of_redistribution
 from lvlm_attn.kernels.log_sum_exp import row_log_sum_exp
 from lvlm_attn.kernels.spec import Amplification, Redistribution, at_columns
 from lvlm_attn.kernels.torch_path import Rows, write_rows
 from lvlm_attn.kernels.visibility import Visibility
-
-CHUNK_BYTES = 64 * 2**20
-"""Most bytes of weights of few keys held at a time."""
 
 
 class Corrected(NamedTuple):
@@ -58,27 +63,20 @@ def corrected_query(
     Returns:
         What became of it; None, with nothing changed, if the row is to be computed from all keys.
     """
-    dtype, groups = call.score_dtype, call.key.shape[0] * call.key.shape[1]
     limit = LIMITS.get(output.dtype)
     step = step_of(spec, call) if limit is not None else None
     if limit is None or step is None:
         return None
-    few = step.few
-    bias = few.bias
+    columns, bias, by = step
     if isinstance(call.mask, Tensor):
-        bias = with_mask(bias, call, few.columns)
-    group = call.query.shape[1] // call.key.shape[1]
-    query = call.query.view(groups, group, -1)
-    key = few.take(call.key, dtype)
-    weights = few_weights(query, key, bias, log_sum_exp.view(groups, group, 1), call.scaling)
-    new = output.view(groups, group, -1)
-    touched = None
-    if is_touched is not None:
-        touched = is_touched[:, None].expand(-1, call.key.shape[1], 1).reshape(groups, 1, 1)
-    judged = redistributed(new, weights, few.take(call.value, dtype), step.by, limit, touched)
-    if judged is None:
-        return None
-    return Corrected(output, [judged])
+        bias = with_mask(bias, call, columns)
+    key, value = (few_of(item, columns, call.score_dtype) for item in (call.key, call.value))
+    kv_heads = call.key.shape[1]
+    shape = call.key.shape[0] * kv_heads, call.query.shape[1] // kv_heads, -1
+    weights = few_weights(call.query.view(shape), key, bias, log_sum_exp.view(shape), call.scaling)
+    touched = None if is_touched is None else per_group(is_touched[..., None], kv_heads)
+    judged = redistributed(output.view(shape), weights, value, by, limit, touched)
+    return None if judged is None else Corrected(output, [judged])
 
 
 def corrected_rows(
@@ -107,27 +105,22 @@ def corrected_rows(
     Returns:
         What became of them; None, with nothing changed, if the rows are to be computed from all keys.
     """
-    edit = _Edit.of(call, LIMITS.get(output.dtype), visibility, amplification, redistribution)
+    limit = LIMITS.get(output.dtype)
+    edit = None if limit is None else _Edit.of(call, limit, visibility, amplification, redistribution)
     if edit is None:
         return None
-    heads, size = call.query.shape[1], call.score_dtype.itemsize
-    if log_sum_exp is None:
-        total = row_log_sum_exp(call, rows, visibility)
-    else:
-        total = (
-            log_sum_exp if rows.is_all else log_sum_exp.gather(2, rows.index[:, None].expand(-1, heads, -1))
-        )
-    row = call.key.shape[0] * heads * max(edit.chosen.columns.shape[-1], 1) * size
-    step = max(CHUNK_BYTES // row, 1)
-    done = []
-    for part, part_total in zip(rows.parts(step), torch.split(total, step, 2)):
-        new = edit.rows(output, part_total, part)
+    total = row_log_sum_exp(call, rows, visibility) if log_sum_exp is None else rows.take(log_sum_exp)
+    done, first = [], 0
+    for part in rows.fitting(call, max(edit.chosen.columns.shape[-1], 1)):
+        count = part.index.shape[1]
+        new = edit.rows(output, total.narrow(2, first, count), part)
         if new is None:
             return None
-        done.append((part, new))
-    for part, (new_rows, is_changed, _) in done:
+        done.append((part, *new))
+        first += count
+    for part, new_rows, is_changed, _ in done:
         output = write_rows(output, new_rows, part, is_changed)
-    return Corrected(output, [judged for _, (*_, judged) in done if judged is not None])
+    return Corrected(output, [judged for *_, judged in done if judged is not None])
 
 
 class _Edit(NamedTuple):
@@ -146,36 +139,31 @@ class _Edit(NamedTuple):
     @staticmethod
     def of(
         call: AttentionCall,
-        limit: float | None,
+        limit: float,
         visibility: Sequence[Visibility],
         amplification: Sequence[Amplification],
         redistribution: Redistribution | None,
     ) -> _Edit | None:
-        """Chooses the keys and looks up what is done to them; None if they are too many, or outputs are too coarse."""
+        """Chooses the keys and looks up what is done to them; None if they are too many."""
         geometry, dtype, device = call.geometry, call.score_dtype, call.query.device
-        if limit is None:
-            return None
         if redistribution is None:
             kinds = torch.zeros(call.key.shape[0], geometry.keys, dtype=torch.int8, device=device)
         else:
             kinds = geometry.to_columns(redistribution.key_class.to(device))
-        given = [
-            (item, geometry.to_columns(item.bias.to(device, dtype)))
-            for item in amplification
-            if item.bias is not None
-        ]
+        biases = [(item, item.bias.to(device, dtype)) for item in amplification if item.bias is not None]
+        given = [(item, geometry.to_columns(bias)) for item, bias in biases]
         chosen = choose(kinds, written_and_valid(geometry, device), [bias for _, bias in given])
         if chosen is None or not all(bool(bias.isfinite().all()) for _, bias in given):
             return None
-        few, by = FewKeys(chosen.columns), None
+        by = None
         if redistribution is not None:
-            gains = of_redistribution(redistribution)
-            by = ByClass.of(gains, at_columns(kinds, chosen.columns), chosen.base, dtype, call.key.shape[1])
+            of_few = at_columns(kinds, chosen.columns)
+            by = ByClass.of(redistribution, of_few, chosen.base, dtype, call.key.shape[1])
         added = [
             (item, at_columns(bias, chosen.columns) - level)
             for (item, bias), level in zip(given, chosen.levels)
         ]
-        key, value = few.take(call.key, dtype), few.take(call.value, dtype)
+        key, value = (few_of(item, chosen.columns, dtype) for item in (call.key, call.value))
         return _Edit(call, chosen, key, value, visibility, added, by, redistribution, limit)
 
     def rows(self, output: Tensor, total: Tensor, part: Rows) -> tuple[Tensor, Tensor, Judged | None] | None:
@@ -188,18 +176,12 @@ class _Edit(NamedTuple):
             return values.reshape(batch * kv_heads, heads // kv_heads * count, values.shape[3])
 
         bias = bias_of(call, self.visibility, part, self.chosen.columns, self.chosen.is_few)
-        old = output
-        if not part.is_all:
-            index = part.index[:, :, None, None]
-            old = output.gather(1, index.expand(-1, -1, heads, output.shape[3]))
-        new = grouped(old.to(dtype, copy=True).transpose(1, 2))
+        new = grouped(part.take(output, 1).to(dtype, copy=True).transpose(1, 2))
         query = grouped(part.take(call.query).to(dtype))
         weights = few_weights(query, self.key, bias, grouped(total.to(dtype)[..., None]), call.scaling)
         is_changed = torch.zeros(batch, heads, count, dtype=torch.bool, device=output.device)
         for item, by in self.amplification:
-            is_row = item.is_touched.to(output.device).gather(1, part.index)[:, None].expand_as(is_changed)
-            if item.heads is not None:
-                is_row = is_row & (item.per_head(heads)[..., None] != 0).to(output.device)
+            is_row = item.changes(part.index, heads)
             factor = torch.where(is_row[..., None], self._log_factor(item, by)[:, :, None], 0)
             amplified = amplified_few(new, weights, self.value, grouped(factor), self.limit)
             if amplified is None:

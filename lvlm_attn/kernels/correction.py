@@ -7,13 +7,14 @@ is `(groups, rows, ...)`: a group is a sample and a key head, its rows are the r
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lvlm_attn.kernels.gains import Gains, Judged
-from lvlm_attn.kernels.spec import KeyClass
+from lvlm_attn.kernels.spec import KeyClass, Redistribution
 
 LIMITS = {torch.float64: 31.0, torch.float32: 7.0}
 """Most that the factor of the keys that are not read may exceed 1, by the dtype of the output: its error grows by the
@@ -21,82 +22,107 @@ factor. Above the limit rows are to be computed from all keys, as are outputs in
 up to one and a half times as far off as rounding alone makes them."""
 
 
-@dataclass(frozen=True, eq=False)
-class FewKeys:
-    """The keys that some rows read again.
+class Judged(NamedTuple):
+    """What was decided of some rows.
 
     Attributes:
-        columns: `(n,)`, or `(batch, n)` where samples differ, their columns.
-        bias: `(1 or groups, 1 or rows, n)`, added to the scores: the model's mask, and minus infinity at keys that are
-            none of the few of a sample, or that a row may not attend to; None for 0.
+        amounts: `(..., 2)`, by how much plain patches grow, and the share that sinks lose; 0 in rows that stay.
+        stays: `(..., 1)`, True in those rows.
+        moved: `(..., 1 or more)`, of which the first is the weight that a row moves if it is changed.
     """
 
-    columns: Tensor
-    bias: Tensor | None = None
-
-    def take(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """Picks the keys out of `(batch, kv_heads, keys, width)`, as `(groups, n, width)`."""
-        columns = self.columns
-        if columns.dim() == 1:
-            found = tensor.index_select(2, columns)
-        else:
-            found = tensor.gather(
-                2, columns[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
-            )
-        found = found.flatten(0, 1)
-        return found if found.dtype == dtype else found.to(dtype)
+    amounts: Tensor
+    stays: Tensor
+    moved: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class ByClass:
-    """What classes of the few keys do to rows, see `Gains`; all relative to the class that is not among them.
+    """A redistribution as what the few keys add up to and what becomes of them, for rows whose masses sum to 1.
+
+    The same rule as `lvlm_attn.kernels.spec.redistribution_gains`. With masses that sum to 1 all of it is linear but
+    one division: features of a row are sums over its weights, amounts are made of them, and a class's factor is 1 and
+    its effects times the amounts. Features and effects are relative to the class that is not read.
 
     Attributes:
-        gains: how masses become factors.
-        features: `(groups, n, features)`.
-        constant: `(features,)`, the features of a row all of whose weight is on other keys.
-        effects: `(groups, effects, n)`.
-        base: `(effects,)`, those on the keys that are not read; None for none.
-        unit: which effect is all that `base` is, one for one; None if it is another.
+        features: `(groups, n, 5)`.
+        constant: `(5,)`, the features of a row all of whose weight is on other keys.
+        effects: `(groups, 2, n)`.
+        grows: whether the keys that are not read are plain patches, which grow; else they are text, which stays.
+        most: a bound of the amounts, known beforehand; infinity for none.
+        has_least: whether rows that change have some weight on plain patches.
     """
 
-    gains: Gains
     features: Tensor
     constant: Tensor
     effects: Tensor
-    base: Tensor | None
-    unit: int | None
+    grows: bool
+    most: float
+    has_least: bool
 
     @staticmethod
-    def of(gains: Gains, kinds: Tensor, base: KeyClass, dtype: torch.dtype, kv_heads: int) -> ByClass:
+    def of(spec: Redistribution, kinds: Tensor, base: KeyClass, dtype: torch.dtype, kv_heads: int) -> ByClass:
         """The tables of few keys.
 
         Args:
-            gains: how masses become factors.
+            spec: what to move.
             kinds: `(batch, n)`, the `KeyClass` of each of the few.
-            base: the class of all others.
+            base: the class of all others, `PATCH` or `TEXT`.
             dtype: of the scores.
             kv_heads: number of key heads.
         """
-        features = torch.tensor(gains.features, dtype=torch.float64, device=kinds.device)
-        effects = torch.tensor(gains.effects, dtype=torch.float64, device=kinds.device)
-        index, on_base = kinds.long(), gains.effects[base]
-        unit = on_base.index(1.0) if sorted(map(abs, on_base)) == [0.0] * (len(on_base) - 1) + [1.0] else None
-        if unit is not None and on_base[unit] != 1.0:
-            unit = None
+        floor, rho, taken = spec.mass_floor, spec.rho, spec.removed_fraction
+        # Image weight above the floor, plain weight above its share, weight taken, `taken` times and once plain weight.
+        features = torch.tensor(
+            [
+                [-floor, 0, 0, 0, 0],
+                [-floor, 0, taken, 0, 0],
+                [1 - floor, 1 - rho, 0, taken, 1],
+                [1 - floor, -rho, taken, 0, 0],
+            ],
+            dtype=torch.float64,
+            device=kinds.device,
+        )
+        effects = torch.tensor([[0, 0], [0, -1], [1, 0], [0, -1]], dtype=dtype, device=kinds.device)
+        index, least = kinds.long(), rho * floor  # the least plain weight of a row that is changed
         return ByClass(
-            gains,
             per_group((features - features[base])[index].to(dtype), kv_heads),
             features[base].to(dtype),
-            per_group((effects - effects[base])[index].to(dtype).transpose(1, 2), kv_heads),
-            effects[base].to(dtype) if any(on_base) else None,
-            unit,
+            per_group((effects - effects[base])[index].transpose(1, 2), kv_heads),
+            base == KeyClass.PATCH,
+            max(taken * (1 - least) / least, taken) if least > 0 else math.inf,
+            least > 0,
         )
+
+    def judge(self, weights: Tensor, is_touched: Tensor | None) -> Judged:
+        """Decides of rows by their weights on the few keys; see `redistributed`.
+
+        Where plain patches are read, no weight on them means none. Else it is what is left of 1, and what is divided by
+        it has to come out negative, infinite or NaN where it may be nothing, so that it is seen.
+        """
+        found = torch.baddbmm(self.constant, weights, self.features)
+        image, share, taken, plain = torch.split(found, [1, 1, 2, 1], -1)
+        stays = torch.minimum(image, share) < 0
+        if not (self.grows or self.has_least):
+            stays = stays | (plain <= 0)
+        if is_touched is not None:
+            stays = stays | ~is_touched
+        return Judged((taken / plain).masked_fill_(stays, 0), stays, taken)
 
 
 def per_group(values: Tensor, kv_heads: int) -> Tensor:
     """`(batch, ...)` values for every group, `(groups, ...)`."""
     return values[:, None].expand(-1, kv_heads, *values.shape[1:]).flatten(0, 1)
+
+
+def few_of(tensor: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    """Picks columns `(n,)` or `(batch, n)` out of `(batch, kv_heads, keys, width)`, as `(groups, n, width)`."""
+    if columns.dim() == 1:
+        found = tensor.index_select(2, columns)
+    else:
+        found = tensor.gather(2, columns[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3]))
+    found = found.flatten(0, 1)
+    return found if found.dtype == dtype else found.to(dtype)
 
 
 def few_weights(
@@ -107,7 +133,8 @@ def few_weights(
     Args:
         query: `(groups, rows, head_dim)`.
         key: `(groups, n, head_dim)`.
-        bias: see `FewKeys`.
+        bias: `(1 or groups, 1 or rows, n)`, added to the scores: the model's mask, and minus infinity at keys that are
+            none of the few of a sample, or that a row may not attend to; None for 0.
         log_sum_exp: `(groups, rows, 1)`, of the scores of all keys.
         scaling: factor on the scores.
 
@@ -137,19 +164,14 @@ def redistributed(
     Returns:
         What was decided; None, with nothing changed, if a factor is above the limit.
     """
-    judged = by.gains.judge(torch.baddbmm(by.constant, weights, by.features), by.base is None)
-    if is_touched is not None:
-        stays = judged.stays | ~is_touched
-        judged = judged._replace(amounts=judged.amounts.masked_fill(stays, 0), stays=stays)
+    judged = by.judge(weights, is_touched)
     amounts = judged.amounts
-    if by.base is not None:
-        if by.gains.most > limit:
+    if by.grows:
+        if by.most > limit:
             least, most = amounts.aminmax()
             if not (float(least) >= 0 and float(most) <= limit):
                 return None
-        # Of the one effect there mostly is, the amounts are the factor less 1 as they stand.
-        added = amounts.narrow(-1, by.unit, 1) if by.unit is not None else (amounts @ by.base)[..., None]
-        output.addcmul_(added, output)
+        output.addcmul_(amounts[..., :1], output)
     output.baddbmm_(torch.bmm(amounts, by.effects).mul_(weights), value)
     return judged
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.spec import Geometry
-from lvlm_attn.kernels.torch_path import Rows, attend_masked
+from lvlm_attn.kernels.torch_path import Rows, additive, attend_masked, is_open
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,7 @@ def with_extra(
     if mask.dtype == torch.bool and all(item.bias == 0 and item.own_bias is None for item in extras):
         return keys, values, torch.cat([mask, *beside], 3)
     dtype = call.score_dtype
-    if mask.dtype == torch.bool:
-        own = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf)
-    else:
-        own = mask.to(dtype).masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -torch.inf)
+    own = additive(mask, dtype).masked_fill(~is_open(mask), -torch.inf)
     for item, found in zip(extras, beside):
         if item.own_bias is not None:
             bias = geometry.to_columns(item.own_bias.to(own))[:, None, None]

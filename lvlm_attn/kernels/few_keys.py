@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lvlm_attn.kernels.call import AttentionCall
-from lvlm_attn.kernels.correction import ByClass, FewKeys, per_group
-from lvlm_attn.kernels.gains import of_redistribution
+from lvlm_attn.kernels.correction import ByClass, per_group
 from lvlm_attn.kernels.spec import Geometry, KeyClass, Redistribution, at_columns
-from lvlm_attn.kernels.torch_path import Rows, additive, mask_rows
+from lvlm_attn.kernels.torch_path import Rows, additive
 from lvlm_attn.kernels.visibility import Visibility
 from lvlm_attn.kernels.visible_path import visible_mask
 
@@ -95,15 +93,14 @@ def bias_of(
     columns: Tensor,
     is_few: Tensor | None,
 ) -> Tensor | None:
-    """What is added to the scores of few keys in some rows, see `FewKeys.bias`."""
+    """What is added to the scores of few keys in some rows, see `few_weights`."""
     if not columns.shape[-1]:
         return None
-    mask = visible_mask(call, visibilities, rows, columns) if visibilities else mask_rows(call, rows, columns)
-    dtype = call.score_dtype
+    mask = visible_mask(call, visibilities, rows, columns)
     if mask is not None:
-        mask = additive(mask, dtype)
+        mask = additive(mask, call.score_dtype)
     if is_few is not None:
-        hidden = additive(is_few, dtype)[:, None, None]
+        hidden = additive(is_few, call.score_dtype)[:, None, None]
         mask = hidden if mask is None else mask + hidden
     return None if mask is None else folded(mask, call)
 
@@ -111,12 +108,7 @@ def bias_of(
 def with_mask(bias: Tensor | None, call: AttentionCall, columns: Tensor) -> Tensor:
     """The dense mask of a call of one query at few keys, beside what is added to their scores already."""
     dense = call.memo.shared((with_mask, call.mask), lambda: additive(call.mask, call.score_dtype))
-    if columns.dim() == 1:
-        found = dense.index_select(3, columns)
-    else:
-        shape = (len(columns), *dense.shape[1:3], -1)
-        found = dense.expand(shape[0], -1, -1, -1).gather(3, columns[:, None, None].expand(shape))
-    found = folded(found, call)
+    found = folded(at_columns(dense, columns), call)
     return found if bias is None else found + bias
 
 
@@ -136,23 +128,28 @@ def folded(bias: Tensor, call: AttentionCall) -> Tensor:
 
 def written_and_valid(geometry: Geometry, device: torch.device) -> Tensor | None:
     """`(1 or batch, keys)`, True at columns that hold a key; None if all do."""
-    written = min(geometry.keys, geometry.length - geometry.first_key)
     if geometry.is_valid is not None:
         return geometry.to_columns(geometry.is_valid.to(device))
-    if written == geometry.keys:
+    if geometry.written == geometry.keys:
         return None
-    return (torch.arange(geometry.keys, device=device) < written)[None]
+    return (torch.arange(geometry.keys, device=device) < geometry.written)[None]
 
 
 class Step(NamedTuple):
-    """What a layer needs in one decoding step: the keys to read, and what classes do."""
+    """What a layer needs in one decoding step.
 
-    few: FewKeys
+    Attributes:
+        columns: `(n,)`, or `(batch, n)` where samples differ, the keys to read.
+        bias: `(1 or groups, 1, n)`, added to their scores; None for 0.
+        by: what classes do.
+    """
+
+    columns: Tensor
+    bias: Tensor | None
     by: ByClass
 
 
-@dataclass(frozen=True, eq=False)
-class Steps:
+class Steps(NamedTuple):
     """The next decoding steps of a layer.
 
     Attributes:
@@ -197,29 +194,26 @@ def _steps(spec: Redistribution, call: AttentionCall) -> Sequence[Step | None]:
         return [None] * STEPS
     coming = STEPS - 1 if chosen.base != KeyClass.TEXT else 0
     kinds = torch.nn.functional.pad(at_columns(kinds, chosen.columns), (0, coming))
-    gains = of_redistribution(spec)
-    by = ByClass.of(gains, kinds, chosen.base, call.score_dtype, call.key.shape[1])
-    return [Step(few, by) for few in _listed(chosen, length, coming, call)]
+    by = ByClass.of(spec, kinds, chosen.base, call.score_dtype, call.key.shape[1])
+    return [Step(columns, bias, by) for columns, bias in _listed(chosen, length, coming, call)]
 
 
-def _listed(chosen: Chosen, length: int, coming: int, call: AttentionCall) -> list[FewKeys]:
-    """What to read in each of the next steps: as many keys in all of them, those to come hidden."""
+def _listed(
+    chosen: Chosen, length: int, coming: int, call: AttentionCall
+) -> Iterable[tuple[Tensor, Tensor | None]]:
+    """Columns and bias in each of the next steps: as many keys in all of them, those to come hidden."""
     columns, device, dtype = chosen.columns, chosen.columns.device, call.score_dtype
     hidden = None
     if chosen.is_few is not None:
         hidden = per_group(additive(chosen.is_few, dtype)[:, None], call.key.shape[1])
     if not coming:
-        return [FewKeys(columns, hidden)] * STEPS
-    steps = torch.arange(STEPS, device=device)
+        return [(columns, hidden)] * STEPS
     ahead = torch.arange(coming, device=device)
-    is_there = ahead < steps[:, None]
+    is_there = ahead < torch.arange(STEPS, device=device)[:, None]
     new = torch.where(is_there, length + ahead, 0)
     new = new if columns.dim() == 1 else new[:, None].expand(-1, len(columns), -1)
     listed = torch.cat((columns.expand(STEPS, *columns.shape), new), -1)
-    bias = torch.zeros(
-        STEPS, 1 if hidden is None else len(hidden), 1, listed.shape[-1], dtype=dtype, device=device
-    )
-    if hidden is not None:
-        bias[..., :-coming] = hidden
-    bias[..., -coming:] = additive(is_there, dtype)[:, None, None]
-    return [FewKeys(*pair) for pair in zip(listed.unbind(0), bias.unbind(0))]
+    bias = additive(is_there, dtype)[:, None, None]
+    old = torch.zeros(1, 1, columns.shape[-1], dtype=dtype, device=device) if hidden is None else hidden
+    bias = torch.cat((old.expand(STEPS, -1, -1, -1), bias.expand(-1, len(old), -1, -1)), -1)
+    return zip(listed.unbind(0), bias.unbind(0))

@@ -9,6 +9,7 @@ bits.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,6 @@ from lvlm_attn.kernels.visible_path import masked_scores
 _FLASH = 1
 """What `torch._fused_sdp_choice` calls the flash operator."""
 _LARGEST_SHARED_MASK = 2**20
-_CHUNK_BYTES = 64 * 2**20
 
 Attended = tuple[Tensor, Tensor | None, Tensor | None]
 """Output, the weights if the backend gives them, and the log-sum-exp `(batch, heads, queries)` if it is known."""
@@ -65,13 +65,10 @@ def with_log_sum_exp(run: Callable[[], tuple[Tensor, Tensor | None]], call: Atte
 
 def may_give(call: AttentionCall) -> bool:
     """Whether the log-sum-exp of a call may be got from the operator, and means what the call says."""
-    device = call.query.device
-    known = (
-        _private() is not None and (reading_is_free(device) or device.type == "cuda") and call.softcap is None
-    )
-    asked = call.kwargs
-    known = known and not torch.compiler.is_compiling()
-    return known and asked.get("position_bias") is None and asked.get("s_aux") is None
+    device, asked = call.query.device, call.kwargs
+    if _private() is None or not (reading_is_free(device) or device.type == "cuda"):
+        return False
+    return call.softcap is None and asked.get("position_bias") is None and asked.get("s_aux") is None
 
 
 def row_log_sum_exp(call: AttentionCall, rows: Rows, visibilities: Sequence[Visibility] = ()) -> Tensor:
@@ -85,10 +82,8 @@ def row_log_sum_exp(call: AttentionCall, rows: Rows, visibilities: Sequence[Visi
     Returns:
         `(batch, heads, rows)` in fp32 (fp64 for fp64); 0 in rows without any key.
     """
-    batch, heads = call.query.shape[:2]
-    size = batch * heads * call.key.shape[2] * call.score_dtype.itemsize
-    step = max(_CHUNK_BYTES // max(size, 1), 1)
-    total = torch.cat([masked_scores(call, part, visibilities).logsumexp(-1) for part in rows.parts(step)], 2)
+    parts = rows.fitting(call, call.key.shape[2])
+    total = torch.cat([masked_scores(call, part, visibilities).logsumexp(-1) for part in parts], 2)
     return torch.where(total == -torch.inf, 0.0, total)
 
 
@@ -172,21 +167,16 @@ def _flash(
         output, total, *_ = flash.default(query, key, value, 0.0, is_causal, False, scale=scale)
         return output, total
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = _shared_additive(memo, attn_mask, query.dtype)
-    output, total = operator(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)
-    return output, total
+        # As the function makes it additive; once for all layers unless it is large.
+        make = partial(additive, attn_mask, query.dtype)
+        is_large = attn_mask.numel() > _LARGEST_SHARED_MASK
+        attn_mask = make() if is_large else memo.shared((additive, attn_mask, query.dtype), make)
+    return operator(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)
 
 
 def _shape(tensor: Tensor | None) -> Hashable:
     """What the choice of an operator depends on; layers of one call choose once."""
     return None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype)
-
-
-def _shared_additive(memo: Memo, mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask as the function makes it additive; once for all layers unless it is large."""
-    if mask.numel() > _LARGEST_SHARED_MASK:
-        return additive(mask, dtype)
-    return memo.shared((additive, mask, dtype), lambda: additive(mask, dtype))
 
 
 def _needs_gradient(*tensors: Tensor) -> bool:

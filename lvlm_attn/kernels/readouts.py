@@ -16,12 +16,9 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.kernels.call import AttentionCall, Memo
 from lvlm_attn.kernels.host import reading_is_free
 from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution, amplified, class_indicator
-from lvlm_attn.kernels.torch_path import Rows, redistribute
+from lvlm_attn.kernels.torch_path import CHUNK_BYTES, Rows, redistribute
 from lvlm_attn.kernels.visibility import Visibility
 from lvlm_attn.kernels.visible_path import masked_scores
-
-CHUNK_BYTES = 64 * 2**20
-"""Most bytes of weights held at a time, unless a single row of every head needs more."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +123,10 @@ def read(
     if rows is None:
         return empty_reading(wanted, heads, geometry.keys, device, dtype)
     gathered = _Gathered(wanted, geometry)
-    step = max(chunk_bytes // max(batch * heads * geometry.keys * dtype.itemsize, 1), 1)
-    for part in rows.parts(step):
-        scores = _scores(call, part, visibility, amplification)
+    for part in rows.fitting(call, geometry.keys, chunk_bytes):
+        scores = masked_scores(call, part, visibility)
+        for change in amplification:
+            scores = amplified(scores, change, geometry, change.is_touched.gather(1, part.index))
         if not (reading_is_free(device) and bool(part.is_touched.all())):
             scores = scores.masked_fill(~part.is_touched[:, None, :, None], -torch.inf)
         weights, total = _softmax(scores)
@@ -236,21 +234,10 @@ def empty_reading(
     )
 
 
-def _scores(
-    call: AttentionCall, rows: Rows, visibility: Sequence[Visibility], amplification: Sequence[Amplification]
-) -> Tensor:
-    """`(batch, heads, rows, keys)`, minus infinity at masked keys."""
-    scores = masked_scores(call, rows, visibility)
-    for change in amplification:
-        scores = amplified(scores, change, call.geometry, change.is_touched.gather(1, rows.index))
-    return scores
-
-
 def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The weights, 0 in rows without any key, and the log-sum-exp of every row."""
-    peak = scores.amax(-1, keepdim=True).clamp(
-        min=torch.finfo(scores.dtype).min
-    )  # finite without any key, too
+    least = torch.finfo(scores.dtype).min  # so that the peak is finite without any key, too
+    peak = scores.amax(-1, keepdim=True).clamp(min=least)
     parts = (scores - peak).exp()
     total = parts.sum(-1, keepdim=True)
     return parts / total.clamp(min=1), (peak + total.log()).squeeze(-1)

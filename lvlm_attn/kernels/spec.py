@@ -54,13 +54,17 @@ class Geometry:
         """Index in the sequence of the first key column: above 0 only if a sliding cache dropped keys."""
         return max(self.length - self.keys, 0)
 
+    @property
+    def written(self) -> int:
+        """How many key columns hold a key."""
+        return min(self.keys, self.length - self.first_key)
+
     def to_columns(self, per_position: Tensor) -> Tensor:
         """Turns values per position `(batch, positions)` into values per key column `(batch, keys)`.
 
         Positions past the given ones (generated later) and columns not yet written become 0 or False.
         """
-        first, written = self.first_key, min(self.keys, self.length - self.first_key)
-        values = per_position[:, first : first + written]
+        values = per_position[:, self.first_key : self.first_key + self.written]
         missing = self.keys - values.shape[1]
         return torch.nn.functional.pad(values, (0, missing)) if missing else values
 
@@ -92,10 +96,14 @@ class Geometry:
 
 
 def at_columns(values: Tensor, columns: Tensor | None) -> Tensor:
-    """Picks columns `(n,)` or `(batch, n)` out of values `(batch, keys)`; all for None."""
+    """Picks columns `(n,)` or `(batch, n)` out of the last dimension of `(batch or 1, ..., keys)`; all for None."""
     if columns is None:
         return values
-    return values[:, columns] if columns.dim() == 1 else values.gather(1, columns)
+    if columns.dim() == 1:
+        return values.index_select(-1, columns)
+    shape = len(columns), *values.shape[1:-1], columns.shape[1]
+    index = columns.view(len(columns), *[1] * (values.dim() - 2), -1)
+    return values.expand(*shape[:-1], -1).gather(-1, index.expand(shape))
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,6 +230,13 @@ class Amplification:
                 f"({heads},) or ({batch}, {heads})."
             )
         return given.expand(batch, -1)
+
+    def changes(self, index: Tensor, heads: int) -> Tensor:
+        """`(batch, heads, rows)`, True where the scores of some queries `(batch, rows)` are changed."""
+        is_row = self.is_touched.to(index.device).gather(1, index)[:, None].expand(-1, heads, -1)
+        return (
+            is_row if self.heads is None else is_row & (self.per_head(heads)[..., None] != 0).to(index.device)
+        )
 
 
 Reweighing: TypeAlias = Redistribution | Amplification

@@ -7,14 +7,17 @@ weights are `(batch, heads, rows, keys)`; no (queries, keys) matrix is ever made
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from lvlm_attn.kernels.call import AttentionCall
-from lvlm_attn.kernels.spec import Geometry, Redistribution, class_indicator, redistribution_gains
+from lvlm_attn.kernels.spec import Geometry, Redistribution, at_columns, class_indicator, redistribution_gains
+
+CHUNK_BYTES = 64 * 2**20
+"""Most bytes of weights held at a time, unless a single row of every head needs more."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,13 @@ class Rows:
             others repeat untouched ones.
         is_touched: `(batch, rows)`, False at padding rows.
         is_all: whether the rows are the queries of the call as they stand.
+        start: the first of them where the same queries stand together in every sample; None where that is not known.
     """
 
     index: Tensor
     is_touched: Tensor
     is_all: bool
+    start: int | None = None
 
     @staticmethod
     def of(is_touched: Tensor) -> Rows | None:
@@ -48,22 +53,38 @@ class Rows:
         index = is_touched.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
         return Rows(index, is_touched.gather(1, index), False)
 
-    def part(self, span: slice) -> Rows:
-        """Some of the rows."""
-        index = self.index[:, span]
-        return self if index.shape == self.index.shape else Rows(index, self.is_touched[:, span], False)
-
     def parts(self, count: int) -> Iterator[Rows]:
         """All of the rows, at most `count` at a time."""
-        for start in range(0, self.index.shape[1], count):
-            yield self.part(slice(start, start + count))
+        rows, first = self.index.shape[1], 0 if self.is_all else self.start
+        for at in range(0, rows, count):
+            span = slice(at, at + count)
+            start = None if first is None else first + at
+            yield self if count >= rows else Rows(self.index[:, span], self.is_touched[:, span], False, start)
 
-    def take(self, query: Tensor) -> Tensor:
-        """Picks the rows out of `(batch, heads, queries, head_dim)`."""
+    def fitting(self, call: AttentionCall, keys: int, most: int = CHUNK_BYTES) -> Iterator[Rows]:
+        """All of the rows, as many at a time as make at most `most` bytes of weights over some keys."""
+        size = call.query.shape[0] * call.query.shape[1] * keys * call.score_dtype.itemsize
+        return self.parts(max(most // max(size, 1), 1))
+
+    def together(self) -> Rows:
+        """The same rows, with `start` where they stand together; reads values, which waits on a GPU."""
+        first = self.index[:1, :1]
+        straight = first + torch.arange(self.index.shape[1], device=first.device)
+        return replace(self, start=int(first)) if bool((self.index == straight).all()) else self
+
+    def take(self, values: Tensor, dim: int = 2) -> Tensor:
+        """Picks the rows along a dimension of `(batch, ...)`; as a view where they stand together."""
         if self.is_all:
-            return query
-        index = self.index[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
-        return query.gather(2, index)
+            return values
+        if self.start is not None:
+            return values.narrow(dim, self.start, self.index.shape[1])
+        return values.gather(dim, self.index_along(values, dim))
+
+    def index_along(self, values: Tensor, dim: int) -> Tensor:
+        """The index as `gather` and `scatter` need it along a dimension of `(batch, ...)`."""
+        batch, count = self.index.shape
+        index = self.index.view(batch, *[1] * (dim - 1), count, *[1] * (values.dim() - dim - 1))
+        return index.expand(*values.shape[:dim], count, *values.shape[dim + 1 :])
 
 
 def row_scores(query: Tensor, key: Tensor, *, scaling: float, softcap: float | None = None) -> Tensor:
@@ -113,21 +134,27 @@ def row_weights(
         `(batch, heads, rows, keys)`, 0 in rows without any key.
     """
     scores = row_scores(query, key, scaling=scaling, softcap=softcap)
-    blocked: Tensor | None = None
-    if mask is not None and mask.dtype == torch.bool:
-        blocked = ~mask
-    elif mask is not None:
-        scores = scores + mask
-        if edit is not None:
-            # Additive masks block with the lowest finite number, which an edit would scale.
-            blocked = mask <= torch.finfo(mask.dtype).min / 2
-    if blocked is not None:
-        scores = scores.masked_fill(blocked, -torch.inf)
+    if mask is not None and mask.dtype != torch.bool and edit is None:
+        return (scores + mask).softmax(-1)
+    scores, blocked = masked(scores, mask)
     if edit is not None:
         scores = edit(scores)
     weights = scores.softmax(-1)
     # A row whose keys are all blocked is NaN up to here.
     return weights if blocked is None else weights.masked_fill(blocked, 0.0)
+
+
+def masked(scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Scores with a mask, boolean or additive: minus infinity at keys that it blocks; and which keys these are."""
+    if mask is None:
+        return scores, None
+    blocked = ~is_open(mask)
+    return (scores if mask.dtype == torch.bool else scores + mask).masked_fill(blocked, -torch.inf), blocked
+
+
+def is_open(mask: Tensor) -> Tensor:
+    """Where a boolean or additive mask lets rows attend. Additive masks block with the lowest finite number."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 def row_outputs(weights: Tensor, value: Tensor) -> Tensor:
@@ -181,19 +208,12 @@ def mask_rows(call: AttentionCall, rows: Rows, columns: Tensor | None = None) ->
     """
     mask, geometry = call.mask, call.geometry
     if isinstance(mask, Tensor) and mask.dim() == 4:
-        keys = mask.shape[-1]
-        dense = mask.expand(rows.index.shape[0], *mask.shape[1:])
-        if not rows.is_all:
-            dense = dense.gather(2, rows.index[:, None, :, None].expand(-1, dense.shape[1], -1, keys))
-        if keys < geometry.keys:
+        dense = rows.take(mask.expand(rows.index.shape[0], *mask.shape[1:]))
+        missing = geometry.keys - dense.shape[3]
+        if missing > 0:
             blocked: float = False if dense.dtype == torch.bool else torch.finfo(dense.dtype).min
-            dense = torch.nn.functional.pad(dense, (0, geometry.keys - keys), value=blocked)
-        dense = dense[..., : geometry.keys]
-        if columns is None:
-            return dense
-        if columns.dim() == 1:
-            return dense.index_select(3, columns)
-        return dense.gather(3, columns[:, None, None].expand(-1, *dense.shape[1:3], -1))
+            dense = torch.nn.functional.pad(dense, (0, missing), value=blocked)
+        return at_columns(dense[..., : geometry.keys], columns)
     allowed = geometry.may_attend(rows.index + geometry.start, columns)
     return None if allowed is None else allowed[:, None]
 
@@ -243,7 +263,7 @@ def write_rows(output: Tensor, new: Tensor, rows: Rows, is_changed: Tensor) -> T
     is_changed = (is_changed & rows.is_touched[:, None]).transpose(1, 2)[..., None]
     if rows.is_all:
         return torch.where(is_changed, new, output)
-    index = rows.index[:, :, None, None].expand_as(new)
+    index = rows.index_along(output, 1)
     merged = torch.where(is_changed, new, output.gather(1, index))
     if output.requires_grad or not output.is_contiguous():
         return output.scatter(1, index, merged)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,9 +12,9 @@ from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.correction import merge
 from lvlm_attn.kernels.log_sum_exp import flash
 from lvlm_attn.kernels.packing import combined_groups, combined_tables, has_too_many_groups
-from lvlm_attn.kernels.torch_path import Rows, mask_rows
+from lvlm_attn.kernels.torch_path import Rows, is_open, mask_rows
 from lvlm_attn.kernels.visibility import Visibility, allowed_keys
-from lvlm_attn.kernels.visible_path import CHUNK, KEPT_BYTES, no_plans
+from lvlm_attn.kernels.visible_path import CHUNK, KEPT_BYTES, shared_for_mask
 
 MOST_GROUPS = 12
 """Groups of queries that attend ahead; every one is an attention of its own."""
@@ -40,8 +39,7 @@ def attend_unlocked(
         return None
     if not all(item.reads_all_earlier(group) for item in visibilities for group in range(item.groups)):
         return None
-    shared = (_pieces, *visibilities, call.mask, call.geometry.keys, call.geometry.window, call.score_dtype)
-    pieces = call.memo.shared(_Piece, no_plans).shared(shared, lambda: _pieces(call, visibilities))
+    pieces = shared_for_mask(call, visibilities, _pieces, lambda: _pieces(call, visibilities))
     if pieces is None:
         return None
     if pieces:
@@ -51,55 +49,29 @@ def attend_unlocked(
         if piece.columns is not columns:
             columns = piece.columns
             key, value = call.key.index_select(2, columns), call.value.index_select(2, columns)
-        ahead = flash(piece.span.of(call.query, 2), key, value, piece.mask, call.scaling)
-        rows, total = piece.span.of(output, 1), piece.span.of(log_sum_exp, 2)
-        total = merge(rows.transpose(1, 2), total, *ahead, piece.is_open)
-        piece.span.put(output, 1, rows)
-        piece.span.put(log_sum_exp, 2, total)
+        rows = piece.rows
+        ahead = flash(rows.take(call.query), key, value, piece.mask, call.scaling)
+        old, total = rows.take(output, 1), rows.take(log_sum_exp)
+        total = merge(old.transpose(1, 2), total, *ahead, piece.is_open)
+        if rows.start is None and not rows.is_all:
+            output.scatter_(1, rows.index_along(output, 1), old)
+            log_sum_exp.scatter_(2, rows.index_along(log_sum_exp, 2), total)
+        else:  # the outputs are written already
+            rows.take(log_sum_exp).copy_(total)
     return output, log_sum_exp
-
-
-@dataclass(frozen=True, eq=False)
-class _Span:
-    """Rows of every sample: a slice where they stand together, else the index of each, `(batch, rows)`."""
-
-    together: slice | None
-    index: Tensor
-
-    def of(self, values: Tensor, dim: int) -> Tensor:
-        """Picks the rows, along a dimension."""
-        if self.together is not None:
-            return values.narrow(dim, self.together.start, self.together.stop - self.together.start)
-        return values.gather(dim, self._index(values, dim))
-
-    def put(self, values: Tensor, dim: int, new: Tensor) -> None:
-        """Writes the rows."""
-        if self.together is not None:
-            known = self.of(values, dim)
-            if known.data_ptr() != new.data_ptr():  # not written in place already
-                known.copy_(new)
-        else:
-            values.scatter_(dim, self._index(values, dim), new)
-
-    def _index(self, values: Tensor, dim: int) -> Tensor:
-        shape = [1] * values.dim()
-        shape[0], shape[dim] = self.index.shape
-        full = list(values.shape)
-        full[dim] = self.index.shape[1]
-        return self.index.view(shape).expand(full)
 
 
 class _Piece(NamedTuple):
     """Some rows that attend to the same keys ahead.
 
     Attributes:
-        span: the rows.
+        rows: the rows.
         columns: `(n,)`, the keys.
         mask: `(batch, 1, rows, n)`, added to the scores; None for 0.
         is_open: `(batch, 1, rows)`, True at rows that attend to any of them; None for all.
     """
 
-    span: _Span
+    rows: Rows
     columns: Tensor
     mask: Tensor | None
     is_open: Tensor | None
@@ -115,12 +87,8 @@ def _pieces(call: AttentionCall, visibilities: Sequence[Visibility]) -> list[_Pi
         return None
     renumber = torch.tensor(tables.renumber, device=device)
     of_query, of_key = combined_groups(visibilities, geometry, renumber)
-    is_query = (
-        Visibility.of_queries(geometry.is_valid.to(device), geometry)
-        if geometry.is_valid is not None
-        else None
-    )
-    written = min(geometry.keys, geometry.length - geometry.first_key)
+    is_valid = geometry.is_valid
+    is_query = None if is_valid is None else Visibility.of_queries(is_valid.to(device), geometry)
     pieces: list[_Piece] = []
     size = 0
     for number, line in enumerate(tables.later):
@@ -130,16 +98,16 @@ def _pieces(call: AttentionCall, visibilities: Sequence[Visibility]) -> list[_Pi
         is_row = is_row if is_query is None else is_row & is_query
         rows = Rows.of(is_row)
         is_ahead = torch.tensor([reach > 0 for reach in line], device=device)[of_key].any(0)
-        columns = is_ahead[:written].nonzero()[:, 0]
+        columns = is_ahead[: geometry.written].nonzero()[:, 0]
         if rows is None or not len(columns):
             continue
         size += rows.index.numel() * len(columns)
         if size > min(KEPT_BYTES / 4, 0.4 * is_row.numel() * geometry.keys):
             return None
         for part in rows.parts(CHUNK):
-            mask, is_open = _opened(call, visibilities, part, columns)
-            if bool(is_open.any()):
-                pieces.append(_Piece(_span(part), columns, mask, None if bool(is_open.all()) else is_open))
+            mask, sees = _opened(call, visibilities, part, columns)
+            if bool(sees.any()):
+                pieces.append(_Piece(part.together(), columns, mask, None if bool(sees.all()) else sees))
     return pieces
 
 
@@ -153,18 +121,11 @@ def _opened(
     if mask is None:
         before = torch.ones(*index.shape, len(columns), dtype=torch.bool, device=index.device)
     else:
-        before = (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)
+        before = is_open(mask).any(1)
     allowed, bias = allowed_keys(visibilities, geometry, index, before, call.query.dtype, columns)
     is_new = allowed & ~before & rows.is_touched[..., None]
-    is_open = is_new.any(-1)[:, None]
+    sees = is_new.any(-1)[:, None]
     if bias is None and bool(is_new.all()):
-        return None, is_open
+        return None, sees
     added = torch.zeros(is_new.shape, dtype=call.query.dtype, device=index.device) if bias is None else bias
-    return added.masked_fill(~is_new, -torch.inf)[:, None], is_open
-
-
-def _span(rows: Rows) -> _Span:
-    first, count = int(rows.index[0, 0]), rows.index.shape[1]
-    straight = torch.arange(first, first + count, device=rows.index.device)
-    is_straight = bool((rows.index == straight).all())
-    return _Span(slice(first, first + count) if is_straight else None, rows.index)
+    return added.masked_fill(~is_new, -torch.inf)[:, None], sees

@@ -6,8 +6,9 @@ but themselves need no attention at all: their output is their own value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,8 +16,18 @@ from torch import Tensor
 from lvlm_attn.kernels.call import AttentionCall, Memo
 from lvlm_attn.kernels.extra import ExtraKeys, with_extra
 from lvlm_attn.kernels.spec import Geometry
-from lvlm_attn.kernels.torch_path import Rows, attend_masked, mask_rows, row_scores, write_rows
+from lvlm_attn.kernels.torch_path import (
+    Rows,
+    attend_masked,
+    is_open,
+    mask_rows,
+    masked,
+    row_scores,
+    write_rows,
+)
 from lvlm_attn.kernels.visibility import Visibility, allowed_keys
+
+Made = TypeVar("Made")
 
 CHUNK = 512
 """Rows computed at a time."""
@@ -24,14 +35,14 @@ CHUNK = 512
 KEPT_BYTES = 2**26
 """Most bytes of masks kept for the next layer; above it every layer makes its own, chunk by chunk."""
 
-KEPT_PLANS = 8
-"""Most plans kept in one call: of few rows and of touched ones, with and without a window, and another device."""
+KEPT_PLANS = 12
+"""Most plans kept in one call: of few rows, touched ones and keys ahead, with and without a window, and so on."""
 
 
 def visible_mask(
     call: AttentionCall, visibilities: Sequence[Visibility], rows: Rows, columns: Tensor | None = None
-) -> Tensor:
-    """The mask of some rows of a call under visibilities.
+) -> Tensor | None:
+    """The mask of some rows of a call under visibilities; `mask_rows` where there are none.
 
     Args:
         call: the attention call.
@@ -45,6 +56,8 @@ def visible_mask(
     """
     geometry, dtype = call.geometry, call.score_dtype
     base = mask_rows(call, rows, columns)
+    if not visibilities:
+        return base
     index = rows.index + geometry.start
     kept: Tensor | None = None
     if base is None:
@@ -53,8 +66,8 @@ def visible_mask(
     elif base.dtype == torch.bool:
         may_attend = base.any(1)
     else:
-        is_open = base > torch.finfo(base.dtype).min / 2
-        may_attend, kept, dtype = is_open.any(1), torch.where(is_open, base, 0), base.dtype
+        may_attend, dtype = is_open(base), base.dtype
+        may_attend, kept = may_attend.any(1), torch.where(may_attend, base, 0)
     allowed, bias = allowed_keys(visibilities, geometry, index, may_attend, dtype, columns)
     if kept is not None:
         kept = kept if bias is None else kept + bias[:, None]
@@ -67,13 +80,7 @@ def visible_mask(
 def masked_scores(call: AttentionCall, rows: Rows, visibilities: Sequence[Visibility] = ()) -> Tensor:
     """The scores of some rows, `(batch, heads, rows, keys)`, minus infinity at keys they may not attend to."""
     scores = row_scores(rows.take(call.query), call.key, scaling=call.scaling, softcap=call.softcap)
-    mask = visible_mask(call, visibilities, rows) if visibilities else mask_rows(call, rows)
-    if mask is None:
-        return scores
-    if mask.dtype == torch.bool:
-        return scores.masked_fill(~mask, -torch.inf)
-    # Additive masks block with the lowest finite number.
-    return (scores + mask).masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -torch.inf)
+    return masked(scores, visible_mask(call, visibilities, rows))[0]
 
 
 def write_visible(
@@ -124,11 +131,10 @@ def _write_pieces(
 ) -> Tensor:
     """Computes the rows of a plan and puts them into the output; see `write_visible`."""
     for place, piece in enumerate(plan.pieces):
-        allowed = plan.masks.get(place)
-        if allowed is None:
-            allowed = visible_mask(call, visibilities, piece)
-            if plan.keeps_masks:
-                plan.masks[place] = allowed
+        known = place in plan.masks
+        allowed = plan.masks[place] if known else visible_mask(call, visibilities, piece)
+        if plan.keeps_masks:
+            plan.masks[place] = allowed
         keys, values, total = with_extra(call, allowed, extras, piece)
         assert total is not None
         new = attend_masked(piece.take(call.query), keys, values, total, call)
@@ -143,22 +149,26 @@ class _Plan:
 
     is_alone: Tensor | None = None
     pieces: list[Rows] = field(default_factory=list)
-    masks: dict[int, Tensor] = field(default_factory=dict)
+    masks: dict[int, Tensor | None] = field(default_factory=dict)
     keeps_masks: bool = False
+
+    @staticmethod
+    def of(is_row: Tensor, is_alone: Tensor | None) -> _Plan:
+        """The rows `(batch, queries)` in pieces, beside those that attend to themselves alone."""
+        rows = Rows.of(is_row)
+        return _Plan(is_alone, [] if rows is None else list(rows.parts(CHUNK)))
 
 
 def _plan(call: AttentionCall, visibilities: Sequence[Visibility], extras: Sequence[ExtraKeys] = ()) -> _Plan:
     geometry, device = call.geometry, call.query.device
     is_touched, is_alone = touched_queries(visibilities, geometry, device)
-    for item in extras:
-        found = item.touched(geometry)
-        if found is not None:
-            found = found.to(device)
-            is_touched = found if is_touched is None else is_touched | found
-            is_alone = None if is_alone is None else is_alone & ~found
+    beside = _any((item.touched(geometry) for item in extras), device)
+    if beside is not None:
+        is_touched = _any((is_touched, beside), device)
+        is_alone = None if is_alone is None else is_alone & ~beside
     if is_touched is None:
         return _Plan()
-    return _Plan(is_alone, _pieces(is_touched if is_alone is None else is_touched & ~is_alone))
+    return _Plan.of(is_touched if is_alone is None else is_touched & ~is_alone, is_alone)
 
 
 def _plan_of_few(call: AttentionCall, visibilities: Sequence[Visibility]) -> _Plan:
@@ -166,14 +176,7 @@ def _plan_of_few(call: AttentionCall, visibilities: Sequence[Visibility]) -> _Pl
     _, is_alone = touched_queries(visibilities, call.geometry, call.query.device)
     if is_alone is None or 2 * int((~is_alone).sum(1).max()) >= call.geometry.queries:
         return _Plan()
-    return _Plan(is_alone, _pieces(~is_alone))
-
-
-def _pieces(is_row: Tensor) -> list[Rows]:
-    rows = Rows.of(is_row)
-    if rows is None:
-        return []
-    return list(rows.parts(CHUNK))
+    return _Plan.of(~is_alone, is_alone)
 
 
 def _shared_plan(
@@ -190,21 +193,19 @@ def _shared_plan(
         plan.keeps_masks = size * (4 if any(item.strength != 1 for item in visibilities) else 1) <= KEPT_BYTES
         return plan
 
-    key = (
-        make,
-        *visibilities,
-        call.mask,
-        geometry.keys,
-        geometry.window,
-        call.query.device,
-        call.score_dtype,
-    )
-    return call.memo.shared(_Plan, no_plans).shared(key, made)
+    return shared_for_mask(call, visibilities, make, made)
 
 
-def no_plans() -> Memo:
-    """What the plans of a call are kept in: bounded, since a model whose layers have masks of their own shares none."""
-    return Memo(KEPT_PLANS)
+def shared_for_mask(
+    call: AttentionCall, visibilities: Sequence[Visibility], name: Hashable, make: Callable[[], Made]
+) -> Made:
+    """What layers share that have the same visibilities, window and mask.
+
+    Bounded, since a model whose layers have masks of their own shares none.
+    """
+    geometry, device = call.geometry, call.query.device
+    key = (name, *visibilities, call.mask, geometry.keys, geometry.window, device, call.score_dtype)
+    return call.memo.shared(shared_for_mask, lambda: Memo(KEPT_PLANS)).shared(key, make)
 
 
 def touched_queries(
@@ -214,19 +215,18 @@ def touched_queries(
 
     Either is None where it holds for no query.
     """
-    touched: Tensor | None = None
-    alone: Tensor | None = None
-    for item in visibilities:
-        found = item.touched(geometry)
-        if found is not None:
-            found = found.to(device)
-            touched = found if touched is None else touched | found
-        single = item.self_only(geometry)
-        # What another visibility unlocks counts as well, so a row is alone only if no other one unlocks anything.
-        if single is not None and all(other is item or other.later is None for other in visibilities):
-            single = single.to(device)
-            alone = single if alone is None else alone | single
-    return touched, alone
+    # What another visibility unlocks counts as well, so a row is alone only if no other one unlocks anything.
+    lone = [
+        item for item in visibilities if all(other is item or other.later is None for other in visibilities)
+    ]
+    touched = _any((item.touched(geometry) for item in visibilities), device)
+    return touched, _any((item.self_only(geometry) for item in lone), device)
+
+
+def _any(found: Iterable[Tensor | None], device: torch.device) -> Tensor | None:
+    """Where any of some booleans is True; None if there are none."""
+    known = [item.to(device) for item in found if item is not None]
+    return torch.stack(known).any(0) if known[1:] else known[0] if known else None
 
 
 def _own_values(call: AttentionCall) -> Tensor:

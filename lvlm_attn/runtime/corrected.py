@@ -29,12 +29,7 @@ def may_correct(edits: CollectedEdits, attention: AttentionCall) -> bool:
     tensors = (attention.query, attention.key, attention.value)
     is_grown = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     is_plain = attention.softcap is None and attention.kwargs.get("s_aux") is None
-    return (
-        is_plain
-        and not is_grown
-        and reading_is_free(attention.query.device)
-        and not torch.compiler.is_compiling()
-    )
+    return is_plain and not is_grown and reading_is_free(attention.query.device)
 
 
 def correct(

@@ -20,7 +20,7 @@ from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.extra import ExtraKeys, add_gated, with_extra
 from lvlm_attn.kernels.readouts import Reading, Readout, read, read_weights
 from lvlm_attn.kernels.spec import Amplification, Redistribution, amplified
-from lvlm_attn.kernels.torch_path import Rows, mask_rows, redistribute, row_outputs, row_weights, write_rows
+from lvlm_attn.kernels.torch_path import Rows, redistribute, row_outputs, row_weights, write_rows
 from lvlm_attn.kernels.unlocked import attend_unlocked
 from lvlm_attn.kernels.visibility import Visibility
 from lvlm_attn.kernels.visible_path import visible_mask, write_visible
@@ -127,11 +127,7 @@ def _mask(
     edits: CollectedEdits, attention: AttentionCall, rows: Rows
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Step 1: keys and values that some rows may attend to, extra ones at the end, and the mask over them."""
-    if edits.visible:
-        mask: Tensor | None = visible_mask(attention, edits.visible, rows)
-    else:
-        mask = mask_rows(attention, rows)
-    return with_extra(attention, mask, edits.extras, rows)
+    return with_extra(attention, visible_mask(attention, edits.visible, rows), edits.extras, rows)
 
 
 def _scores(edits: CollectedEdits, attention: AttentionCall, rows: Rows) -> Callable[[Tensor], Tensor] | None:
@@ -167,9 +163,7 @@ def _weights(
     is_changed = torch.zeros(weights.shape[:-1], dtype=torch.bool, device=weights.device)
     for (layer, item), spec in zip(edits.edits, edits.specs):
         if isinstance(spec, Amplification):
-            is_row = spec.is_touched.gather(1, rows.index)[:, None].expand_as(is_changed)
-            if spec.heads is not None:
-                is_row = is_row & (spec.per_head(is_row.shape[1])[..., None] != 0).to(is_row.device)
+            is_row = spec.changes(rows.index, weights.shape[1])
             count_amplified(layer, spec, is_row.shape[1], is_row.device)
             is_changed = is_changed | is_row
         elif spec is not None:

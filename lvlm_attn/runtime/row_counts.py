@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.interventions.context import Layer
-from lvlm_attn.kernels.gains import Judged
+from lvlm_attn.kernels.correction import Judged
 from lvlm_attn.kernels.spec import Amplification
 
 _WAITING = "waiting to be counted"

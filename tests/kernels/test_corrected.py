@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.corrected import corrected_query, corrected_rows, suits
+from lvlm_attn.kernels.correction import ByClass, redistributed
 from lvlm_attn.kernels.few_keys import STEPS, Steps, choose, step_of
-from lvlm_attn.kernels.gains import of_redistribution
 from lvlm_attn.kernels.reference import attention
 from lvlm_attn.kernels.spec import Amplification, Geometry, KeyClass, Redistribution, redistribution_gains
 from lvlm_attn.kernels.torch_path import Rows
@@ -176,9 +176,18 @@ def test_factors_are_those_of_the_definition(parts, taken, rho, floor):
     none = torch.zeros(1, 1, dtype=torch.bool)
     spec = Redistribution(torch.zeros(1, 1), none, taken, rho, floor)
     want, is_changed = redistribution_gains(masses, spec)
-    got, changed = of_redistribution(spec).factors(masses)
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
-    assert bool(changed) == bool(is_changed)
+    for base in (KeyClass.PATCH, KeyClass.TEXT):
+        few = torch.tensor([kind for kind in KeyClass if kind != base])
+        by = ByClass.of(spec, few[None], base, torch.float64, 1)
+        got = masses[None, None].clone()  # the values of keys say of which class they are
+        value = torch.eye(4, dtype=torch.float64)[few][None]
+        judged = redistributed(got, masses[few][None, None], value, by, 1e9, None)
+        if judged is None:
+            assert base == KeyClass.PATCH
+            assert masses[2] == 0  # what is left of 1 cannot be told from nothing
+            continue
+        torch.testing.assert_close(got[0, 0], want * masses, rtol=0, atol=1e-12)
+        assert bool(judged.stays) != bool(is_changed)
 
 
 def llava(length=200, queries=12, dtype=torch.float32, heads=4, batch=1, seed=0, **more):
@@ -230,7 +239,7 @@ def test_a_factor_above_the_limit_leaves_all_as_it_was():
     call.query[:] = 1
     call.key[:, :, 5:180] -= 3  # patches get next to nothing
     call.key[:, :, 0] += 3
-    assert of_redistribution(spec).most == torch.inf
+    assert ByClass.of(spec, spec.key_class, KeyClass.PATCH, torch.float32, 1).most == torch.inf
     output, total = backend(call).float(), log_sum_exp(call).float()
     before = output.clone()
     assert corrected_rows(output, total, call, Rows.of(spec.is_touched), redistribution=spec) is None

@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lvlm_attn.kernels import unlocked
+from lvlm_attn.kernels import unlocked, visible_path
 from lvlm_attn.kernels.call import AttentionCall, Memo
 from lvlm_attn.kernels.reference import attention
 from lvlm_attn.kernels.spec import Geometry
@@ -107,14 +107,14 @@ def test_half_precision_is_as_good_as_rounding_allows():
 def test_rows_that_stand_together_are_not_picked_one_by_one():
     call, memo = mma(batch=2), Memo()
     _, found = joined(call, torch.float32, memo)
-    (pieces,) = memo.kept[unlocked._Piece].kept.values()
-    assert all(piece.span.together is not None and piece.mask is None for piece in pieces)
+    (pieces,) = memo.kept[visible_path.shared_for_mask].kept.values()
+    assert all(piece.rows.start is not None and piece.mask is None for piece in pieces)
     assert relative(found[0], call.truth()[0]) < 1e-5
     call.visibility[0].group[1] = torch.roll(call.visibility[0].group[1], 3)
     memo = Memo()
     _, found = joined(call, torch.float32, memo)
-    (pieces,) = memo.kept[unlocked._Piece].kept.values()
-    assert any(piece.span.together is None for piece in pieces)
+    (pieces,) = memo.kept[visible_path.shared_for_mask].kept.values()
+    assert any(piece.rows.start is None for piece in pieces)
     assert relative(found[0], call.truth()[0]) < 1e-5
 
 

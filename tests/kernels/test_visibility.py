@@ -277,7 +277,7 @@ def test_masks_are_made_once_for_layers_that_share_them():
         assert made.call_count == 3
     for _ in range(10):  # a mask of its own for every layer
         layer(mask=torch.ones(1, 1, 9, 9, dtype=torch.bool).tril())
-    assert len(memo.kept[visible_path._Plan].kept) == visible_path.KEPT_PLANS
+    assert len(memo.kept[visible_path.shared_for_mask].kept) == visible_path.KEPT_PLANS
     with patch.object(visible_path, "visible_mask", wraps=visible_mask) as made:
         with patch.object(visible_path, "KEPT_BYTES", 8):
             memo.clear()

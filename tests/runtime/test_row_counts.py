@@ -9,7 +9,7 @@ import torch
 
 from lvlm_attn.interventions.context import Layer, State
 from lvlm_attn.kernels.call import Memo
-from lvlm_attn.kernels.gains import Judged
+from lvlm_attn.kernels.correction import Judged
 from lvlm_attn.kernels.spec import Amplification
 from lvlm_attn.runtime import row_counts
 from lvlm_attn.runtime.row_counts import count_amplified, count_judged, count_moved, counts_of, settle

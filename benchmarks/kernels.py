@@ -35,17 +35,6 @@ from lvlm_attn.kernels.unlocked import attend_unlocked
 from lvlm_attn.kernels.visibility import ALL, Visibility
 
 VARIANTS = ("sdpa", "var", "mma", "eager")
-PARTS = (
-    "prefill",
-    "prefill_more",
-    "decode",
-    "pai",
-    "mma",
-    "visual_self",
-    "model",
-    "model_views",
-    "model_more",
-)
 
 
 def call(length: int, heads: int, dim: int, device: str, seed: int = 0) -> dict[str, Any]:
@@ -140,14 +129,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--save", action="store_true", help="write to benchmarks/results (on a GPU always)")
     parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="on a GPU: what to run")
+    parser.add_argument(
+        "--parts", nargs="+", help="on a GPU: which of `kernels_cuda.PARTS` to run; all by default"
+    )
     options = parser.parse_args()
     if options.device != "cpu":
         if options.device == "cpu-interpret":
             os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
         from benchmarks import kernels_cuda
 
-        kernels_cuda.run(options.device, options.parts, write=options.device == "cuda" or options.save)
+        parts = options.parts or list(kernels_cuda.PARTS)
+        if unknown := set(parts) - set(kernels_cuda.PARTS):
+            parser.error(f"--parts {' '.join(sorted(unknown))}: choose from {', '.join(kernels_cuda.PARTS)}")
+        kernels_cuda.run(options.device, parts, write=options.device == "cuda" or options.save)
         return
     if options.memory_of:
         given = call(options.lengths[0], options.heads, options.dim, "cpu")

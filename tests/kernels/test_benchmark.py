@@ -7,9 +7,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks import common, gpu, kernels_cuda
+from benchmarks import common, gpu, kernels, kernels_cuda
 from benchmarks.attention_case import Asked, Case, Shape
-from benchmarks.kernels import PARTS
+from benchmarks.kernels_cuda import PARTS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
@@ -48,7 +48,6 @@ def test_every_part_is_written_where_it_is_asked_for(result, written):
             saved = json.loads((folder / f"kernels_cpu_{part}.json").read_text("utf-8"))
             assert saved[part] == json.loads(json.dumps(result[part]))
             assert {"cuda", "cudnn", "torch"} <= set(saved["environment"])
-    assert set(PARTS) == set(kernels_cuda.PARTS)
 
 
 @pytest.mark.parametrize("part", [*VARIANTS, "prefill_more"])
@@ -93,6 +92,14 @@ def case(**asked):
     made = Case(gpu.Machine.of("cpu-interpret"), shape)
     made.asked = Asked(moved=made.redistribution()) if not asked else Asked(**asked)
     return made
+
+
+def test_an_unknown_part_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["kernels", "--device", "cpu-interpret", "--parts", "prefil"])
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit):
+        kernels.main()
+    assert "--parts prefil: choose from prefill," in capsys.readouterr().err
 
 
 def test_a_wrong_result_stops_the_benchmark():

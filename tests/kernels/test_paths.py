@@ -211,3 +211,23 @@ def test_no_queries_by_keys_matrix_is_made():
     with Largest() as whole:
         attention(query, query, value, scaling=0.5, geometry=geometry)
     assert whole.elements >= length * length  # so the count above can fail
+
+
+def test_rows_that_stand_together_are_picked_as_views():
+    values = torch.arange(2 * 3 * 7 * 4).view(2, 3, 7, 4)
+    whole = Rows.of(torch.ones(2, 7, dtype=torch.bool))
+    parts = list(whole.parts(3))
+    assert [(part.start, part.is_all) for part in parts] == [(0, False), (3, False), (6, False)]
+    assert torch.equal(torch.cat([part.take(values) for part in parts], 2), values)
+    assert whole.take(values) is values
+    span = torch.tensor([False, False, True, True, True, False, False])
+    some = Rows.of(span.expand(2, -1)).together()
+    assert some.start == 2
+    for dim in (1, 2):
+        moved = values.transpose(1, 2) if dim == 1 else values
+        picked = some.take(moved, dim)
+        assert torch.equal(picked, moved.gather(dim, some.index_along(moved, dim)))
+        assert picked.untyped_storage().data_ptr() == values.untyped_storage().data_ptr()
+    apart = Rows.of(torch.stack((span, span.roll(1)))).together()
+    assert apart.start is None
+    assert torch.equal(apart.take(values)[1], values[1, :, 3:6])

@@ -28,6 +28,7 @@ from lvlm_attn.interventions.context import State
 from lvlm_attn.interventions.summary import add
 from lvlm_attn.prompts.pixels import join_pictures
 from lvlm_attn.prompts.rows import stack_rows, tokens_of
+from lvlm_attn.prompts.videos import join_videos
 from lvlm_attn.runtime.modes import Mode
 from lvlm_attn.runtime.transformers_private import keeping_processors, pad_token
 
@@ -224,14 +225,16 @@ def _joined(requests: Sequence[Request], options: Mapping[str, Any]) -> dict[str
     inputs: dict[str, Any] = dict(stack_rows(pieces, first.pad_id))
     rows = [row for one in requests for row in one.pictures]
     pixels = join_pictures(rows, counts=any("batch_num_images" in one.inputs for one in requests))
-    if pixels and can_share(target):
+    videos = join_videos([row for one in requests for row in one.videos])
+    # `generate` encodes pixels of images and of videos, or takes both encoded.
+    if pixels and not videos and can_share(target):
         bank = FeatureBank(target, options)
         for one in requests:
             bank.add(one.pictures, one.inputs)
         flat = [picture for row in rows for picture in row]
         del pixels["pixel_values"]
         inputs["mm_encoder_outputs"] = {"image": bank.outputs(flat)}
-    return inputs | pixels
+    return inputs | pixels | videos
 
 
 def _inner_config(config: Any, count: int) -> Any:

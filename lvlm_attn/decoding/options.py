@@ -13,8 +13,9 @@ from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.prompts.pixels import IMAGE_KEYS
 from lvlm_attn.prompts.rows import TOKEN_KEYS
+from lvlm_attn.prompts.videos import VIDEO_KEYS
 
-_INPUT_KEYS = (*TOKEN_KEYS, *IMAGE_KEYS)
+_INPUT_KEYS = (*TOKEN_KEYS, *IMAGE_KEYS, *VIDEO_KEYS)
 _REFUSED = {
     "assistant_model": "assisted decoding",
     "negative_prompt_ids": "a negative prompt",

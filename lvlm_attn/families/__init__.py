@@ -48,6 +48,7 @@ from lvlm_attn.families.family import (
 from lvlm_attn.families.fits import Fit, Rectangle
 from lvlm_attn.families.llava import repeat_over_tokens
 from lvlm_attn.families.versions import check_transformers
+from lvlm_attn.families.videos import Videos
 
 __all__ = [
     "Family",
@@ -56,6 +57,7 @@ __all__ = [
     "Parts",
     "Rectangle",
     "TextMask",
+    "Videos",
     "family_of",
     "image_token_id",
     "models",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.families.fits import Fit
 from lvlm_attn.families.unwrap import unwrapped
+from lvlm_attn.families.videos import Videos, holds_videos, video_token_id, with_videos
 from lvlm_attn.layout.grids import ImageGrid
 from lvlm_attn.layout.prompt import PromptLayout
 
@@ -92,6 +93,7 @@ class Family:
             else can be added after it (a trained CrossLMM).
         logits_divisor: attribute of the text configuration that the model divides its logits by (DoLa).
         late_features: whether layers after the first add image features of their own (CrossLMM).
+        videos: how videos are written; None where they are refused.
     """
 
     name: str
@@ -120,6 +122,7 @@ class Family:
     modules_fit: bool = True
     logits_divisor: str = ""
     late_features: bool = False
+    videos: Videos | None = None
 
     def mask_of(self, config: Any, given: Mapping[str, Any] | None = None) -> TextMask:
         """The mask of a model of the family, or of one call of it.
@@ -241,20 +244,25 @@ def prompt_layout(
         The layout of `image_inputs.after` and `image_inputs.input_ids` together.
 
     Raises:
-        UnsupportedError: if the prompt holds a video, or is cut inside an image in a family whose grids are
-            not fixed.
+        UnsupportedError: if the prompt holds a video in a family without them, or is cut inside an image in a family
+            whose grids are not fixed.
         LvlmAttnError: if images and image tokens do not match, or image tokens come without images.
     """
     _check_ids(image_inputs)
-    _refuse_videos(image_inputs)
+    has_videos = holds_videos(family, image_inputs)
     token = image_token_id(image_inputs.config)
-    _refuse_empty_places(image_inputs, token)
+    has_images = bool((image_inputs.input_ids == token).any())
+    if has_videos and cast("Videos", family.videos).are_images:
+        has_images = False
+    elif has_images:
+        _refuse_empty_places(image_inputs, token)
     if image_inputs.after is not None and not family.grid_is_fixed:
         _refuse_cut_images(family, image_inputs, token)
-    has_images = bool((image_inputs.input_ids == token).any())
     if has_images:
         _refuse_untold_images(family, image_inputs)
     grids = family.grids(image_inputs) if has_images else []
+    if has_videos:
+        grids = with_videos(family, image_inputs, token, grids)
     return PromptLayout.build(
         image_inputs.input_ids,
         token,
@@ -264,6 +272,7 @@ def prompt_layout(
         may_end_inside_image=family.grid_is_fixed and is_sliced(image_inputs, token),
         marks_between=family.marks_between,
         edge_ids=_edge_ids(family, image_inputs),
+        video_token_id=video_token_id(image_inputs.config) if has_videos else None,
     )
 
 
@@ -360,19 +369,6 @@ def _refuse_empty_places(image_inputs: ImageInputs, token: int) -> None:
         raise LvlmAttnError(
             f"The prompt holds {len(placed)} image tokens, but no image features stand there; pass "
             "pixel_values and all else the processor returns, and prefill_chunk_size=None."
-        )
-
-
-def _refuse_videos(image_inputs: ImageInputs) -> None:
-    video = getattr(image_inputs.config, "video_token_id", None)
-    video = None if video == image_token_id(image_inputs.config) else video  # Molmo 2 has one for both
-    encoded = image_inputs.call.get("mm_encoder_outputs") or {}
-    given = image_inputs.call.get("pixel_values_videos") is not None or encoded.get("video") is not None
-    if given or (isinstance(video, int) and bool((image_inputs.input_ids == video).any())):
-        raise UnsupportedError(
-            f"The prompt holds a video, which is not supported for model type "
-            f"{image_inputs.config.model_type!r}; "
-            "pass single frames as images."
         )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from lvlm_attn.families.family import Family
 from lvlm_attn.families.mrope import grids
+from lvlm_attn.families.mrope_videos import videos_as_images
+from lvlm_attn.families.videos import Videos
 
 FAMILY = Family(
     name="glm4v",
@@ -14,4 +16,5 @@ FAMILY = Family(
     vision="visual",
     encoder=False,
     modules_fit=False,
+    videos=Videos(videos_as_images, are_images=True, has_timestamps=True),
 )

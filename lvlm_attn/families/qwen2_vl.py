@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from lvlm_attn.families.family import Family
 from lvlm_attn.families.mrope import grids
+from lvlm_attn.families.mrope_videos import whole_videos
+from lvlm_attn.families.videos import Videos
 
 FAMILY = Family(
     name="qwen2_vl",
@@ -12,4 +14,5 @@ FAMILY = Family(
     remarks="Any resolution, 28 pixels a patch; rotary positions in three directions.",
     examples=("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct"),
     vision="visual",
+    videos=Videos(whole_videos),
 )

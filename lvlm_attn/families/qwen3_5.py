@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from lvlm_attn.families.family import Family
 from lvlm_attn.families.mrope import grids
+from lvlm_attn.families.mrope_videos import split_videos
+from lvlm_attn.families.videos import Videos
 
 FAMILY = Family(
     name="qwen3_5",
@@ -18,4 +20,5 @@ FAMILY = Family(
     remarks="Any resolution, 32 pixels a patch; only every fourth layer has softmax attention, the others are skipped.",
     examples=("Qwen/Qwen3.5-27B",),
     vision="visual",
+    videos=Videos(split_videos, has_timestamps=True),
 )

@@ -17,6 +17,7 @@ from torch import Tensor
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.families.encoder_patches import VisionRows, received
 from lvlm_attn.families.target import Target
+from lvlm_attn.families.videos import refuse_videos
 from lvlm_attn.interventions.base import Situation
 from lvlm_attn.interventions.checks import need_choice, need_layers, need_number
 from lvlm_attn.interventions.context import Layer
@@ -145,6 +146,9 @@ class PAINT(HasPresets):
             if before is None:
                 layer.memory["gain"] = torch.zeros(layout.batch, layout.length, device=layout.device)
             return
+        refuse_videos(
+            "PAINT", layout, "its sets are made for one image, and frames are encoded pooled or in pairs"
+        )
         if layer.call.vision is None:
             raise LvlmAttnError(
                 "PAINT needs the attention of the image encoder, and these images were encoded outside the wrap; pass "

@@ -17,6 +17,7 @@ from torch.nn.functional import normalize, pad
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.families.encoder_patches import VisionRows, received
 from lvlm_attn.families.target import Target
+from lvlm_attn.families.videos import refuse_videos
 from lvlm_attn.hooks.paint import new_images
 from lvlm_attn.interventions.base import Intervention, Situation
 from lvlm_attn.interventions.checks import need_softmax_everywhere, need_whole
@@ -104,6 +105,9 @@ class VMTC(Intervention):
         images = new_images(layout, start)
         if not images:
             return None
+        refuse_videos(
+            "VMTC", layout, "its clusters are made for one image, and frames are encoded pooled or in pairs"
+        )
         if call.vision is None:
             raise LvlmAttnError(
                 "VMTC needs the attention of the image encoder, and these images were encoded outside the wrap; pass "

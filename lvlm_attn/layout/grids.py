@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import groupby
 from typing import Literal
 
 BlockKind = Literal["base", "tiles", "tile", "thumbnail", "frame", "unplaced"]
@@ -32,10 +33,12 @@ class Block:
         cols: patches from left to right.
         kind: `base`, the whole image scaled to one square; `tiles`, the whole image at high resolution, its
             tiles put together; `tile`, one tile of it; `thumbnail`, the whole image beside its tiles;
-            `frame`, one frame of several; `unplaced`, tokens whose rows and columns are not known.
+            `frame`, one frame of several, or a few together; `unplaced`, tokens whose rows and columns are not known.
         newline: whether one filler stands after each row.
         tile_row: row of a `tile` among the tiles, if known.
         tile_col: column of a `tile` among the tiles, if known.
+        time: which `frame` of a video it is, from 0; None if it is of no video.
+        frames: how many frames of the video it shows; where it is several, `time` counts such groups.
     """
 
     rows: int
@@ -44,6 +47,8 @@ class Block:
     newline: bool = False
     tile_row: int | None = None
     tile_col: int | None = None
+    time: int | None = None
+    frames: int = 1
 
     @property
     def patches(self) -> int:
@@ -61,7 +66,7 @@ class Block:
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """The tokens of one image: fillers, then its blocks one after another, then fillers.
+    """The tokens of one image or video: fillers, then its blocks one after another, then fillers.
 
     Attributes:
         blocks: the blocks in token order.
@@ -78,6 +83,11 @@ class ImageGrid:
     leading_fillers: int = 0
 
     @property
+    def is_video(self) -> bool:
+        """Whether the blocks are the frames of a video."""
+        return any(block.time is not None for block in self.blocks)
+
+    @property
     def patches(self) -> int:
         """Tokens that show a place of the image."""
         return sum(block.patches for block in self.blocks)
@@ -88,9 +98,29 @@ class ImageGrid:
         return self.leading_fillers + sum(block.tokens for block in self.blocks) + self.trailing_fillers
 
     def __str__(self) -> str:
-        parts = [str(block) for block in self.blocks]
+        parts = list(map(str, self.blocks))
+        if self.is_video:
+            parts = [f"{len(list(same))} x {text}" for text, same in groupby(parts)]
         if self.leading_fillers:
             parts.insert(0, f"{self.leading_fillers} leading filler")
         if self.trailing_fillers:
             parts.append(f"{self.trailing_fillers} trailing filler")
         return " + ".join(parts)
+
+
+def video_grid(count: int, rows: int, cols: int, *, frames: int = 1, trailing_fillers: int = 0) -> ImageGrid:
+    """The grid of a video: one block for each frame, or for each group of frames that one token shows.
+
+    Args:
+        count: how many blocks.
+        rows: patches from top to bottom.
+        cols: patches from left to right.
+        frames: how many frames one block shows.
+        trailing_fillers: tokens after the last block.
+
+    Example:
+        >>> str(video_grid(8, 14, 14, trailing_fillers=1))
+        '8 x frame 14x14 + 1 trailing filler'
+    """
+    blocks = tuple(Block(rows, cols, "frame", time=time, frames=frames) for time in range(count))
+    return ImageGrid(blocks, trailing_fillers)

@@ -4,7 +4,7 @@ A vision-language model is given one sequence per sample. `PromptLayout` says wh
 is and, for image patches, which image, block, row and column it shows. It is built once per prompt from the
 token ids and the grids of the images, and grows as tokens are generated. No span is ever assumed: a position
 belongs to an image because its id is the image token, and to a place in the image because of its order among
-the tokens of that image.
+the tokens of that image. A video is laid out as an image whose blocks are its frames.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class PromptLayout:
 
     Attributes:
         kind: `(batch, length)`, the `Kind` of each position.
-        image: `(batch, length)`, index of the image within its sample, for patches and fillers; -1 elsewhere.
+        image: `(batch, length)`, index of the image or video within its sample, for patches and fillers; -1 elsewhere.
         block: `(batch, length)`, index of the block within its image, for patches; -1 elsewhere.
         row: `(batch, length)`, row within the block, for patches; -1 elsewhere.
         col: `(batch, length)`, column within the block, for patches; -1 elsewhere.
@@ -77,14 +77,15 @@ class PromptLayout:
         may_end_inside_image: bool = False,
         marks_between: bool = False,
         edge_ids: Sequence[int] = (),
+        video_token_id: int | None = None,
     ) -> PromptLayout:
         """Lays out a prompt from its token ids and the grids of its images.
 
         Args:
             input_ids: `(batch, length)` token ids, padded on either side.
             image_token_id: the id that stands at every image position.
-            grids: one grid per image that begins in `input_ids`, in flat order: the images of the first row,
-                then those of the second, and so on. Rows may hold different numbers of images.
+            grids: one grid per image or video that begins in `input_ids`, in flat order: those of the first row,
+                then those of the second, and so on. Rows may hold different numbers of them.
             attention_mask: `(batch, length)` with 0 at padding, or None if nothing is padded. A longer mask,
                 as given together with a cache, counts from its end.
             after: the layout of what came before `input_ids` (an earlier turn or chunk). The result then
@@ -94,6 +95,7 @@ class PromptLayout:
             marks_between: whether tokens that stand between the image tokens of one image are its fillers: the
                 break after a row, the marker before a tile.
             edge_ids: ids of tokens that are fillers of the image they stand right before or after, up to two of them.
+            video_token_id: the id that stands at every video position, if there is one.
 
         Returns:
             The layout of `input_ids`, preceded by `after` if given.
@@ -104,6 +106,8 @@ class PromptLayout:
         _check_ids(input_ids, after)
         is_valid = _valid(attention_mask, input_ids)
         is_image = input_ids == image_token_id
+        if video_token_id is not None:
+            is_image = is_image | (input_ids == video_token_id)
         counts = cast("list[int]", is_image.sum(1).tolist())
         shared = _share_out(counts, grids, after, may_end_inside_image)
         flat = [piece for pieces, _ in shared for piece in pieces]

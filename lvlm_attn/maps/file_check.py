@@ -88,6 +88,8 @@ def _check_grids(layout: PromptLayout, sample: int, grids: tuple[ImageGrid, ...]
             )
             tile = (one.tile_row, one.tile_col)
             _need(all(place is None or _is_whole(place, 0) for place in tile), "a tile has an odd place")
+            is_timed = (one.time is None or _is_whole(one.time, 0)) and _is_whole(one.frames, 1)
+            _need(is_timed, "a frame has an odd time")
         _need(bool(is_here.any()), "an image has no tokens")
         _need(int(block[is_here].max()) < len(grid.blocks), "a token belongs to a block that its grid lacks")
         is_cut = bool(unfinished) and number == len(grids) - 1

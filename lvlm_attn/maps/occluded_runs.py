@@ -23,6 +23,7 @@ from lvlm_attn.measures.diagnostics import Divergence, vhd
 from lvlm_attn.prompts.pixels import join_pictures
 from lvlm_attn.prompts.repeating import repeated
 from lvlm_attn.prompts.request import Request, encoded
+from lvlm_attn.prompts.videos import join_videos
 
 if TYPE_CHECKING:
     from lvlm_attn.maps.attention_maps import AttentionMaps
@@ -47,11 +48,13 @@ class Runner:
 
         live = maps.live
         assert live is not None
-        self.maps, self.model, self.number, self.targets = maps, model, number, list(targets)
+        self.maps, self.model, self.targets = maps, model, list(targets)
         self.target = target_of(model, live.processor)
         whole = Request.of_tensors(self.target, live.inputs)
         row = live.row or 0
         self.pictures = whole.pictures[row]
+        # Pictures are numbered without the videos among them.
+        self.place = sum(not grid.is_video for grid in maps.layout.grids[0][:number])
         last = max(self.targets)
         ids = maps.ids[:1, :last].to(execution_device(model))
         valid = maps.layout.is_valid[:1, :last].to(execution_device(model))
@@ -62,7 +65,8 @@ class Runner:
                 kept = live.inputs[key][row : row + 1, :last]
                 tokens[key] = torch.nn.functional.pad(kept, (0, max(last - prompt, 0)))
         pixels = join_pictures([self.pictures], counts="batch_num_images" in live.inputs)
-        self.request = Request.of_tensors(self.target, tokens | pixels)
+        videos = join_videos([whole.videos[row]])
+        self.request = Request.of_tensors(self.target, tokens | pixels | videos)
 
     def without_keys(self, hidden: Sequence[Sequence[int]]) -> list[float]:
         """Logits of the word, with some key positions hidden in each version."""
@@ -87,7 +91,7 @@ class Runner:
         rows = []
         for one in fresh:
             row = list(self.pictures)
-            row[self.number] = one
+            row[self.place] = one
             rows.append(row)
         inputs = repeated(self.request, len(images))
         inputs |= join_pictures(rows, counts="batch_num_images" in self.request.inputs)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.maps.maps import Map
 from lvlm_attn.maps.occluded_regions import Regions
 from lvlm_attn.maps.occluded_runs import Runner
@@ -114,6 +114,11 @@ def occlude(
     model = maps.live.need_model("Occlusion")
     chosen = maps[word]
     number = choose_image(maps, image)
+    if maps.layout.grids[0][number].is_video:
+        raise UnsupportedError(
+            f"Occlusion: videos: regions are cut in one picture, and image {number} is a video; choose another image, "
+            f"or pass single frames as images."
+        )
     regions = Regions.of(maps, number, cells)
     runner = Runner(maps, chosen.targets[0].tolist(), model, number)
     hidden: list[Sequence[int]] = [[], *regions.positions]

@@ -48,6 +48,10 @@ class MapImage:
             config: the model's configuration.
             processor: the model's processor, or None.
         """
+        if grid.is_video:
+            return MapImage(
+                reason="videos: the pictures of the frames are not known; maps.grid gives a map of each frame"
+            )
         if picture is None or processor is None:
             return MapImage(
                 reason="the picture itself is not known; call lvlm.generate(images=[...], prompts=[...]) in a "

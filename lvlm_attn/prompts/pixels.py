@@ -59,7 +59,7 @@ class Picture:
 
 
 def split_pictures(inputs: Mapping[str, Tensor], layout: PromptLayout) -> list[list[Picture]]:
-    """The images of each row, in prompt order.
+    """The images of each row, in prompt order; videos are `lvlm_attn.prompts.videos.split_videos`.
 
     Args:
         inputs: what the model takes.
@@ -68,7 +68,7 @@ def split_pictures(inputs: Mapping[str, Tensor], layout: PromptLayout) -> list[l
     Raises:
         LvlmAttnError: if the pixels are not those of the prompts' images.
     """
-    counts = [len(grids) for grids in layout.grids]
+    counts = [sum(not grid.is_video for grid in grids) for grids in layout.grids]
     values = inputs.get("pixel_values")
     total = sum(counts)
     if values is None or total == 0:
@@ -197,4 +197,4 @@ def _lengths(inputs: Mapping[str, Tensor], values: Tensor, layout: PromptLayout,
         return [int(number) for number in inputs["image_num_crops"].tolist()]
     if len(values) == total:
         return [1] * total
-    return [len(grid.blocks) for grids in layout.grids for grid in grids]
+    return [len(grid.blocks) for grids in layout.grids for grid in grids if not grid.is_video]

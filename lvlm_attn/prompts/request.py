@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.families.devices import execution_device
+from lvlm_attn.families.videos import refuse_videos
 from lvlm_attn.prompts.chat import encode_texts
 from lvlm_attn.prompts.messages import Chat, read_prompts
 from lvlm_attn.prompts.pixels import IMAGE_KEYS, Picture, join_pictures, split_pictures
 from lvlm_attn.prompts.rows import insert_tokens, keep_tokens, tokens_of
+from lvlm_attn.prompts.videos import VIDEO_KEYS, Video, join_videos, split_videos
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -130,13 +132,22 @@ class Request:
         """The pixels of each image of each row."""
         return split_pictures(self.inputs, self.layout)
 
+    @cached_property
+    def videos(self) -> list[list[Video]]:
+        """The pixels of each video of each row."""
+        return split_videos(self.inputs, self.layout)
+
     def need_images(self, title: str) -> list[list[Image]]:
         """The images of each row.
 
         Raises:
             LvlmAttnError: naming the method `title`, if only tensors are known.
+            UnsupportedError: naming the method, if the prompts hold videos.
         """
         if self.images is None:
+            refuse_videos(
+                title, self.layout, "it has to see pictures, and the frames are known as tensors alone"
+            )
             raise LvlmAttnError(
                 f"{title} has to see the image itself, which tensors do not hold; call "
                 f"lvlm.generate(images=[...], prompts=[...])."
@@ -180,7 +191,8 @@ class Request:
 
         Args:
             edit: maps the pixels of one image, `(tiles, channels, height, width)` or in Qwen-VL `(patches, values)`,
-                and its index within its prompt to new pixels of the same shape.
+                and its index within its prompt to new pixels of the same shape. Of a video it gets all frames,
+                `(frames, channels, height, width)` or the patches of all of them.
 
         Raises:
             LvlmAttnError: if a shape changes.
@@ -188,25 +200,34 @@ class Request:
         Example:
             >>> request.with_pixels(lambda pixels, index: -pixels)  # doctest: +SKIP
         """
-        rows = []
-        for row in self.pictures:
-            edited = [edit(picture.pixels, index) for index, picture in enumerate(row)]
-            for picture, pixels in zip(row, edited):
-                if pixels.shape != picture.pixels.shape:
+        images: list[list[Picture]] = []
+        videos: list[list[Video]] = []
+        for row, grids in enumerate(self.layout.grids):
+            left: tuple[Iterator[Any], ...] = (iter(self.pictures[row]), iter(self.videos[row]))
+            made: tuple[list[Any], ...] = ([], [])
+            for index, grid in enumerate(grids):
+                old = next(left[grid.is_video], None)
+                if old is None:  # tokens without pixels
+                    continue
+                new = edit(old.pixels, index)
+                if new.shape != old.pixels.shape:
                     raise LvlmAttnError(
-                        f"An edit of pixels returned shape {tuple(pixels.shape)}; it must keep "
-                        f"{tuple(picture.pixels.shape)}."
+                        f"An edit of pixels returned shape {tuple(new.shape)}; it must keep {tuple(old.pixels.shape)}."
                     )
-            rows.append([dataclasses.replace(old, pixels=new) for old, new in zip(row, edited)])
-        return dataclasses.replace(self, inputs=self.inputs | join_pictures(rows), images=None)
+                made[grid.is_video].append(dataclasses.replace(old, pixels=new))
+            images.append(made[0])
+            videos.append(made[1])
+        changed = join_pictures(images) | join_videos(videos)
+        return dataclasses.replace(self, inputs=self.inputs | changed, images=None)
 
     def without_images(self) -> Request:
-        """The same prompts with every image token taken out, as `lvlm_attn.runtime.text_pass` does; markers stay."""
+        """The same prompts without tokens of images and videos, as `runtime.text_pass` has it; markers stay."""
         tokens = tokens_of(self.inputs) | {"attention_mask": self.mask}
         if "mm_token_type_ids" in tokens:
             tokens["mm_token_type_ids"] = torch.zeros_like(tokens["mm_token_type_ids"])
         kept = keep_tokens(tokens, self.layout.is_text, self.pad_id)
-        rest = {key: value for key, value in self.inputs.items() if key not in (*tokens, *IMAGE_KEYS)}
+        taken = (*tokens, *IMAGE_KEYS, *VIDEO_KEYS)
+        rest = {key: value for key, value in self.inputs.items() if key not in taken}
         return dataclasses.replace(self, inputs=kept | rest, images=None, texts=None)
 
     def with_instruction(self, text: str, title: str) -> Request:
@@ -218,6 +239,7 @@ class Request:
 
         Raises:
             LvlmAttnError: naming the method `title`, if there is no processor to tokenize the text.
+            UnsupportedError: naming the method, if the words would stand between a frame and its time.
         """
         if self.target.processor is None:
             raise LvlmAttnError(
@@ -229,7 +251,7 @@ class Request:
         tokenizer = getattr(self.target.processor, "tokenizer", self.target.processor)
         ids = tokenizer.encode(text, add_special_tokens=False)
         tokens = tokens_of(self.inputs) | {"attention_mask": self.mask}
-        places = [self._beginning(row, tokenizer.bos_token_id) for row in range(self.batch)]
+        places = [self._beginning(row, tokenizer.bos_token_id, title) for row in range(self.batch)]
         return dataclasses.replace(self, inputs=self.inputs | insert_tokens(tokens, ids, places), texts=None)
 
     def _with_system(self, text: str) -> list[str] | None:
@@ -247,8 +269,8 @@ class Request:
             return None
         return made if all(text in full for full in made) else None
 
-    def _beginning(self, row: int, bos: int | None) -> int:
-        """Where the text of a row may be put in."""
+    def _beginning(self, row: int, bos: int | None, title: str) -> int:
+        """Where the text of a row may be put in; `title` names the method that has words to put there."""
         start = int(self.mask[row].argmax())
         if bos is not None and int(self.inputs["input_ids"][row, start]) == bos:
             return start + 1
@@ -256,6 +278,12 @@ class Request:
         if not bool(is_image.any()):
             return start
         first = int(is_image.int().argmax())
+        videos = self.target.family.videos
+        if videos is not None and videos.has_timestamps and self.layout.grids[row][0].is_video:
+            raise UnsupportedError(
+                f"{title}: videos: words in front of the video of row {row} would stand between its first frame and "
+                f"the time of it; write the instruction into the prompt."
+            )
         marker = getattr(cast("Any", self.target.parts.base).config, "vision_start_token_id", None)
         return first - int(first > start and int(self.inputs["input_ids"][row, first - 1]) == marker)
 

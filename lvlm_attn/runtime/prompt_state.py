@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.families import ImageInputs, image_token_id, prompt_layout
 from lvlm_attn.families.target import Target
+from lvlm_attn.families.videos import has_video_tokens
 from lvlm_attn.interventions.base import Intervention, Situation
 from lvlm_attn.interventions.context import extended, extended_validity
 from lvlm_attn.layout.prompt import PromptLayout
@@ -200,8 +201,13 @@ class PromptState:
                 raise UnsupportedError(reason)
 
     def _refuse_cut_marks(self, ids: Tensor) -> None:
-        family = self._target.family
-        token = image_token_id(cast("Any", self._target.parts.base).config)
+        family, config = self._target.family, cast("Any", self._target.parts.base).config
+        token = image_token_id(config)
+        if has_video_tokens(family, config, ids):
+            raise UnsupportedError(
+                "videos: the chunked prefill may cut a video, whose frames cannot be told from a part of it; pass "
+                "prefill_chunk_size=None."
+            )
         if family.marks_between and bool((ids == token).any()):
             raise UnsupportedError(
                 f"The chunked prefill may cut an image between its markers, which tells {family.title} images apart; "

@@ -20,9 +20,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.oracle_setup import sink_model
-from tests.tiny import IMAGE, KITS, Sample, tiny_rows, tiny_samples
+from tests.tiny import IMAGE, KITS, VIDEO, Sample, tiny_rows, tiny_samples
 
 NAME = "family_oracle"
+OF_PIXELS = ("pixel", "image", "video", "second")
+"""How inputs begin that are of no token."""
 Edit = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Makes weights `(heads, rows, keys)` of a layer from its index, scores, mask `(rows, keys)` and residual stream."""
 
@@ -73,15 +75,18 @@ class Case:
         return self.image[place] is not None
 
     def is_patch(self, place: int) -> bool:
-        return self.ids[place] == IMAGE and place < self.prompt and place not in self.newlines
+        is_own = self.ids[place] in (IMAGE, VIDEO)
+        return is_own and place < self.prompt and place not in self.newlines
 
     def with_tokens(self, tokens: Sequence[int]) -> Case:
         """The row with generated tokens behind it."""
         ids = [*self.ids, *map(int, tokens)]
         image = [*self.image, *[None] * len(tokens)]
         rest = {key: value for key, value in self.row.items() if not key.endswith(("ids", "mask"))}
-        masks = {key: value for key, value in self.row.items() if key.startswith(("pixel", "image"))}
+        masks = {key: value for key, value in self.row.items() if key.startswith(OF_PIXELS)}
         row = rest | masks | per_token(self.name, ids, self.prompt)
+        if (kinds := self.row.get("mm_token_type_ids")) is not None:
+            row["mm_token_type_ids"] = torch.nn.functional.pad(kinds, (0, len(tokens)))
         return replace(self, row=row, image=image)
 
     def without_images(self) -> Case:

@@ -211,12 +211,18 @@ class TestQwenPositions:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("name", ["llava_onevision", *QWEN])
-    def test_videos(self, name: str) -> None:
-        model = model_of(name)
+    def test_tokens_of_a_video_in_a_family_without(self) -> None:
+        model = model_of("gemma4")
         ids = torch.tensor([[7, VIDEO, VIDEO, 8]])
-        with pytest.raises(UnsupportedError, match="holds a video"):
+        with pytest.raises(UnsupportedError, match=r"holds a video.*gemma4.; pass single frames"):
             prompt_layout(family_of(model), ImageInputs(model.config, ids))
+
+    @pytest.mark.parametrize("name", [name for name in NAMES if models()[name].videos is None])
+    def test_pixels_of_a_video_in_a_family_without(self, name: str) -> None:
+        model = model_of(name)
+        call = {"pixel_values_videos": torch.zeros(1, 2, 3, 8, 8)}
+        with pytest.raises(UnsupportedError, match=f"holds a video.*'{name}'; pass single frames"):
+            prompt_layout(family_of(model), ImageInputs(model.config, torch.tensor([[7, 8]]), call))
 
     def test_embeddings_instead_of_ids(self) -> None:
         model = model_of("llava")

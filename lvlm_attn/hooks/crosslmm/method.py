@@ -82,7 +82,8 @@ class CrossLMM(Intervention):
         layers: where patches are attended to; None for all.
         pool: `"avg_cells"`, the mean of each cell, or `"bilinear"`.
         branches: `"both"`, `"t2v"` (text alone attends to patches) or `"v2v"` (pooled tokens alone).
-        v2v_scope: `"global"`, pooled tokens attend to their own image and earlier ones; `"frame"`, their own alone.
+        v2v_scope: `"global"`, pooled tokens attend to their own image or frame and earlier ones; `"frame"`, their own
+            alone.
         causal_images: false lets text and pooled tokens attend to images that stand after them, too.
 
     Raises:

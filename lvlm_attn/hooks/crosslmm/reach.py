@@ -86,7 +86,7 @@ def pooled_runs(
     scope: str = "global",
     causal_images: bool = True,
 ) -> Runs:
-    """What pooled tokens attend to: patches of their own image, and of other ones with scope `"global"`.
+    """What pooled tokens attend to: patches of their own image or frame, and of other ones with scope `"global"`.
 
     Args:
         layout: of all positions up to the last query.
@@ -94,21 +94,37 @@ def pooled_runs(
         start: position of the first query.
         queries: how many queries.
         scope: `"global"` or `"frame"`.
-        causal_images: whether a token of an image attends to no later image.
+        causal_images: whether a token of an image or frame attends to no later one.
     """
     span = slice(start, start + queries)
-    image = layout.image.clamp(min=0)
-    images = max((len(row) for row in layout.grids), default=0)
-    # Patches of each image, then the number of patches up to each image's end.
-    counts = torch.zeros(layout.batch, images + 1, dtype=torch.long, device=layout.device)
-    counts.scatter_add_(1, image + 1, layout.is_patch.long()) if images else None
+    unit, units = _units(layout)
+    # Patches of each unit, then the number of patches up to each unit's end.
+    counts = torch.zeros(layout.batch, units + 1, dtype=torch.long, device=layout.device)
+    counts.scatter_add_(1, unit + 1, layout.is_patch.long()) if units else None
     ends = counts.cumsum(1)
-    own = image[:, span]
-    first, stop = ends.gather(1, own), ends.gather(1, (own + 1).clamp(max=images))
+    own = unit[:, span]
+    first, stop = ends.gather(1, own), ends.gather(1, (own + 1).clamp(max=units))
     if scope == "global":
         first = torch.zeros_like(first)
         stop = stop if causal_images else ends[:, -1:].expand_as(stop)
     return Runs(first, stop).only(is_pooled[:, span] & (layout.kind[:, span] == Kind.PATCH))
+
+
+def _units(layout: PromptLayout) -> tuple[Tensor, int]:
+    """`(batch, length)`, the number of the image or frame of each patch, 0 elsewhere; and the most of any sample."""
+    if not any(grid.is_video for row in layout.grids for grid in row):
+        return layout.image.clamp(min=0), max((len(row) for row in layout.grids), default=0)
+    host, most = layout.on_host, 0
+    image = host.image.clamp(min=0)
+    unit = torch.zeros_like(image)
+    for sample, grids in enumerate(host.grids):
+        is_video = torch.tensor([grid.is_video for grid in grids] or [False])
+        counts = torch.tensor([len(grid.blocks) if grid.is_video else 1 for grid in grids] or [0])
+        before = counts.cumsum(0) - counts
+        own = image[sample]
+        unit[sample] = before[own] + is_video[own] * host.block[sample]
+        most = max(most, int(counts.sum()))
+    return torch.where(host.is_patch, unit, 0).to(layout.device), most
 
 
 def join(one: Runs, other: Runs) -> Runs:

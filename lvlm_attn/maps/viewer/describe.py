@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lvlm_attn.layout.grids import Kind
 from lvlm_attn.maps.onto_image import MapImage, patch_positions
@@ -70,7 +72,9 @@ def images_of(maps: AttentionMaps, keys: list[int]) -> list[dict[str, Any]]:
             for block in patch_positions(maps, number)
         ]
         if known.levels is None or known.size is None:
-            size, levels = _unplaced([block.tolist() for block in blocks])
+            is_video = maps.layout.grids[0][number].is_video
+            shown = [_sheet(blocks)] if is_video else blocks
+            size, levels = _unplaced([block.tolist() for block in shown])
         else:
             size = known.size
             levels = []
@@ -90,6 +94,17 @@ def images_of(maps: AttentionMaps, keys: list[int]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _sheet(frames: list[NDArray[Any]]) -> NDArray[Any]:
+    """The frames of a video side by side and one row of them below another; -1 where there is none."""
+    rows, cols = frames[0].shape
+    across = min(len(frames), math.ceil(math.sqrt(len(frames) * rows / cols)))
+    sheet = np.full((-(-len(frames) // across) * rows, across * cols), -1)
+    for number, frame in enumerate(frames):
+        top, left = number // across * rows, number % across * cols
+        sheet[top : top + rows, left : left + cols] = frame
+    return sheet
 
 
 def _unplaced(blocks: list[list[list[int]]]) -> tuple[tuple[int, int], list[dict[str, Any]]]:

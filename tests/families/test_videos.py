@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,12 +16,14 @@ import lvlm_attn as la
 from lvlm_attn.families import ImageInputs, family_of, prompt_layout
 from lvlm_attn.hooks.crosslmm.pooling import pooled_positions
 from lvlm_attn.hooks.crosslmm.reach import pooled_runs
+from lvlm_attn.maps.viewer.describe import images_of
 from tests.families import rules
 from tests.families.oracle import plain, walk
 from tests.families.test_methods import METHODS, TOKENS, VHR
 from tests.families.video_cases import batch_of, video_cases
 from tests.oracle_setup import DIM, TAU, generate, relative_error, sink_model
 from tests.tiny.videos import LLAVA, VIDEO_NAMES, clip, collated, video_inputs, video_rows
+from tests.tiny_processors import tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*right-padding.*")
 
@@ -116,6 +120,32 @@ def test_a_map_of_every_frame(name: str) -> None:
         maps.pixels()
     with pytest.raises(la.UnsupportedError, match=r"Occlusion: videos: regions are cut in one picture"):
         maps.occlude(0)
+
+
+def test_maps_with_frames_are_saved_and_shown_side_by_side(tmp_path: Path) -> None:
+    name = "qwen2_5_vl"
+    model = sink_model(name)
+    with torch.no_grad(), la.wrap(model, la.record(), processor=tokenizer()) as lvlm:
+        tokens, _ = generate(model, video_inputs(name, model, [(3, "image", 2, clip(name, 3), 5)]), TOKENS)
+        maps = lvlm.maps
+        assert maps is not None
+        word = tokenizer().decode(tokens[0, :1])
+        check = maps.occlude(word, image=0)
+        with pytest.raises(la.UnsupportedError, match="image 1 is a video; choose another image"):
+            maps.occlude(word, image=1)
+    assert (
+        float(abs(check.drop).max()) > 1e-4
+    )  # the video stays in the prompt while regions of the image are hidden
+    again = la.AttentionMaps.load(maps.save(tmp_path / "maps.safetensors"))
+    assert again.layout.grids == maps.layout.grids
+    assert [block.time for block in again.layout.grids[0][1].blocks] == [0, 1, 2]
+    shown = images_of(again, list(range(maps.layout.length)))[1]
+    [level] = shown["levels"]
+    keys = np.array(level["keys"]).reshape(level["rows"], level["cols"])
+    first = int((maps.layout.image[0] == 1).nonzero()[0])
+    frames = first + np.arange(18).reshape(3, 2, 3)
+    assert keys.tolist() == np.block([[frames[0], frames[1]], [frames[2], np.full((2, 3), -1)]]).tolist()
+    maps.to_html(tmp_path / "page.html")
 
 
 def never() -> Any:

@@ -31,8 +31,8 @@ def fields_of(
     is_valid: Tensor,
     pieces: list[Piece],
     *,
-    marks_between: bool = False,
-    is_edge: Tensor | None = None,
+    marks_between: bool,
+    is_edge: Tensor | None,
 ) -> Tensor:
     """`(5, batch, length)`: kind, image, block, row and column of every position.
 

@@ -43,6 +43,13 @@ def test_edges_belong_to_the_image_they_stand_beside() -> None:
     assert layout.kind.tolist() == [[T, T, T], [X, X, F]]
 
 
+def test_edges_at_the_ends_of_a_row_are_beside_nothing() -> None:
+    ids = torch.tensor([[EDGE, 5, 9, 9, 5, EDGE], [EDGE, 9, 9, 5, 5, EDGE]])
+    layout = PromptLayout.build(ids, IMAGE, [PAIR, PAIR], edge_ids=(EDGE,))
+    assert layout.kind.tolist() == [[T, T, X, X, T, T], [F, X, X, T, T, T]]
+    assert layout.image.tolist() == [[-1, -1, 0, 0, -1, -1], [0, 0, 0, -1, -1, -1]]
+
+
 images = st.lists(st.lists(st.booleans(), min_size=1, max_size=3), min_size=0, max_size=3)
 
 

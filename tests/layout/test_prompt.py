@@ -92,6 +92,7 @@ class TestByHand:
         layout = PromptLayout.build(ids, IMAGE, [SQUARE], torch.tensor([[1, 0, 0, 1, 1, 1]]))
         assert layout.kind.tolist() == [[T, P, P, X, X, T]]
         assert layout.row.tolist() == [[-1, -1, -1, 1, 1, -1]]
+        assert layout.image.tolist() == [[-1, -1, -1, 0, 0, -1]]
 
     def test_mask_longer_than_ids_counts_from_its_end(self) -> None:
         mask = torch.tensor([[0, 0, 0, 1, 1]])
@@ -112,6 +113,7 @@ class TestByHand:
         assert (ANYRES.tokens, ANYRES.patches) == (6, 4)
         assert (CLASS_FIRST.tokens, CLASS_FIRST.patches) == (4, 2)
         assert str(ANYRES) == "base 1x2 + tiles 2x1 with newlines"
+        assert str(CLASS_FIRST) == "1 leading filler + base 1x2 + 1 trailing filler"
 
 
 class TestGrowing:
@@ -127,6 +129,8 @@ class TestGrowing:
         assert longer.after_image.tolist() == [[False] * 5 + [True] * 3, [False] * 8]
         assert longer.last.tolist() == [5, 5]
         assert longer.grids == self.layout().grids
+        assert torch.stack(longer.tensors[1:])[:, :, -2:].eq(-1).all()
+        assert same(self.layout().append(2, is_valid=torch.tensor([[1, 1], [1, 0]])), longer)
 
     def test_append_leaves_the_first_layout_as_it_was(self) -> None:
         layout = self.layout()
@@ -194,7 +198,20 @@ class TestGrowing:
 
     def test_crop_before_an_image_forgets_it(self) -> None:
         assert self.layout().crop(1).grids == ((), ())
-        assert self.layout().crop(0).unfinished == (0, 0)
+        for nothing in (self.layout().crop(0), self.layout().crop(-6), self.layout().crop(-100)):
+            assert (nothing.length, nothing.grids, nothing.unfinished) == (0, ((), ()), (0, 0))
+
+    def test_crop_into_a_later_image_keeps_the_first(self) -> None:
+        ids = torch.tensor([[5, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9], [6, 9, 9, 9, 9, 9, 9, 7, 7, 7, 7]])
+        layout = PromptLayout.build(ids, IMAGE, [SQUARE, ANYRES, ANYRES])
+        for length, second, cut in ((11, True, 0), (10, True, 5), (6, True, 1), (5, False, 0)):
+            kept = layout.crop(length)
+            assert kept.grids == ((SQUARE, ANYRES) if second else (SQUARE,), (ANYRES,))
+            assert kept.unfinished == (cut, 0 if length > 6 else length - 1)
+
+    def test_no_image_is_cut_where_nothing_is_said(self) -> None:
+        layout = self.layout()
+        assert PromptLayout(*layout.tensors, layout.grids).unfinished == (0, 0)
 
     def test_to_keeps_a_layout_that_is_there(self) -> None:
         layout = self.layout()
@@ -244,6 +261,13 @@ class TestMismatch:
             PromptLayout.build(torch.tensor([[7, 8]]), IMAGE, [], after=cut, may_end_inside_image=True)
         with pytest.raises(LvlmAttnError, match="goes on with text after 3 of the 4 tokens"):
             PromptLayout.build(torch.tensor([[9, 9, 9, 7]]), IMAGE, [SQUARE], may_end_inside_image=True)
+
+    def test_one_row_that_breaks_an_image_off_is_enough(self) -> None:
+        ids = torch.tensor([[5, 6, 7], [9, 9, 7]])
+        with pytest.raises(
+            LvlmAttnError, match="Row 1 of the prompt goes on with text after 2 of the 4 tokens"
+        ):
+            PromptLayout.build(ids, IMAGE, [SQUARE], may_end_inside_image=True)
 
     def test_chunk_of_padding_beside_a_cut_image(self) -> None:
         """Rows padded on the right: one is over, the other's image goes on and is cut again."""

@@ -206,7 +206,7 @@ def tokenise(caption: str) -> list[str]:
     """Splits into lower-case words and punctuation; ``'s`` stands alone, hyphens stay inside words."""
     tokens: list[str] = []
     for token in _TOKEN.findall(caption.lower()):
-        if token.endswith(("'s", "’s")) and len(token) > 2:
+        if token.endswith(("'s", "’s")):
             tokens += [token[:-2], "'s"]
         else:
             tokens.append(token)

@@ -30,7 +30,7 @@ def strict_letter(text: str, options: Sequence[str]) -> Verdict:
     """
     text = without_reasoning(text)[0].strip()
     found = _LETTER_ALONE.match(text) or _LETTER_TOLD.search(text)
-    letters = {"a" if found is None else next(filter(None, found.groups())).lower()} if found else set()
+    letters = {next(filter(None, found.groups())).lower()} if found else set()
     if not letters:
         letters = {letter.lower() for letter in _BRACKETED.findall(text)}
     if not letters:

@@ -107,9 +107,6 @@ def read_strictly(text: str) -> Reading:
         >>> read_strictly("Please answer yes or no. No")
         Reading(verdict='no', reasoning=False, unfinished=False, echo=True)
     """
-    short = text.strip().rstrip(".!").lower()
-    if short == "yes" or short == "no":
-        return Reading("yes" if short == "yes" else "no")
     left, reasoning, unfinished = without_reasoning(text)
     left = _MARKS.sub(" ", left)
     decisive = _BOTH.sub(" ", _CONDITION.sub(" ", left))

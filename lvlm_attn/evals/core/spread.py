@@ -21,7 +21,7 @@ def mean_and_spread(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         >>> round(mean_and_spread([{"accuracy": 0.5}, {"accuracy": 0.75}])["spread"]["accuracy"], 4)
         0.1768
     """
-    return {**_joined(runs, _mean), "spread": _joined(runs, _deviation), "seeds": len(runs)}
+    return {**_joined(runs, mean), "spread": _joined(runs, _deviation), "seeds": len(runs)}
 
 
 def _joined(runs: Sequence[Mapping[str, Any]], join: Any) -> dict[str, Any]:
@@ -32,20 +32,15 @@ def _joined(runs: Sequence[Mapping[str, Any]], join: Any) -> dict[str, Any]:
         if present and all(isinstance(value, Mapping) for value in present):
             found[key] = _joined([value or {} for value in values], join)
         elif present and all(_is_number(value) for value in present):
-            is_counted = len(present) < len(values) and any(key not in run for run in runs)
+            is_counted = any(key not in run for run in runs)
             found[key] = join([value or 0 for value in values] if is_counted else present)
-        elif join is _mean and all(value == values[0] for value in values):
+        elif join is mean and all(value == values[0] for value in values):
             found[key] = values[0]
     return found
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Equal counts stay whole numbers."""
-    return values[0] if all(value == values[0] for value in values) else mean(values)
 
 
 def _deviation(values: Sequence[float]) -> float:

@@ -187,8 +187,8 @@ def paired_outcomes(first: Sequence[bool], second: Sequence[bool]) -> dict[str, 
     """
     if len(first) != len(second):
         raise LvlmAttnError(f"{len(first)} and {len(second)} outcomes; paired runs need the same samples.")
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    only_first = sum(a and not b for a, b in zip(first, second))
+    only_second = sum(b and not a for a, b in zip(first, second))
     return {
         "pairs": len(first),
         "only_first_right": only_first,

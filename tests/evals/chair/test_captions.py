@@ -9,7 +9,7 @@ from lvlm_attn.evals.chair.data import load_caption_file, load_captions
 from lvlm_attn.evals.chair.score import Caption, score_chair
 from lvlm_attn.evals.chair.spellings import other_spellings
 from lvlm_attn.evals.chair.vocab import nodes_of, read_caption
-from lvlm_attn.evals.chair.words import WORDS
+from lvlm_attn.evals.chair.words import WORDS, plurals
 
 
 def nodes(text, mode="strict"):
@@ -69,6 +69,39 @@ def test_names_in_a_ground_truth_are_read_alike(name):
     found, unknown = nodes_of([name])
     assert len(found) == 1
     assert unknown == []
+
+
+def test_plurals_by_hand():
+    words = (
+        "fox",
+        "waltz",
+        "bench",
+        "toothbrush",
+        "wine glass",
+        "puppy",
+        "ferry",
+        "monkey",
+        "stop sign",
+        "yak",
+    )
+    assert [plurals(word) for word in words] == [
+        ("foxes",), ("waltzes",), ("benches",), ("toothbrushes",), ("wine glasses",), ("puppies",), ("ferries",),
+        ("monkeys",), ("stop signs",), ("yaks",),
+    ]  # fmt: skip
+    assert plurals("fire man") == ("fire men",)
+    assert plurals("mini bus") == ("mini buses", "mini busses")
+    assert plurals("aircraft") == ()
+
+
+def test_what_is_spelt_with_a_full_stop_is_not_put_together():
+    spellings = dict(other_spellings())
+    assert spellings["t . v"] == spellings["tvmonitor"] == "tv"
+    assert "t.v" not in spellings
+
+
+def test_names_are_read_without_outer_blanks_and_by_their_mode():
+    assert nodes_of([" dining table "], "pattern") == ({"dining table"}, [])
+    assert nodes_of(["hot-dog", "Hot_Dog"], "pattern") == ({"hot dog"}, ["hot-dog"])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.chair.data import load_captions, load_ground_truth
 from lvlm_attn.evals.chair.score import Caption, drop_unfinished_sentence, score_chair
-from lvlm_attn.evals.chair.vocab import MODES, nodes_of, read_caption, surface_table
+from lvlm_attn.evals.chair.vocab import MODES, nodes_of, read_caption, surface_table, tokenise
 from lvlm_attn.evals.chair.words import WORDS
 
 
@@ -33,6 +33,7 @@ def nodes(text, mode="strict"):
         ("a baby elephant with an adult elephant", ["elephant", "elephant"]),
         ("a baby with a cat", ["person", "cat"]),
         ("baby cubs play", []),
+        ("a baby animal and adult animals", []),
         ("the toilet seat is up, and the seat is white", ["toilet"]),
         ("a seat on the bus", ["chair", "bus"]),
         ("a toilet with a seat", ["toilet"]),
@@ -45,6 +46,7 @@ def nodes(text, mode="strict"):
         ("two teddy bears and a bear", ["teddy bear", "bear"]),
         ("a teddy-bear", ["teddy bear"]),
         ("a dog-friendly cafe", []),
+        ("a baby-elephant and a passenger-train", ["elephant", "train"]),
         ("A TV; iPhones, and a Cell Phone.", ["tv", "cell phone", "cell phone"]),
         ("skis and scissors, ski, ties", ["skis", "scissors", "skis", "tie"]),
         ("a potted plant, a hair dryer and stop signs", ["potted plant", "hair drier", "stop sign"]),
@@ -67,6 +69,9 @@ def test_rules_of_the_strict_mode(text, expected):
         ("vases", ["vase"], ["vase"], []),
         ("vase", ["vase"], ["vase"], ["vase"]),
         ("iphone", ["cell phone"], [], []),
+        ("televison", [], ["tv"], ["tv"]),
+        ("sheeps", [], ["sheep"], ["sheep"]),
+        ("hot-dog", ["hot dog"], [], []),
         ("cheesecake", ["cake"], [], []),
         ("motor bike", ["motorcycle"], [], []),
         ("dining table", ["dining table"], ["dining table"], ["dining table"]),
@@ -92,11 +97,34 @@ def test_positions_count_joined_phrases_once():
     assert reading.tokens == 6
 
 
+def test_a_phrase_of_two_words_is_one_mention_and_one_token():
+    for phrase, node in (("toilet seat", "toilet"), ("passenger jet", "airplane"), ("baby bear", "bear")):
+        reading = read_caption(f"A {phrase}.")
+        assert [(m.node, m.surface) for m in reading.mentions] == [(node, phrase)]
+        assert reading.tokens == 3
+    assert read_caption("home plate").tokens == read_caption("train track").tokens == 1
+    assert read_caption("motor bike", "pattern").tokens == 1
+
+
+def test_strict_is_the_mode_where_none_is_named():
+    assert surface_table() == surface_table("strict") != surface_table("pattern")
+    assert read_caption("hotdogs") == read_caption("hotdogs", "strict") != read_caption("hotdogs", "pattern")
+    assert nodes_of(["hotdog"]) == nodes_of(["hotdog"], "strict") != nodes_of(["hotdog"], "pattern")
+
+
+@pytest.mark.parametrize("apostrophe", ["'", "’"])
+def test_a_genitive_is_two_tokens(apostrophe):
+    assert tokenise(f"The dog{apostrophe}s well-known T.V.") == [
+        "the", "dog", "'s", "well-known", "t", ".", "v", ".",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("text", "sentences"),
     [
         ("A dog... A cat.", [0, 1]),
         ("A dog?! A cat. A bird", [0, 1, 2]),
+        ("A dog? A cat?? A bird!? A cow", [0, 1, 2, 3]),
         ("... a dog", [1]),
         ("A dog, a cat; a bird: a cow", [0, 0, 0, 0]),
         ("A dog!!! A cat.. A bird.", [0, 1, 2]),

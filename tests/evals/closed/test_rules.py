@@ -43,6 +43,9 @@ LETTERS = [
     ("The door is closed.", "no", "unknown"),
     ("a door that is closed", "no", "yes"),  # NaturalBench's rule takes the article for a letter
     ("Both (a) and (b)", "unknown", "yes"),
+    ("I think the answer is B", "no", "no"),
+    ("It looks like (A)", "yes", "yes"),
+    ("Answer: (b) ", "no", "no"),
     ("open and closed", "unknown", "unknown"),
     ("I cannot tell", "unknown", "unknown"),
     ("<think>(a)? No.</think>(b)", "no", "yes"),
@@ -62,14 +65,31 @@ def test_an_option_inside_the_other_is_not_taken_for_it():
     assert strict_letter("There are two dogs.", options) == "yes"
 
 
+def test_options_are_said_without_their_marks():
+    assert strict_letter("It is open", (" Open. ", "Closed.")) == "yes"
+    assert strict_letter("It is closed!", ("Open", " Closed ")) == "no"
+    assert strict_letter("It is closed. Sure.", ("", "Closed")) == "no"
+    assert strict_letter("It is green", ("Red", "Blue", "Green")) == "unknown"
+    assert strict_letter("It is (b) and opened", ("Open", "Closed")) == "no"
+
+
 def test_a_verdict_goes_by_the_kind_of_question():
     assert verdict("B", "A", ("Open", "Closed"), "strict") == "no"
     assert verdict("not sure", "no", (), "vcd") == "no"  # that rule looks at the label
     assert verdict("not sure", "yes", (), "vcd") == "no"
     assert verdict("snow", "no", (), "strict") == "unknown"
+    assert [verdict("", label, (), "vcd") for label in ("yes", "no")] == ["no", "yes"]
+    assert [verdict("(b)", label, ("Open", "Closed"), "strict") for label in ("A", "B")] == ["no", "no"]
 
 
 def test_unknown_rules_are_refused():
     require_rule("mme")
-    with pytest.raises(LvlmAttnError, match="Known parsers: strict, naturalbench"):
+    require_rule("strict", letters=True)
+    with pytest.raises(
+        LvlmAttnError, match=r"'mme' for questions answered by a letter\. Known parsers: strict, natural"
+    ):
         require_rule("mme", letters=True)
+    with pytest.raises(LvlmAttnError, match=r"'mne'\. Did you mean 'mme'\? Known parsers: strict, official"):
+        require_rule("mne")
+    with pytest.raises(LvlmAttnError, match=r"'mne'\. Known parsers: strict, naturalbench"):
+        require_rule("mne", letters=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.evals.core.parsers import PARSERS, get_parser, read_strictly
+from lvlm_attn.evals.core.parsers import PARSERS, Reading, get_parser, read_strictly, without_reasoning
 
 Y, N, U = "yes", "no", "unknown"
 #   text                      strict official opera vcd(label yes) vcd(label no) lmms vlmeval
@@ -96,6 +96,8 @@ def test_strict_sees_the_word_through_punctuation(text, verdict):
         ("Yes and no", U),
         ("Neither yes nor no", U),
         ("I cannot say yes or no", U),
+        ("Answer yes or no'No", N),
+        ("If in doubt, answer yes'No", N),
     ],
 )
 def test_strict_skips_echoed_instructions(text, verdict):
@@ -139,6 +141,36 @@ def test_strict_says_unknown_where_nothing_is_decided(text, verdict):
     assert read_strictly(text).verdict == verdict
 
 
+@pytest.mark.parametrize("text", ["yes", "Yes.", " NO! ", "no"])
+def test_a_plain_answer_skips_nothing(text):
+    assert read_strictly(text) == Reading("yes" if "y" in text.lower() else "no", False, False, False)
+    assert without_reasoning(text) == (text, False, False)
+    assert without_reasoning(f"{text} < 3") == (f"{text} < 3", False, False)
+
+
+def test_what_reasoning_leaves():
+    assert without_reasoning("<think>") == ("", True, True)
+    assert without_reasoning("<think></think> \n") == ("", True, False)
+    assert without_reasoning("so</think>a</analysis> b ") == (" b ", True, False)
+    assert without_reasoning("<think>a</think>b<think>c</think>d") == (" b d", True, False)
+    assert without_reasoning("<think>a</think>b<thought>c") == (" b ", True, True)
+
+
+def test_vlmeval_deletes_marks_and_full_stops_as_its_tool_does():
+    read = PARSERS["vlmeval"]
+    assert read("see /no/none", "no") == U  # a blank before one mark deletes all: "nonone"
+    assert read("see no/ no/ne", "no") == N  # and one behind it
+    assert read("see no/ne", "no") == N  # else each becomes a blank
+    assert read("." * 31 + "no.", "no") == N
+    assert read("." * 32 + "no.", "no") == U  # the 33rd full stop stays
+
+
+def test_mme_looks_at_four_characters():
+    read = PARSERS["mme"]
+    assert [read(text, "yes") for text in ("y. ", ".n", " n ", "a")] == [Y, N, N, U]
+    assert [read(text, "yes") for text in ("o.k. yes", "a no", "ab no", "a yes", "b.yes")] == [U, N, U, U, Y]
+
+
 def test_only_strict_looks_past_reasoning():
     assert {name: PARSERS[name]("<think> no </think> Yes", "yes") for name in PARSERS} == {
         "strict": Y, "official": N, "opera": N, "vcd": Y, "lmms": U, "vlmeval": U,
@@ -147,5 +179,5 @@ def test_only_strict_looks_past_reasoning():
 
 
 def test_misspelt_parser_suggests_the_closest():
-    with pytest.raises(LvlmAttnError, match="Did you mean 'official'"):
+    with pytest.raises(LvlmAttnError, match=r"Did you mean 'official'\? Known parsers: strict, official,"):
         get_parser("offical")

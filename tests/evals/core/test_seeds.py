@@ -10,7 +10,6 @@ from lvlm_attn.evals.compare import compare
 from lvlm_attn.evals.core.answerer import Decoding, ModelAnswerer
 from lvlm_attn.evals.core.evaluate import evaluate
 from lvlm_attn.evals.core.runner import RunInterrupted
-from lvlm_attn.evals.core.spread import mean_and_spread
 from lvlm_attn.evals.core.tables import plain
 from lvlm_attn.evals.reporting import report
 from lvlm_attn.toy.benchmarks import toy_chair, toy_pope
@@ -94,15 +93,3 @@ def test_what_seeds_do_not_fit_is_refused(sampled, loaded, tmp_path):
     with pytest.raises(LvlmAttnError, match="holds a single run"):
         evaluate(*loaded, toy_pope("dev", 4), out=sampled.folder / "seed-5", decoding=SAMPLE, seeds=2)
     assert not list(tmp_path.iterdir())
-
-
-def test_counts_by_name_and_missing_values():
-    found = mean_and_spread(
-        [
-            {"top": {"dog": 2, "cat": 1}, "at": None, "mode": "strict"},
-            {"top": {"dog": 3}, "at": 4.0, "mode": "strict"},
-        ]
-    )
-    assert found["top"] == {"dog": 2.5, "cat": 0.5}
-    assert (found["at"], found["mode"]) == (4.0, "strict")
-    assert found["spread"]["top"]["dog"] == pytest.approx(stdev([2, 3]))

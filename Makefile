@@ -32,13 +32,10 @@ test-all: lint types unit kills fuzz
 coverage: $(VENV)/.dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist worksteal --cov --cov-report=term --cov-report=xml
 
-# Layout, the definition of the kernels, parsers and statistics with a small fault in each line, one after another:
-# what no test notices is listed. `make mutants ONLY="lvlm_attn.layout*"` for one of them.
+# Layout, the definition of the kernels, parsers and statistics with one small fault after another: what no test notices
+# is told, and has to be what docs/testing.md lists. `make mutants ONLY="layout/fields layout/grids"` for some modules.
 mutants: $(VENV)/.dev
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[mutation]"
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/mutmut run --max-children 2 $(if $(ONLY),"$(ONLY)")
-	$(BIN)/mutmut results
-	$(BIN)/mutmut export-cicd-stats && cat mutants/mutmut-cicd-stats.json
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.mutants $(ONLY)
 
 # 30 evaluations of the toy, killed at random moments and run again; 10 of them with two processes.
 kills: $(VENV)/.dev
@@ -109,4 +106,4 @@ wheel: $(VENV)/.dev
 	rm -rf .venv-wheel
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-lmms .venv-wheel site .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist mutants .coverage coverage.xml
+	rm -rf $(VENV) .venv-lowest .venv-lmms .venv-wheel site .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist .coverage coverage.xml

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import Phase, settings
 
 from tests import leaks
 
@@ -20,13 +20,14 @@ if not torch.cuda.is_available():
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("patient", deadline=None)
-# Mutants run in processes of their own, and are judged by the same examples each time.
+# Small faults (tests/mutants) are judged by the same examples each time, and one that fails is enough.
 settings.register_profile(
     "mutants",
     deadline=None,
     derandomize=True,
     database=None,
-    suppress_health_check=[HealthCheck.differing_executors],
+    max_examples=25,
+    phases=[Phase.explicit, Phase.generate],
 )
 settings.load_profile("mutants" if "MUTANT_UNDER_TEST" in os.environ else "patient")
 

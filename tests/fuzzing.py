@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, settings
 
 from lvlm_attn.errors import LvlmAttnError
 
+_SHARE = 8 if "MUTANT_UNDER_TEST" in os.environ else 2
 _TIMES = int(os.environ.get("LVLM_ATTN_FUZZ", "1"))
 
 
@@ -17,8 +18,8 @@ def drawn(count):
 
 
 def sized(count):
-    """Settings of a property test: so many examples in full, half of them in a run of all tests."""
-    return settings(max_examples=count * _TIMES if _TIMES > 1 else (count + 1) // 2, deadline=None)
+    """Settings of a property test: so many examples in full, half of them in a run of all tests, few for faults."""
+    return settings(max_examples=count * _TIMES if _TIMES > 1 else -(-count // _SHARE), deadline=None)
 
 
 def value_or_sentence(act, *given, seconds=1.0):

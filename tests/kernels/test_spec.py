@@ -82,6 +82,8 @@ def test_a_geometry_by_hand():
     grown = Geometry(4, 2, 9)
     assert (grown.length, grown.first_key) == (6, 0)
     assert grown.to_columns(torch.tensor([[1, 2, 3, 4, 5]])).tolist() == [[1, 2, 3, 4, 5, 0, 0, 0, 0]]
+    # What is said of positions that are not yet written is not told.
+    assert Geometry(0, 2, 5).to_columns(torch.arange(1, 6)[None]).tolist() == [[1, 2, 0, 0, 0]]
     slid = Geometry(4, 2, 3)
     assert (slid.length, slid.first_key) == (6, 3)
     assert slid.to_columns(torch.arange(8)[None]).tolist() == [[3, 4, 5]]
@@ -123,6 +125,8 @@ def test_queries_that_a_table_touches_by_hand():
     assert item.self_only(Geometry(4, 2, 6)).tolist() == [[False, False]]
     assert item.self_only(Geometry(5, 2, 7)) is None
     assert Visibility(group, table[:2] + table[:1] + table[3:], ahead).self_only(Geometry(0, 5, 5)) is None
+    mixed = Visibility(group, ((0, ALL), (0, 0)), ((0, 0), (0, 3)))
+    assert [mixed.is_self_only(g) for g in range(2)] == [False, False]
     generated = Visibility(group % 2, ((0, ALL), (ALL, ALL)))
     assert generated.touched(Geometry(5, 2, 7)).tolist() == [[True, True]]
     alone = Visibility(torch.tensor([[0, 0]]), ((0,),), ((3,),))
@@ -140,6 +144,19 @@ def test_queries_that_a_predicate_touches_are_told_by_the_method():
     assert item.touched(Geometry(4, 1, 5)).tolist() == [[False]]
     assert Visibility.of_queries(item.group, Geometry(2, 4, 6)).dtype == torch.long
     assert Visibility.of_queries(touches, Geometry(1, 2, 3)).tolist() == [[True, False]]
+
+
+def test_a_row_without_keys_is_zero_and_a_strength_keeps_float64():
+    query = torch.randn(1, 2, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    blind = Geometry(0, 3, 3, torch.tensor([[False, False, True]]))
+    output, weights = attention(query, query, query, scaling=0.5, geometry=blind)
+    assert not output[:, :, :2].any()
+    assert not weights[:, :, :2].any()
+    assert weights[0, :, 2].tolist() == [[0, 0, 1]] * 2
+    ahead = Visibility(torch.tensor([[0, 0, 0]]), ((ALL,),), ((ALL,),), strength=0.3)
+    _, weights = attention(query, query, query, scaling=0.0, geometry=Geometry(0, 3, 3), visibility=[ahead])
+    want = torch.tensor([[1 / 1.6, 0.3 / 1.6, 0.3 / 1.6]] * 2, dtype=torch.float64)
+    torch.testing.assert_close(weights[0, :, 0], want, rtol=0, atol=1e-15)
 
 
 def test_small_tables_serve_gradients_wherever_they_were_made():
@@ -178,8 +195,21 @@ def test_factors_are_kept_in_single_precision_and_per_head():
     for wrong in (torch.ones(3), torch.ones(1, 2), torch.ones(2, 3)):
         with pytest.raises(LvlmAttnError, match=r"shape .*; give one factor for each of the 2 heads"):
             Amplification(rows, heads=wrong).per_head(2)
-    with pytest.raises(LvlmAttnError, match=r"is -1\.0, and must be above 0"):
-        Amplification.multiplying(rows, torch.tensor([[1.0, -1.0]]))
+    for least in (-1.0, 0.0):
+        with pytest.raises(LvlmAttnError, match=rf"is {least}, and must be above 0"):
+            Amplification.multiplying(rows, torch.tensor([[1.0, least]]))
+
+
+@pytest.mark.parametrize("field", ["gain", "bias"])
+@pytest.mark.parametrize("heads", [None, torch.tensor([1.0, 0.5])])
+def test_amplified_scores_keep_their_precision(field, heads):
+    scores = torch.tensor([[[[0.5, -torch.inf]], [[0.25, 1.0]]]], dtype=torch.float16)
+    spec = Amplification(torch.ones(1, 1, dtype=torch.bool), **{field: torch.ones(1, 2)}, heads=heads)
+    got = amplified(scores, spec, Geometry(1, 1, 2), spec.is_touched)
+    size = scores.abs() if field == "gain" else torch.ones_like(scores)
+    factor = torch.ones(2, dtype=torch.float16) if heads is None else heads.half()
+    assert got.dtype == torch.float16
+    assert torch.equal(got, torch.where(scores > -torch.inf, scores + factor[:, None, None] * size, scores))
 
 
 def test_an_amplification_without_gain_or_bias_changes_nothing():

@@ -11,12 +11,12 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
-from tests import leaks
-
 if not torch.cuda.is_available():
-    # Triton reads this when it is imported, which some test or library does before the kernels' tests are reached.
+    # Triton reads this when it is imported, which what follows does.
     # Tests that compile kernels ahead of time start a process of their own, without it.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from tests import leaks
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("patient", deadline=None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -116,7 +116,13 @@ class PAI(HasPresets):
 
     def reweigh(self, layer: Layer) -> Amplification | None:
         """Amplifies the image tokens for the last prompt token and generated ones."""
-        return layer.shared("amplification", lambda: self._amplification(layer))
+        if layer.is_prompt or layer.call.queries > 1:
+            return layer.shared("amplification", lambda: self._amplification(layer))
+        # The same at every token of an answer, and so the same object, for which paths prepare once.
+        prompt, kept = layer.call.prompt, layer.memory.get("decoding")
+        if kept is None or kept[0] is not prompt:
+            kept = layer.memory["decoding"] = prompt, self._amplification(layer)
+        return cast("Amplification | None", kept[1])
 
     def _amplification(self, layer: Layer) -> Amplification | None:
         layout = layer.layout

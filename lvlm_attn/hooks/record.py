@@ -20,6 +20,7 @@ from lvlm_attn.interventions.checks import MOST_COUNT, is_whole
 from lvlm_attn.interventions.context import Layer, State
 from lvlm_attn.interventions.ended import Ended
 from lvlm_attn.interventions.layers import Layers, canonical_layers
+from lvlm_attn.interventions.sites import in_prompts
 from lvlm_attn.kernels.readouts import Reading, Readout
 from lvlm_attn.maps.attention_maps import AttentionMaps
 from lvlm_attn.maps.recording import PAUSED, Log, Step, predicted_bytes, recorded_keys, wanted_rows
@@ -187,6 +188,7 @@ class Record(Intervention):
         known.clear()
         return cast("Spool", known)
 
+    @in_prompts
     def observe(self, layer: Layer, hidden: Tensor) -> None:
         """Keeps the sink scores of prompt positions, if they are wanted."""
         log = layer.memory.get("log")

@@ -22,6 +22,7 @@ from lvlm_attn.interventions.checks import need_flag, need_layers, need_number, 
 from lvlm_attn.interventions.context import Layer
 from lvlm_attn.interventions.layers import Layers
 from lvlm_attn.interventions.presets import HasPresets, Preset, Published, preset_field
+from lvlm_attn.interventions.sites import in_prompts
 from lvlm_attn.kernels.host import reading_is_free
 from lvlm_attn.kernels.spec import KeyClass, Redistribution
 from lvlm_attn.measures.sinks import KNOWN, find_sink_dims, known_sink_dims, sink_score
@@ -143,6 +144,7 @@ class VAR(HasPresets):
             )
         return dataclasses.replace(fitted, sink_dims=dims, tau=tau)
 
+    @in_prompts
     def observe(self, layer: Layer, hidden: Tensor) -> None:
         """Finds the sinks among the prompt tokens that enter a layer."""
         if not layer.is_prompt:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lvlm_attn.interventions.checks import need_whole as need_whole
     from lvlm_attn.interventions.context import Call as Call
     from lvlm_attn.interventions.context import Layer as Layer
+    from lvlm_attn.interventions.sites import in_prompts as in_prompts
     from lvlm_attn.kernels.extra import ExtraKeys as ExtraKeys
     from lvlm_attn.kernels.readouts import Reading as Reading
     from lvlm_attn.kernels.readouts import Readout as Readout
@@ -59,6 +60,7 @@ _HOMES = {
     "Target": "families.target",
     "UnsupportedError": "errors",
     "Visibility": "kernels.visibility",
+    "in_prompts": "interventions.sites",
     "need_choice": "interventions.checks",
     "need_flag": "interventions.checks",
     "need_layers": "interventions.checks",

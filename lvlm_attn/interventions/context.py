@@ -51,6 +51,7 @@ class Call:
         interventions: all interventions of the wrap, in order.
         memo: what layers share.
         entering: `(batch, queries, hidden)`, what entered the layer that is running, where a `modules` site needs it.
+        plans: what is kept of layers from one generated token to the next, by number; None in calls of anything else.
     """
 
     target: Target
@@ -74,6 +75,7 @@ class Call:
     interventions: tuple[Any, ...] = ()
     memo: Memo = field(default_factory=Memo)
     entering: Tensor | None = None
+    plans: dict[int, Any] | None = None
 
     @property
     def length(self) -> int:

@@ -7,7 +7,7 @@ overridden.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from torch import Tensor
 
@@ -22,6 +22,29 @@ if TYPE_CHECKING:
     from lvlm_attn.interventions.context import Layer, State
     from lvlm_attn.interventions.ended import Ended
     from lvlm_attn.prompts.request import Request
+
+
+Site = TypeVar("Site", bound=Callable[..., Any])
+
+
+def in_prompts(site: Site) -> Site:
+    """Marks an `observe` that has nothing to do while an answer is decoded, so that it is not called there.
+
+    A subclass that overrides the site marks its own, or has it called at every token.
+
+    Example:
+        >>> class Widest(Intervention):
+        ...     @in_prompts
+        ...     def observe(self, layer, hidden):
+        ...         layer.memory[layer.index] = hidden.abs().amax((0, 1))  # of the prompt
+    """
+    cast("Any", site).is_in_prompts = True
+    return site
+
+
+def is_in_prompts(site: object) -> bool:
+    """Whether a site is marked by `in_prompts`."""
+    return bool(getattr(site, "is_in_prompts", False))
 
 
 class AttentionSites:

@@ -301,7 +301,6 @@ def pack_edits(
 
 
 def placed(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A tensor on a device, of a type, and contiguous; itself if it is all that."""
-    if tensor.dtype is dtype and tensor.device == device and tensor.is_contiguous():
-        return tensor
-    return tensor.to(device, dtype).contiguous()
+    """A tensor on a device, of a type, contiguous, and aligned to 16 bytes; itself if it is all that."""
+    found = tensor.to(device, dtype).contiguous()
+    return found.clone() if found.data_ptr() % 16 else found

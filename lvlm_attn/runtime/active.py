@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from lvlm_attn.interventions.base import Intervention
-from lvlm_attn.interventions.context import Call, State
+from lvlm_attn.interventions.context import Call, Layer, State
+from lvlm_attn.interventions.sites import ATTENTION_SITES
 from lvlm_attn.runtime.operators import LIBRARY, Bodies, run_act
 from lvlm_attn.runtime.stack import is_running
 
@@ -24,8 +25,56 @@ class Editor(NamedTuple):
     state: State
 
 
-Editors = Mapping[nn.Module, Sequence[Editor]]
-"""For every attention module of a model, the interventions with a site in it; empty where there is none."""
+class Answers(NamedTuple):
+    """What the sites in the attention of one layer say of a call.
+
+    Attributes:
+        layers: the layer as each intervention sees it.
+        given: what each site said, in the order of `Asked.questions`.
+    """
+
+    layers: list[Layer]
+    given: list[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """The interventions of a wrap with a site in the attention of one layer.
+
+    Attributes:
+        layer: number of the layer.
+        editors: the interventions, in order; empty where there is none.
+        questions: what is asked at every call, site by site: the site, the place of the intervention, its method.
+        is_free: whether any changes the whole matrix of weights.
+        note: what says in `Acting.reached` that the attention was reached.
+    """
+
+    layer: int
+    editors: tuple[Editor, ...]
+    questions: tuple[tuple[str, int, Callable[[Layer], Any]], ...]
+    is_free: bool
+    note: tuple[str, int]
+
+    @staticmethod
+    def of(layer: int, editors: Sequence[Editor]) -> Asked:
+        """What some interventions override; `edit_weights` is called later, with weights."""
+        questions = tuple(
+            (site, place, getattr(item, site))
+            for site in ATTENTION_SITES
+            for place, (item, _) in enumerate(editors)
+            if site != "edit_weights" and item.overrides(site)
+        )
+        is_free = any(item.overrides("edit_weights") for item, _ in editors)
+        return Asked(layer, tuple(editors), questions, is_free, ("attention", layer))
+
+    def ask(self, call: Call) -> Answers:
+        """Calls every site once."""
+        layers = [Layer(self.layer, call, state) for _, state in self.editors]
+        return Answers(layers, [method(layers[place]) for _, place, method in self.questions])
+
+
+Editors = Mapping[nn.Module, Asked]
+"""For every attention module of a model, the interventions with a site in it."""
 
 
 class Installed(Protocol):
@@ -96,14 +145,19 @@ def text_pass() -> TextPass | None:
 
 def own_call(editors: Editors) -> Acting | None:
     """The running call of the wrap with these editors."""
+    active = ACTIVE.get()
+    if len(active) == 1:  # no pass of our own can be running
+        first = active[0]
+        return first if isinstance(first, Acting) and first.editors is editors else None
     return next((item for item in acting() if item.editors is editors), None)
 
 
 def others(editors: Editors) -> tuple[Acting | Silent | TextPass, ...]:
     """What is running, without the wrap with these editors, and without passes that an interrupt left behind."""
-    return tuple(
+    active = ACTIVE.get()
+    return active and tuple(
         item
-        for item in ACTIVE.get()
+        for item in active
         if (_is_alive(item) if isinstance(item, TextPass) else item.editors is not editors)
     )
 

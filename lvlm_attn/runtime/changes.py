@@ -81,6 +81,12 @@ class Changes:
         """Notes what a forward is about to do, as each wrap sees it, the outermost first."""
         self.moment.is_answer = is_answer and (session is self.sessions[0] or self.moment.is_answer)
 
+    def note_rest(self) -> None:
+        """Notes which wraps have hooks that rest."""
+        self.moment.resting = " ".join(
+            str(session.bodies.place) for session in self.sessions if session.is_resting
+        )
+
     def leave_to_python(self, module: nn.Module) -> None:
         """Has a module run by Python, compiled or not, until the last wrap is left."""
         if not is_by_python(module.forward):
@@ -110,8 +116,9 @@ class Changes:
         for module in (*parts.layers, *parts.attentions, *parts.output_projections):
             if module is not None:
                 self._attributes.put(module, NUMBER, number_of(module))
-        for module in (parts.base, parts.language_model):
-            self._attributes.put(module, MOMENT, self.moment)
+        for module in (parts.base, parts.language_model, *parts.attentions):
+            if module is not None:
+                self._attributes.put(module, MOMENT, self.moment)
         self._describe()
 
     def _describe(self) -> None:

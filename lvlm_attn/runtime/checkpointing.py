@@ -94,6 +94,8 @@ class _Moment:
         before = ACTIVE.get()
         states = [(state, state.memory, state.stats, state.counts) for state, _ in self._memories]
         try:
+            for wrap in self._wraps:
+                wrap.rest(False)
             ACTIVE.set(self._active)
             for call, memo in self._calls:
                 call.memo.kept = dict(memo)

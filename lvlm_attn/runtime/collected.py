@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from lvlm_attn.interventions.base import Intervention
 from lvlm_attn.interventions.context import Layer
@@ -11,6 +14,8 @@ from lvlm_attn.kernels.extra import ExtraKeys
 from lvlm_attn.kernels.readouts import Readout
 from lvlm_attn.kernels.spec import Amplification, Redistribution, Reweighing
 from lvlm_attn.kernels.visibility import Visibility
+from lvlm_attn.runtime.active import Answers, Asked
+from lvlm_attn.runtime.row_counts import counts_of
 
 
 class Edit(NamedTuple):
@@ -21,7 +26,7 @@ class Edit(NamedTuple):
 
 
 class CollectedEdits(NamedTuple):
-    """What interventions ask of one attention call; every site is called once.
+    """What interventions ask of one attention call.
 
     Attributes:
         edits: all interventions at this layer, in order.
@@ -31,6 +36,7 @@ class CollectedEdits(NamedTuple):
         specs: for each edit how weights change, or None.
         readouts: what edits want to read off the weights.
         is_free: whether an edit changes the whole matrix of weights.
+        given: what the sites said, see `Answers`; None where several wraps were asked.
     """
 
     edits: Sequence[Edit]
@@ -40,21 +46,33 @@ class CollectedEdits(NamedTuple):
     specs: list[Reweighing | None]
     readouts: list[tuple[Edit, Readout]]
     is_free: bool
+    given: Sequence[Any] | None = None
 
     @staticmethod
-    def of(edits: Sequence[Edit]) -> CollectedEdits:
-        """Calls the sites of all edits, in order."""
-        seen = [item.visibility(layer) for layer, item in edits if item.overrides("visibility")]
-        beside = [item.extra_keys(layer) for layer, item in edits if item.overrides("extra_keys")]
-        looks = [(edit, edit.item.readout(edit.layer)) for edit in edits if edit.item.overrides("readout")]
+    def of(wraps: Sequence[Asked], answers: Sequence[Answers]) -> CollectedEdits:
+        """What wraps ask at a layer, in order, from what their sites said."""
+        edits: list[Edit] = []
+        specs: list[Reweighing | None] = []
+        by_site: dict[str, list[tuple[Edit, Any]]] = {}
+        for asked, (layers, given) in zip(wraps, answers):
+            first = len(edits)
+            edits += [Edit(layer, item) for layer, (item, _) in zip(layers, asked.editors)]
+            specs += [None] * len(layers)
+            for (site, place, _), answer in zip(asked.questions, given):
+                if site == "reweigh":
+                    specs[first + place] = answer
+                elif answer is not None:
+                    by_site.setdefault(site, []).append((edits[first + place], answer))
+        beside: list[ExtraKeys] = [extra for _, extra in by_site.get("extra_keys", ())]
         return CollectedEdits(
             edits=edits,
-            visible=[item for item in seen if item is not None],
-            extras=[item for item in beside if item is not None and item.gate is None],
-            gated=[item for item in beside if item is not None and item.gate is not None],
-            specs=[item.reweigh(layer) for layer, item in edits],
-            readouts=[(edit, wanted) for edit, wanted in looks if wanted is not None],
-            is_free=any(item.overrides("edit_weights") for _, item in edits),
+            visible=[item for _, item in by_site.get("visibility", ())],
+            extras=[item for item in beside if item.gate is None],
+            gated=[item for item in beside if item.gate is not None],
+            specs=specs,
+            readouts=by_site.get("readout", []),
+            is_free=any(asked.is_free for asked in wraps),
+            given=answers[0].given if len(answers) == 1 else None,
         )
 
     @property
@@ -77,3 +95,11 @@ class CollectedEdits(NamedTuple):
         """Whether the call stays plain attention."""
         lists = (self.visible, self.extras, self.gated, self.readouts)
         return not any(lists) and not self.changes_weights
+
+    def counts(self, device: torch.device) -> dict[str, Tensor]:
+        """The counts that kernels add to: `moved` of the redistribution, `amplified` of the amplification."""
+        return {
+            "moved" if isinstance(spec, Redistribution) else "amplified": counts_of(layer, device)
+            for (layer, _), spec in zip(self.edits, self.specs)
+            if spec is not None
+        }

@@ -14,9 +14,8 @@ from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.dispatch import unsupported_call, unsupported_spec
 from lvlm_attn.kernels.log_sum_exp import with_log_sum_exp
 from lvlm_attn.kernels.readouts import Reading, Readout, read
-from lvlm_attn.kernels.spec import Redistribution
 from lvlm_attn.runtime.collected import CollectedEdits
-from lvlm_attn.runtime.row_counts import counts_of
+from lvlm_attn.runtime.planned import Planned
 
 if TYPE_CHECKING:
     from lvlm_attn.kernels.triton.path import PackedCall
@@ -64,8 +63,10 @@ def attend_fused(
         # No query of this call is one that the visibility restricts.
         return run_backend()[0]
     dispatch.count("triton")
-    counts = _counts(edits, attention.query)
+    counts = edits.counts(attention.query.device)
     total: Tensor | None = None
+    if call.plans is not None and edits.given is not None and not ours.visibility and not edits.readouts:
+        call.plans[edits.edits[0].layer.index] = Planned.of(ours, edits, backend)
     if ours.visibility or (ours.is_short and ours.has_edits):
         if ours.is_corrected:
             total = attention.query.new_empty(attention.query.shape[:3], dtype=torch.float32)
@@ -131,13 +132,3 @@ def _is_unexpected(attention: AttentionCall) -> bool:
         return False
     is_plain = geometry.is_valid is None and geometry.window is None and geometry.start == 0
     return isinstance(mask, Tensor) and mask.dim() == 4 and is_plain and geometry.keys == geometry.queries
-
-
-def _counts(edits: CollectedEdits, query: Tensor) -> dict[str, Tensor]:
-    """The counts that the kernels add to: of the redistribution and of the amplification."""
-    found = {}
-    for (layer, _), spec in zip(edits.edits, edits.specs):
-        if spec is not None:
-            name = "moved" if isinstance(spec, Redistribution) else "amplified"
-            found[name] = counts_of(layer, query.device)
-    return found

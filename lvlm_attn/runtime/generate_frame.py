@@ -53,4 +53,5 @@ def running_generate(base: nn.Module) -> GenerateCall | None:
 def _drives(owner: Any, base: nn.Module) -> bool:
     if not isinstance(owner, nn.Module):
         return False
-    return owner is base or any(unwrapped(module) is base for module in owner.children())
+    parts = (owner, *owner.children())
+    return any(module is base for module in parts) or any(unwrapped(module) is base for module in parts[1:])

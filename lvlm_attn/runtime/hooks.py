@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -26,11 +26,12 @@ class Hooks:
 
     def __init__(self) -> None:
         self._placed: list[tuple[nn.Module, Any]] = []
+        self._resting: list[tuple[nn.Module, Any, int]] = []
 
-    def before(self, module: nn.Module, hook: Callable[..., Any], *, with_kwargs: bool = False) -> None:
-        """Has a hook called before a module."""
+    def before(self, module: nn.Module, hook: Callable[..., Any], *, with_kwargs: bool = False) -> int:
+        """Has a hook called before a module; returns the number torch gave it."""
         self._placed.append((module, hook))
-        module.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
+        return module.register_forward_pre_hook(hook, with_kwargs=with_kwargs).id
 
     def after(
         self,
@@ -44,11 +45,33 @@ class Hooks:
         self._placed.append((module, hook))
         module.register_forward_hook(hook, with_kwargs=with_kwargs, always_call=always_call)
 
+    def before_prompts(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """Has a hook called before a module, with its keyword arguments, unless these hooks `rest`."""
+        self._resting.append((module, hook, self.before(module, hook, with_kwargs=True)))
+
+    def rest(self, is_resting: bool) -> None:
+        """Takes the hooks of `before_prompts` off for a while, or puts them where they were; safe to call again.
+
+        A hook that does nothing still costs a module the short way through its call.
+        """
+        for module, hook, number in self._resting:
+            hooks = module._forward_pre_hooks
+            if is_resting:
+                hooks.pop(number, None)
+                module._forward_pre_hooks_with_kwargs.pop(number, None)
+            elif number not in hooks:
+                later = [other for other in hooks if other > number]
+                module._forward_pre_hooks_with_kwargs[number] = True
+                hooks[number] = hook
+                for other in later:
+                    cast("Any", hooks).move_to_end(other)
+
     def remove(self) -> None:
         """Takes all hooks off, the last one first; safe to call again."""
         for module, hook in reversed(self._placed):
             take_off(module, hook)
         self._placed.clear()
+        self._resting.clear()
 
 
 def take_off(module: nn.Module, hook: Any) -> None:

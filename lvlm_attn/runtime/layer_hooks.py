@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.context import Call, Layer
+from lvlm_attn.interventions.sites import is_in_prompts
 from lvlm_attn.interventions.summary import add
 from lvlm_attn.runtime.active import Editor
 from lvlm_attn.runtime.arguments import entering_hidden, with_hidden
@@ -38,7 +39,10 @@ def install_layer_hooks(
     layer = target.parts.layers[index]
     if site == "observe":
         observe = _entering(bodies.keep(site, index, layer, _observer(index, editors, call_of)))
-        hooks.before(layer, observe, with_kwargs=True)
+        if rests(site, editors):
+            hooks.before_prompts(layer, observe)
+        else:
+            hooks.before(layer, observe, with_kwargs=True)
     elif site == "scale_heads":
         projection = cast("nn.Module", target.parts.output_projections[index])
         scaler = _scaler(index, editors, call_of, target.heads)
@@ -51,6 +55,11 @@ def install_layer_hooks(
     elif site == "frozen":
         freezer = _freezer(index, editors, call_of)
         hooks.after(layer, _left(bodies.keep(site, index, layer, freezer)), with_kwargs=True)
+
+
+def rests(site: str, editors: Sequence[Editor]) -> bool:
+    """Whether the hook of a site has nothing to do while an answer is decoded."""
+    return site == "observe" and all(is_in_prompts(item.observe) for item, _ in editors)
 
 
 def _entering(body: Body) -> Any:
@@ -110,8 +119,8 @@ def _left(body: Body) -> Any:
 def _observer(index: int, editors: Sequence[Editor], call_of: CallOf) -> Any:
     def observe(hidden: Tensor) -> None:
         call = call_of()
-        if call is not None:
-            for item, state in editors:
+        for item, state in editors:
+            if call is not None and (call.is_prompt or not is_in_prompts(item.observe)):
                 item.observe(Layer(index, call, state), hidden)
 
     return observe

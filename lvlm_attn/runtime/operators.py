@@ -31,7 +31,7 @@ STRUCTURE = "_lvlm_attn_structure"
 """The attribute of an attention module inside a wrap that says which hooks are on the whole model."""
 
 MOMENT = "_lvlm_attn_moment"
-"""The attribute of the base model and of the language model inside a wrap that holds their `Moment`."""
+"""The attribute of the base model, the language model and attention modules inside a wrap that holds their `Moment`."""
 
 LIBRARY: Any = cast("Any", torch.library.Library)("lvlm_attn", "DEF")
 # Their work differs from call to call, so a CUDA graph must not replay it; inductor cuts its graphs there.
@@ -78,10 +78,12 @@ class Moment:
 
     Attributes:
         is_answer: whether it is one generated token, of which every wrap knows all before the model is entered.
+        resting: the wraps whose hooks rest, by `Bodies.place`, in words.
     """
 
     def __init__(self) -> None:
         self.is_answer = False
+        self.resting = ""
 
 
 def traced_attention(
@@ -99,8 +101,9 @@ def traced_attention(
     Returns:
         Output and weights, or None if the module is of no wrapped model.
     """
-    number = getattr(module, NUMBER, None)
-    if number is None or getattr(module, STRUCTURE, None) is None:
+    number, moment = getattr(module, NUMBER, None), getattr(module, MOMENT, None)
+    # Graphs are guarded by what is read here.
+    if number is None or getattr(module, STRUCTURE, None) is None or moment is None or moment.resting is None:
         return None
     others: list[Tensor] = []
     settings, reason = backend, _untraceable(query, mask)

@@ -28,6 +28,11 @@ class PromptState:
         target: the model.
         interventions: those of the wrap, some of which may refuse a situation or a prompt without images.
         no_image: `"error"` or `"pass"`, see `wrap`.
+
+    Attributes:
+        layout: the prompt so far, or None before any.
+        length: how many positions were processed.
+        plans: see `Call.plans`.
     """
 
     def __init__(self, target: Target, interventions: Sequence[Intervention], no_image: str):
@@ -36,6 +41,7 @@ class PromptState:
         self._no_image = no_image
         self.layout: PromptLayout | None = None
         self.length = 0
+        self.plans: dict[int, Any] = {}
         self._is_valid: Tensor | None = None
         self._cache: weakref.ref[Any] | None = None
 
@@ -46,6 +52,7 @@ class PromptState:
     def forget(self) -> None:
         """Ends the prompt."""
         self.layout, self._is_valid, self._cache, self.length = None, None, None, 0
+        self.plans = {}
 
     def keep_cache(self, cache: Any) -> None:
         """Remembers the cache that holds what was processed, so that no other one is taken for it."""

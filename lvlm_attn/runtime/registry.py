@@ -15,18 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.interventions.context import Call, Layer
+from lvlm_attn.interventions.context import Call
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.log_sum_exp import with_log_sum_exp
 from lvlm_attn.kernels.visible_path import attend_few
 from lvlm_attn.runtime.active import ACTIVE, INSTALLED, TRACED, Acting, TextPass, text_pass
 from lvlm_attn.runtime.attention_names import AttentionNames
-from lvlm_attn.runtime.collected import CollectedEdits, Edit
+from lvlm_attn.runtime.collected import CollectedEdits
 from lvlm_attn.runtime.corrected import wants_log_sum_exp
 from lvlm_attn.runtime.edits import apply_edits
 from lvlm_attn.runtime.fused import attend_fused
 from lvlm_attn.runtime.mask_check import check_mask
 from lvlm_attn.runtime.operators import LIBRARY, STALE, run_attention, traced_attention
+from lvlm_attn.runtime.planned import Planned
 from lvlm_attn.runtime.transformers_private import backend_function, is_registered, register
 
 
@@ -74,42 +75,57 @@ def _attend(
     *,
     is_traced: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    function = backend_function(backend, module)
-
     def run() -> tuple[Tensor, Tensor | None]:
-        return function(module, query, key, value, attention_mask, **kwargs)
+        return backend_function(backend, module)(module, query, key, value, attention_mask, **kwargs)
 
-    bare = text_pass()
-    if bare is not None:
-        output, weights = run()
-        index = cast(int, module.layer_idx)
-        bare.seen.add(index)
-        if bare.capture is not None:
-            bare.capture(index, query, key, value)
-        return output, weights
-    running = [item for item in ACTIVE.get() if not isinstance(item, TextPass) and module in item.editors]
-    if not running:
+    active = ACTIVE.get()
+    if len(active) != 1 or not isinstance(active[0], Acting):  # else one wrap acts, as nearly always
+        bare = text_pass()
+        if bare is not None:
+            return _unedited(bare, cast(int, module.layer_idx), run, query, key, value)
+        active = tuple(item for item in active if not isinstance(item, TextPass) and module in item.editors)
+    calls = [item for item in active if isinstance(item, Acting)]
+    wraps = [asked for item in calls if (asked := item.editors.get(module)) is not None]
+    if not active or len(wraps) != len(calls):
         _refuse_alone(module, is_traced=is_traced)
         return run()
-    index = cast(int, module.layer_idx)
-    calls = [item for item in running if isinstance(item, Acting)]
-    for item in calls:
-        item.reached.update((("attention", index), TRACED) if is_traced else (("attention", index),))
-    if is_traced and calls:
-        attention_mask = _without_cause(calls[-1].call, query, key, attention_mask, backend)
-    acting = [
-        Edit(Layer(index, item.call, editor.state), editor.item)
-        for item in calls
-        for editor in item.editors[module]
-    ]
-    if not acting:
+    for item, asked in zip(calls, wraps):
+        item.reached.add(asked.note)
+        if is_traced:
+            item.reached.add(TRACED)
+    if not any(asked.editors for asked in wraps):
         return run()
-    edits = CollectedEdits.of(acting)
+    call = calls[-1].call
+    if is_traced:
+        attention_mask = _without_cause(call, query, key, attention_mask, backend)
+    answers = [asked.ask(item.call) for item, asked in zip(calls, wraps)]
+    if call.plans is not None and len(answers) == 1:
+        plan: Planned | None = call.plans.get(wraps[0].layer)
+        output = None if plan is None else plan.attend(call, answers[0], query, key, value, kwargs, backend)
+        if output is not None:
+            return output, None
+    edits = CollectedEdits.of(wraps, answers)
     if edits.is_nothing:
         return run()
-    attention = _attention_call(calls[-1].call, query, key, value, attention_mask, kwargs)
-    check_mask(calls[-1].call, attention, backend)
-    return attend_edited(run, calls[-1].call, edits, attention, backend)
+    attention = _attention_call(call, query, key, value, attention_mask, kwargs)
+    check_mask(call, attention, backend)
+    return attend_edited(run, call, edits, attention, backend)
+
+
+def _unedited(
+    bare: TextPass,
+    index: int,
+    run: Callable[[], tuple[Tensor, Tensor | None]],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """A call in a pass of our own."""
+    found = run()
+    bare.seen.add(index)
+    if bare.capture is not None:
+        bare.capture(index, query, key, value)
+    return found
 
 
 def _without_cause(call: Call, query: Tensor, key: Tensor, mask: Any, backend: str) -> Any:

@@ -24,7 +24,9 @@ from lvlm_attn.runtime.active import (
     INSTALLED,
     TRACED,
     Acting,
+    Asked,
     Editor,
+    Editors,
     Silent,
     others,
     own_call,
@@ -35,7 +37,7 @@ from lvlm_attn.runtime.changes import Changes
 from lvlm_attn.runtime.generate_frame import running_generate
 from lvlm_attn.runtime.generate_watch import GenerateWatch
 from lvlm_attn.runtime.hooks import Hooks
-from lvlm_attn.runtime.layer_hooks import install_layer_hooks
+from lvlm_attn.runtime.layer_hooks import install_layer_hooks, rests
 from lvlm_attn.runtime.modes import PLAIN, Modes
 from lvlm_attn.runtime.operators import STALE, Bodies
 from lvlm_attn.runtime.probe import probe
@@ -52,12 +54,14 @@ class Session:
 
     Attributes:
         target: the model.
-        editors: the interventions in order, each with what it holds in this wrap.
+        interventions: the interventions, in order.
+        editors: each of them with what it holds in this wrap.
         kernels: which path computes edited attention.
         details: what interventions found out about the request that `lvlm.generate` serves, by name of the method.
         modes: what `lvlm.generate` is doing with the model.
         bodies: what its hooks on layers do.
         editors_at: for every attention module of the model, the interventions with a site in it.
+        is_resting: whether hooks that only look at prompts are off.
     """
 
     def __init__(
@@ -71,14 +75,19 @@ class Session:
     ):
         self.target = target
         self.editors = tuple(Editor(item, State()) for item in interventions)
+        self.interventions = tuple(interventions)
         self.kernels = Dispatch.of(kernels)
         self.details: dict[str, Any] = {}
         self.modes = Modes()
+        self._embedders = [editor for editor in self.editors if editor.item.overrides("edit_embeds")]
+        self._needy = [item.title for item in interventions if item.needs_request()]
         self._edit_limit = edit_limit
         self._prompt = PromptState(target, interventions, no_image)
         self._claim = ThreadClaim(target)
         self.bodies = Bodies()
         self._hooks = Hooks()
+        self.is_resting = False
+        self._rested: bool | None = False
         self._changes: Changes | None = None
         self._watch: GenerateWatch | None = None
         self._given: Mapping[str, Any] | None = None
@@ -94,21 +103,16 @@ class Session:
             )
         self._vision = VisionReader(target.parts.base, target.parts.vision, wanted) if wanted else None
         self.sites = Sites.of(self.editors, target)
-        self.editors_at: Mapping[nn.Module, Sequence[Editor]] = {
-            module: tuple(self.sites.by_layer["attention"].get(index, ()))
+        self.editors_at: Editors = {
+            module: Asked.of(index, self.sites.by_layer["attention"].get(index, ()))
             for index, module in enumerate(target.parts.attentions)
             if module is not None
         }
 
     @property
-    def interventions(self) -> tuple[Intervention, ...]:
-        """The interventions, in order."""
-        return tuple(editor.item for editor in self.editors)
-
-    @property
     def needs_attention(self) -> bool:
         """Whether the attention registry has to call us."""
-        return any(self.editors_at.values())
+        return any(asked.editors for asked in self.editors_at.values())
 
     def install(self) -> None:
         """Puts on the model what the interventions need.
@@ -181,10 +185,7 @@ class Session:
         is_plain = mode is PLAIN or (mode.request is not None and not mode.is_silent)
         if not is_plain or text_pass() is not None or not isinstance(ids, Tensor) or cache is None:
             return False
-        if self._labels is not None:
-            return False
-        needy = any(item.overrides("edit_embeds") for item in self.interventions)
-        if needy or (mode.request is None and any(item.needs_request() for item in self.interventions)):
+        if self._labels is not None or self._embedders or (mode.request is None and self._needy):
             return False
         if not self._prompt.goes_on(ids, int(cache.get_seq_length()), cache):
             return False
@@ -224,12 +225,11 @@ class Session:
         changed = bool(call.inputs.get("logits_to_keep"))
         if changed:  # some decoders (gemma4) drop queries on the way, and every layer is told of all of them
             call.inputs["logits_to_keep"] = 0
-        for item, state in self.editors:
-            if item.overrides("edit_embeds"):
-                embeds = item.edit_embeds(Layer(None, call, state), call.inputs["inputs_embeds"])
-                if embeds is not None:
-                    add(state.counts, "rows_embedded", embeds.shape[0] * embeds.shape[1])
-                    call.inputs["inputs_embeds"], changed = embeds, True
+        for item, state in self._embedders:
+            embeds = item.edit_embeds(Layer(None, call, state), call.inputs["inputs_embeds"])
+            if embeds is not None:
+                add(state.counts, "rows_embedded", embeds.shape[0] * embeds.shape[1])
+                call.inputs["inputs_embeds"], changed = embeds, True
         return (args, call.inputs) if changed else None
 
     def _on_leave(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -319,10 +319,27 @@ class Session:
         running.reached.add((site, index))
         return running.call
 
+    def rest(self, is_resting: bool) -> None:
+        """Takes hooks that only look at prompts off for a while, or puts them back."""
+        if self._rested is not is_resting:
+            self._rested = None  # an interrupt leaves it so, and then the next call does all of this again
+            self.is_resting = is_resting
+            self._hooks.rest(is_resting)
+            if self._changes is not None:
+                self._changes.note_rest()
+            self._rested = is_resting
+
     def _refuse_missed(self, reached: set[tuple[str, int]]) -> None:
         """Refuses a call in which compiled code went past a site."""
-        wanted = {(site, index) for site, layers in self.sites.by_layer.items() for index in layers}
-        if TRACED in reached and (missed := wanted - reached):
+        if TRACED not in reached:
+            return
+        wanted = {
+            (site, index)
+            for site, layers in self.sites.by_layer.items()
+            for index, editors in layers.items()
+            if not (self.is_resting and rests(site, editors))
+        }
+        if missed := wanted - reached:
             site, index = min(missed)
             raise LvlmAttnError(f"The {site} of layer {index} was not reached. {STALE}")
 
@@ -357,6 +374,10 @@ class Session:
     ) -> Call:
         mode, layout, length = self.modes.current, self._prompt.layout, self._prompt.length
         assert layout is not None
+        text_mask = self.target.family.mask_of(cast("Any", self.target.parts.base).config, given)
+        has_own_mask = has_dense_mask(given) and running_generate(self.target.parts.base) is None
+        self.rest(not is_prompt)
+        is_step = queries == 1 and not (is_prompt or has_own_mask or text_mask == "chunked")
         return Call(
             target=self.target,
             prompt=layout,
@@ -369,20 +390,21 @@ class Session:
             ids=ids[:, -queries:],
             text_heads=lambda layers: text_heads(self.target, layout, kwargs, layers),
             kernels=self.kernels,
-            text_mask=self.target.family.mask_of(cast("Any", self.target.parts.base).config, given),
-            has_own_mask=has_dense_mask(given) and running_generate(self.target.parts.base) is None,
+            text_mask=text_mask,
+            has_own_mask=has_own_mask,
             vision=self._vision.find(given) if self._vision is not None and is_prompt else None,
             details=self.details,
             request=mode.request,
             views=mode.views,
             interventions=self.interventions,
+            plans=self._prompt.plans if is_step else None,
         )
 
     def _refuse_without_request(self) -> None:
-        needy = [item.title for item in self.interventions if item.needs_request()]
-        if needy:
+        if self._needy:
+            needy = " and ".join(self._needy)
             raise UnsupportedError(
-                f"{' and '.join(needy)} cannot act in a plain call of the model; call lvlm.generate(**inputs, ...) "
+                f"{needy} cannot act in a plain call of the model; call lvlm.generate(**inputs, ...) "
                 f"or lvlm.generate(images=[...], prompts=[...]), where lvlm is what `with wrap(...) as lvlm` gives."
             )
 

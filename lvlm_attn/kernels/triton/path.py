@@ -84,6 +84,11 @@ class PackedCall:
         return self.call.geometry.queries <= MAX_QUERIES
 
     @property
+    def short(self) -> ShortPlan:
+        """What a short call and those like it have in common."""
+        return ShortPlan(self.edits, self.visibility, (*self._form, self.call.query.device, *self.visibility))
+
+    @property
     def has_edits(self) -> bool:
         """Whether scores or weights change."""
         return self.amplification is not None or self.redistribution is not None
@@ -111,12 +116,9 @@ class PackedCall:
         Returns:
             `(batch, queries, heads, head_dim)`.
         """
-        query = self.call.query
         if not self.is_short:
             return attend_all(self.call, packed=self._packed, lists=self._lists, log_sum_exp=log_sum_exp)
-        output = query.new_empty(query.shape[0], query.shape[2], query.shape[1], query.shape[3])
-        self._plan(None).run(self.call, self.edits, output, moved=moved, amplified=amplified)
-        return output
+        return self.short.run(self.call, moved=moved, amplified=amplified)
 
     def edited_rows(
         self,
@@ -157,8 +159,7 @@ class PackedCall:
 
     @property
     def _packed(self) -> PackedVisibility:
-        make = partial(pack_visibility, self.visibility, self.call.geometry, self.call.query.device)
-        return self._shared(("packed", *self._place), make)
+        return _packed(self.call, self.visibility)
 
     @property
     def _lists(self) -> BlockLists:
@@ -177,11 +178,9 @@ class PackedCall:
         geometry = self.call.geometry
         return (geometry.keys, geometry.window, self.call.query.device, *self.visibility)
 
-    def _plan(self, rows: Rows | None) -> RowsPlan:
+    def _plan(self, rows: Rows) -> RowsPlan:
         def made() -> RowsPlan:
-            return RowsPlan.of(
-                self.call, self._packed, self.edits, index=self._index(rows), is_every=rows is None
-            )
+            return RowsPlan.of(self.call, self._packed, self.edits, index=self._index(rows), is_every=False)
 
         return self._shared(("rows", rows, *self._form, *self._place), made)
 
@@ -191,9 +190,9 @@ class PackedCall:
 
         return self._shared(("correct", rows, *self._form, *self._place), made)
 
-    def _index(self, rows: Rows | None) -> Tensor | None:
+    def _index(self, rows: Rows) -> Tensor | None:
         # Rows that stand in for missing ones are untouched.
-        if rows is None or rows.is_all:
+        if rows.is_all:
             return None
         return rows.index.to(self.call.query.device, torch.int32).contiguous()
 
@@ -210,6 +209,39 @@ class PackedCall:
 
     def _shared(self, key: tuple[Hashable, ...], make: Callable[[], Made]) -> Made:
         return self.call.memo.shared((PackedCall, *key), make)
+
+
+@dataclass(frozen=True, eq=False)
+class ShortPlan:
+    """What is done in short calls of one shape, all of it in one pass over the keys; it serves later calls, too.
+
+    Attributes:
+        edits: what is done to scores and weights, packed.
+        visibility: what queries may attend to beyond or below causality.
+        form: tells calls apart that need another plan of rows, beside where their positions stand.
+    """
+
+    edits: PackedEdits
+    visibility: Sequence[Visibility]
+    form: tuple[Hashable, ...]
+
+    def run(self, call: AttentionCall, *, moved: Tensor | None, amplified: Tensor | None) -> Tensor:
+        """Computes every row of a call; see `PackedCall.every_row`."""
+        geometry, (batch, heads, queries, dim) = call.geometry, call.query.shape
+        key, kept = (ShortPlan, geometry.keys, geometry.window, self.form), call.memo.kept
+        rows = kept.get(key)
+        if rows is None:
+            rows = kept[key] = RowsPlan.of(call, _packed(call, self.visibility), self.edits)
+        output = call.query.new_empty(batch, queries, heads, dim)
+        rows.run(call, self.edits, output, moved=moved, amplified=amplified)
+        return output
+
+
+def _packed(call: AttentionCall, visibility: Sequence[Visibility]) -> PackedVisibility:
+    """The attention mask over groups, which layers of a call share."""
+    geometry, device = call.geometry, call.query.device
+    key = PackedVisibility, geometry.keys, geometry.window, device, *visibility
+    return call.memo.shared(key, partial(pack_visibility, visibility, geometry, device))
 
 
 def _is_over(item: Visibility, geometry: Geometry) -> bool:

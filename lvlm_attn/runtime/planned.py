@@ -1,0 +1,135 @@
+"""Edits by the kernels while an answer is decoded: what stays the same from token to token is decided once.
+
+A layer's sites are asked at every token. As long as they give the same objects as at the token before, and the tensors
+of the call are of the same form, all that was checked and packed holds still; what grows is the number of keys alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import is_
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lvlm_attn.interventions.context import Call
+from lvlm_attn.kernels.call import AttentionCall
+from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution
+from lvlm_attn.runtime.active import Answers
+from lvlm_attn.runtime.collected import CollectedEdits
+from lvlm_attn.runtime.row_counts import counts_of
+
+if TYPE_CHECKING:
+    from lvlm_attn.kernels.triton.path import PackedCall, ShortPlan
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """How a layer's edits are computed from one generated token to the next.
+
+    Attributes:
+        given: what its sites said.
+        since: position from which on the visibilities among that act on no query.
+        moving: place of the intervention that moves weight, or None.
+        amplifying: place of the one that changes scores, or None.
+        kernel: computes a call.
+        backend: name of the user's backend.
+        form: of the tensors of a call, see `_form`.
+        settings: what the model said beside the tensors, see `_settings`.
+        scaling: factor on the scores.
+    """
+
+    given: Sequence[Any]
+    since: int
+    moving: int | None
+    amplifying: int | None
+    kernel: ShortPlan
+    backend: str
+    form: tuple[object, ...]
+    settings: tuple[object, ...]
+    scaling: float
+
+    @staticmethod
+    def of(ours: PackedCall, edits: CollectedEdits, backend: str) -> Planned:
+        """A plan from the first call of one generated token, with edits of one wrap that the kernels can compute."""
+        call, specs = ours.call, list(enumerate(edits.specs))
+        return Planned(
+            edits.given or (),
+            max((item.group.shape[1] for item in edits.visible), default=0),
+            next((place for place, spec in specs if isinstance(spec, Redistribution)), None),
+            next((place for place, spec in specs if isinstance(spec, Amplification)), None),
+            ours.short,
+            backend,
+            _form(call.query, call.key, call.value),
+            _settings(call.kwargs),
+            call.scaling,
+        )
+
+    def attend(
+        self,
+        call: Call,
+        answers: Answers,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kwargs: Mapping[str, Any],
+        backend: str,
+    ) -> Tensor | None:
+        """Computes a call.
+
+        Args:
+            call: the call, of one generated token.
+            answers: what the sites said.
+            query: see `registry.attend`, as those that follow.
+            key: see there.
+            value: see there.
+            kwargs: see there.
+            backend: see there.
+
+        Returns:
+            `(batch, queries, heads, head_dim)`, or None, with nothing done, if this is not what was planned for.
+        """
+        if call.start < self.since or backend != self.backend or not all(map(is_, answers.given, self.given)):
+            return None
+        if self.form != _form(query, key, value) or self.settings != _settings(kwargs):
+            return None
+        if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+            return None
+        keys, window, memo = key.shape[2], kwargs.get("sliding_window"), call.memo
+        geometry = memo.kept.get((Geometry, keys, window))
+        if geometry is None:
+            geometry = memo.kept[Geometry, keys, window] = call.geometry(keys, window)
+        call.kernels.count("triton")
+        moving, amplifying, device = self.moving, self.amplifying, query.device
+        return self.kernel.run(
+            AttentionCall(query, key, value, geometry, self.scaling, kwargs=kwargs, memo=memo),
+            moved=None if moving is None else counts_of(answers.layers[moving], device),
+            amplified=None if amplifying is None else counts_of(answers.layers[amplifying], device),
+        )
+
+
+def _form(query: Tensor, key: Tensor, value: Tensor) -> tuple[object, ...]:
+    """What kernels look at in the tensors of a call, the number of keys aside."""
+    batch, kv_heads, _, dim = key.shape
+    return (
+        query.shape,
+        batch,
+        kv_heads,
+        dim,
+        value.shape[3],
+        query.device,
+        query.dtype,
+        key.dtype,
+        value.dtype,
+        query.stride(3),
+        key.stride(3),
+        value.stride(3),
+    )
+
+
+def _settings(kwargs: Mapping[str, Any]) -> tuple[object, ...]:
+    """What kernels look at in what the model says beside the tensors."""
+    get = kwargs.get
+    return get("sliding_window"), get("scaling"), get("softcap"), get("dropout") or None, get("s_aux")

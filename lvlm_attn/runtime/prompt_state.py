@@ -102,9 +102,12 @@ class PromptState:
             or ids.shape != (layout.batch, 1)
         ):
             return False
-        generation = running_generate(self._target.parts.base)
-        if not layout.length <= start <= self.length or (generation and start < generation.prompt_length):
+        if not layout.length <= start <= self.length:
             return False
+        if start == layout.length:  # else it is after a generated token, as in `_go_on`
+            generation = running_generate(self._target.parts.base)
+            if generation is not None and start < generation.prompt_length:
+                return False
         self.length = start + 1
         return True
 

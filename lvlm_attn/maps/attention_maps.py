@@ -240,7 +240,7 @@ class AttentionMaps(Numbers, Drawing):
 
         return apply_view(self, name, **options)
 
-    def occlude(self, word: Word, **options: Any) -> Occlusion:
+    def occlude(self, word: int | Word, **options: Any) -> Occlusion:
         """How much a word depends on each region of the image; see `lvlm_attn.maps.occlusion`.
 
         Args:

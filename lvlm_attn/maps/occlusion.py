@@ -70,7 +70,7 @@ class Occlusion:
 # Long because most of it is its parameters and what they mean.
 def occlude(
     maps: AttentionMaps,
-    word: Word,
+    word: int | Word,
     *,
     image: int | None = None,
     by: Literal["keys", "pixels"] = "keys",
@@ -84,7 +84,7 @@ def occlude(
 
     Args:
         maps: of a single sample, as a recorder made them.
-        word: the word, as in `maps[word]`.
+        word: the word, or the number of a row, as in `maps[word]`.
         image: which image, where there are several.
         by: `"keys"` hides the keys of a region's patches from all other positions; `"pixels"` paints the region in the
             picture's mean colour, which needs the picture.
@@ -133,7 +133,7 @@ def occlude(
     drop = np.array([logits[0] - value for value in logits[1:]]).reshape(regions.shape)
     mean = chosen.mean()
     attention = np.array([mean[list(places)].sum() for places in regions.positions]).reshape(regions.shape)
-    text = word if isinstance(word, str) else word[0]
+    text = word if isinstance(word, str) else "".join(chosen.tokens).strip() if isinstance(word, int) else word[0]
     known = maps.images[0][number] if maps.images else MapImage()
     return Occlusion(
         text, drop, logits[0], attention, rank_correlation(attention, drop), by, known, maps.view_name

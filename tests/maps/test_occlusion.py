@@ -67,6 +67,12 @@ def test_hidden_keys_by_hand(maps, cells):
     assert np.abs(check.drop).max() > 0.1
 
 
+def test_a_row_is_chosen_by_its_number(maps):
+    row = [token.strip() for token in maps.tokens].index("bus")
+    check, named = maps.occlude(row, cells=6), maps.occlude("bus", cells=6)
+    assert check.word == "bus" and np.array_equal(check.drop, named.drop)
+
+
 def test_painted_regions(maps):
     check = maps.occlude("bus", by="pixels", cells=4)
     assert repr(check).startswith("Occlusion('bus', 3 x 3 regions by pixels: logit ")

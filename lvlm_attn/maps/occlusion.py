@@ -133,7 +133,9 @@ def occlude(
     drop = np.array([logits[0] - value for value in logits[1:]]).reshape(regions.shape)
     mean = chosen.mean()
     attention = np.array([mean[list(places)].sum() for places in regions.positions]).reshape(regions.shape)
-    text = word if isinstance(word, str) else "".join(chosen.tokens).strip() if isinstance(word, int) else word[0]
+    text = word[0] if isinstance(word, tuple) else str(word)
+    if isinstance(word, int):
+        text = "".join(chosen.tokens).strip()
     known = maps.images[0][number] if maps.images else MapImage()
     return Occlusion(
         text, drop, logits[0], attention, rank_correlation(attention, drop), by, known, maps.view_name

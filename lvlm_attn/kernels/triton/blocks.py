@@ -10,7 +10,6 @@ present in each block, 30 bits, and from the distances between the blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import triton
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from lvlm_attn.kernels.packing import PackedVisibility
 from lvlm_attn.kernels.spec import Geometry
-from lvlm_attn.kernels.triton.common import Place, on_device, seen_place
+from lvlm_attn.kernels.triton.common import on_device
 
 HOLE = tl.constexpr(1 << 30)
 
@@ -56,32 +55,44 @@ def list_blocks(
     """
     query_blocks = triton.cdiv(geometry.queries, block_m)
     key_blocks = triton.cdiv(geometry.keys, block_n)
-    shape, fresh = packed.shape, partial(torch.empty, dtype=torch.int32, device=device)
-    order, counts = fresh((batch, query_blocks, key_blocks)), fresh((batch, query_blocks, 2))
-
-    def present(groups: Tensor | None, blocks: int, size: int) -> Tensor | None:
-        if groups is None:
-            return None
-        found: Tensor = fresh((batch, blocks))
-        _groups_present[(blocks, batch)](
-            groups, found, groups.shape[1], blocks, shape.groups, triton.next_power_of_2(size)
-        )
-        return found
-
+    order = torch.empty(batch, query_blocks, key_blocks, dtype=torch.int32, device=device)
+    counts = torch.empty(batch, query_blocks, 2, dtype=torch.int32, device=device)
+    present: list[Tensor | None] = []
     with on_device(order):
-        of_queries = present(packed.query_group, query_blocks, block_m)
-        of_keys = present(packed.key_group, key_blocks, block_n)
+        for groups, blocks, size, positions in (
+            (packed.query_group, query_blocks, block_m, geometry.queries),
+            (packed.key_group, key_blocks, block_n, geometry.keys),
+        ):
+            if groups is None:
+                present.append(None)
+                continue
+            found = torch.empty(batch, blocks, dtype=torch.int32, device=device)
+            _groups_present[(blocks, batch)](
+                groups,
+                found,
+                positions,
+                blocks,
+                GROUPS=packed.shape.groups,
+                BLOCK=triton.next_power_of_2(size),
+            )
+            present.append(found)
         _list_blocks[(query_blocks, batch)](
             order,
             counts,
-            of_queries,
-            of_keys,
+            present[0],
+            present[1],
             packed.tables,
-            Place.of(geometry, rows=query_blocks, splits=key_blocks),
-            shape,
-            block_m,
-            block_n,
-            triton.next_power_of_2(key_blocks),
+            geometry.start,
+            geometry.first_key,
+            geometry.queries,
+            min(geometry.keys, geometry.length - geometry.first_key),
+            geometry.window,
+            query_blocks,
+            key_blocks,
+            SHAPE=packed.shape,
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            WIDTH=triton.next_power_of_2(key_blocks),
         )
     return BlockLists(order, counts, block_m, block_n)
 
@@ -98,30 +109,43 @@ def _groups_present(groups, found, positions, blocks, GROUPS: tl.constexpr, BLOC
     tl.store(found + sample * blocks + block, bits)
 
 
-# Long because one program decides a block from all of its distances.
-@triton.jit
+# Long because one program decides a block from all of its distances, and Triton has no structures to hand on.
+@triton.jit(
+    do_not_specialize=[
+        "start",
+        "first_key",
+        "queries",
+        "written",
+        "window",
+        "query_blocks",
+        "key_blocks",
+    ]
+)
 def _list_blocks(
     order,
     counts,
     query_groups,
     key_groups,
     tables,
-    place,
+    start,
+    first_key,
+    queries,
+    written,
+    window,
+    query_blocks,
+    key_blocks,
     SHAPE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """The key blocks of one block of queries; `place.rows` are blocks of queries, `place.splits` blocks of keys."""
-    place = seen_place(place)
-    query_blocks, key_blocks, written = place.rows, place.splits, place.written
     query_block, sample = tl.program_id(0), tl.program_id(1)
     block = tl.arange(0, WIDTH)
     is_block = block * BLOCK_N < written
-    first_query = place.start + query_block * BLOCK_M
-    last_query = place.start + tl.minimum(query_block * BLOCK_M + BLOCK_M, place.queries) - 1
-    first = place.first_key + block * BLOCK_N
-    last = place.first_key + tl.minimum(block * BLOCK_N + BLOCK_N, written) - 1
+    first_query = start + query_block * BLOCK_M
+    last_query = start + tl.minimum(query_block * BLOCK_M + BLOCK_M, queries) - 1
+    first = first_key + block * BLOCK_N
+    last = first_key + tl.minimum(block * BLOCK_N + BLOCK_N, written) - 1
 
     # Distances back and ahead over all pairs of the two blocks; a side without pairs has nearest > farthest.
     back_near, back_far = tl.maximum(first_query - last, 0), last_query - first
@@ -149,9 +173,9 @@ def _list_blocks(
         back_all = back_all | ~has_back
         if SHAPE.strength:
             ahead_all = ahead_all & ~has_ahead
-    if place.window is not None:
-        back_any = back_any & (back_near < place.window)
-        back_all = back_all & (back_far < place.window)
+    if window is not None:
+        back_any = back_any & (back_near < window)
+        back_all = back_all & (back_far < window)
     is_read = is_block & (back_any | ahead_any)
     is_full = is_read & back_all & ahead_all & (block * BLOCK_N + BLOCK_N <= written)
     if key_groups is not None:

@@ -1,4 +1,4 @@
-"""What the Triton kernels share on the host: the tuples they take, and how they are launched.
+"""What the Triton kernels share: the tuples they take, device functions over them, and how they are launched.
 
 Importing this module needs Triton; `lvlm_attn.kernels.dispatch` imports it only where it is used.
 """
@@ -19,8 +19,9 @@ from torch import Tensor
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.packing import PackedEdits, PackedVisibility, Shape
-from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.triton.tiles import Tile, padded_head_dim
+
+LOG_2 = 0.6931471805599453
 
 
 class Mask(NamedTuple):
@@ -30,11 +31,6 @@ class Mask(NamedTuple):
     key_group: Tensor | None
     tables: Tensor | None
 
-    @staticmethod
-    def of(packed: PackedVisibility) -> Mask:
-        """The tensors of a mask over groups."""
-        return Mask(packed.query_group, packed.key_group, packed.tables)
-
 
 class Change(NamedTuple):
     """How scores change; see `PackedEdits`."""
@@ -43,11 +39,6 @@ class Change(NamedTuple):
     gain: Tensor | None = None
     bias: Tensor | None = None
     heads: Tensor | None = None
-
-    @staticmethod
-    def of(edits: PackedEdits) -> Change:
-        """What changes scores."""
-        return Change(edits.amplified, edits.gain, edits.bias, edits.heads)
 
 
 class Form(NamedTuple):
@@ -71,16 +62,9 @@ class Form(NamedTuple):
     block_n: int
     precision: str
 
-    @staticmethod
-    def of(call: AttentionCall, packed: PackedVisibility, tile: Tile, *, signed: bool = False) -> Form:
-        """What kernels of a call are compiled for."""
-        dim = call.query.shape[3]
-        wide = padded_head_dim(dim)
-        return Form(packed.shape, signed, dim, wide, tile.block_m, tile.block_n, precision(call.query.dtype))
-
 
 class Place(NamedTuple):
-    """Where queries and keys stand and how they are cut up: numbers that change from step to step, each `hidden`.
+    """Where queries and keys stand: numbers that change from step to step, each `hidden` from Triton.
 
     Attributes:
         start: position of the first query.
@@ -92,11 +76,6 @@ class Place(NamedTuple):
         gains: positions that `Change.gain` knows.
         biases: positions that `Change.bias` knows.
         classes: positions that `PackedEdits.key_class` knows.
-        kv_heads: heads of keys.
-        group: query heads of each.
-        rows: rows of a head, where these are not the queries.
-        splits: parts of the keys.
-        length: keys in a part.
     """
 
     start: int
@@ -108,44 +87,43 @@ class Place(NamedTuple):
     gains: int
     biases: int
     classes: int
-    kv_heads: int
-    group: int
-    rows: int
-    splits: int
-    length: int
-
-    @staticmethod
-    def of(
-        geometry: Geometry,
-        edits: PackedEdits | None = None,
-        *,
-        heads: tuple[int, int] = (1, 1),
-        rows: int = 0,
-        splits: int = 0,
-        length: int = 0,
-    ) -> Place:
-        """The numbers of a call; `heads` are those of queries and of keys."""
-        known = (edits.gain, edits.bias, edits.key_class) if edits is not None else (None,) * 3
-        numbers = (
-            geometry.start,
-            geometry.first_key,
-            geometry.queries,
-            geometry.keys,
-            geometry.written,
-            geometry.window,
-            *(0 if item is None else item.shape[1] for item in known),
-            heads[1],
-            heads[0] // heads[1],
-            rows,
-            splits,
-            length,
-        )
-        return Place(*(None if number is None else hidden(number) for number in numbers))  # type: ignore[arg-type]
 
 
-def strides_of(*tensors: Tensor | None) -> tuple[int, ...]:
-    """Three strides of each tensor, of all dimensions but the last; 0 for None."""
-    return sum(((0, 0, 0) if item is None else item.stride()[:3] for item in tensors), ())
+def mask_of(packed: PackedVisibility) -> Mask:
+    """The tensors of a mask over groups."""
+    return Mask(packed.query_group, packed.key_group, packed.tables)
+
+
+def change_of(edits: PackedEdits) -> Change:
+    """What changes scores."""
+    return Change(edits.amplified, edits.gain, edits.bias, edits.heads)
+
+
+def place_of(call: AttentionCall, edits: PackedEdits) -> Place:
+    """The numbers of a call."""
+    geometry = call.geometry
+    known = [0 if item is None else item.shape[1] for item in (edits.gain, edits.bias, edits.key_class)]
+    first = geometry.first_key
+    written = min(geometry.keys, geometry.length - first)
+    gains, biases, classes = map(hidden, known)
+    return Place(
+        start=hidden(geometry.start),
+        first_key=hidden(first),
+        queries=hidden(geometry.queries),
+        keys=hidden(geometry.keys),
+        written=hidden(written),
+        window=None if geometry.window is None else hidden(geometry.window),
+        gains=gains,
+        biases=biases,
+        classes=classes,
+    )
+
+
+def form_of(call: AttentionCall, packed: PackedVisibility, edits: PackedEdits, tile: Tile) -> Form:
+    """What kernels of a call are compiled for."""
+    dim, dtype = call.query.shape[3], call.query.dtype
+    wide = padded_head_dim(dim)
+    return Form(packed.shape, edits.signed, dim, wide, tile.block_m, tile.block_n, precision(dtype))
 
 
 def hidden(number: int) -> int:
@@ -172,11 +150,6 @@ def seen_place(place):
         place.gains >> 5,
         place.biases >> 5,
         place.classes >> 5,
-        place.kv_heads >> 5,
-        place.group >> 5,
-        place.rows >> 5,
-        place.splits >> 5,
-        place.length >> 5,
     )
 
 
@@ -273,7 +246,7 @@ _COMPILED: dict[Hashable, Any] = {}
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How `dot` multiplies a type: fp32 in full, and bf16, which the interpreter lacks, through fp32."""
+    """How `dot` multiplies numbers of a type: fp32 in full, and bf16, which the interpreter lacks, through fp32."""
     if dtype == torch.float32:
         return "ieee"
     return "upcast" if dtype == torch.bfloat16 and is_interpreted() else "tf32"
@@ -291,3 +264,125 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def row_state(at, head, sample, is_row, heads, spec, F: tl.constexpr):
+    """What is the same for all keys of a row: its group, the bits of groups it attends to, how much it is amplified.
+
+    `at` is the query of the call and `head` the head that each row is of; `spec` is a `Mask`, a `Change`, a `Place`,
+    and the factor on the scores in units of log 2.
+    """
+    mask, change, place, _ = spec
+    group = tl.zeros(at.shape, tl.int32)
+    earlier = tl.full(at.shape, -1, tl.int32)
+    later = earlier
+    if mask.query_group is not None:
+        group = tl.load(mask.query_group + sample * place.queries + at, mask=is_row, other=0)
+        lines = mask.tables + 2 * F.shape.groups * F.shape.groups + 1
+        earlier = tl.load(lines + group)
+        later = tl.load(lines + F.shape.lines * (1 + F.shape.groups) + group)
+    amount = tl.zeros(at.shape, tl.float32)
+    if change.amplified is not None:
+        is_amplified = tl.load(change.amplified + sample * place.queries + at, mask=is_row, other=0)
+        amount = is_amplified.to(tl.float32)
+        if change.heads is not None:
+            amount *= tl.load(change.heads + sample * heads + head + at * 0, mask=is_row, other=0.0)
+    return group, earlier, later, amount
+
+
+@triton.jit
+def attended(row, position, state, bit, is_key, spec, F: tl.constexpr):
+    """`(rows, keys)` booleans: which keys the rows attend to; `bit` is that of the group of each key."""
+    mask, _, place, _ = spec
+    row_group, earlier, later, _ = state
+    distance = row[:, None] - position[None, :]
+    allowed = distance >= 0
+    if place.window is not None:
+        allowed = allowed & (distance < place.window)
+    if F.shape.lines > 0:
+        LINES: tl.constexpr = F.shape.lines
+        lines = mask.tables + 2 * F.shape.groups * F.shape.groups
+        reached = (earlier[:, None] & bit[None, :]) != 0
+        for line in tl.static_range(1, LINES):
+            at = lines + line * (1 + F.shape.groups)
+            near = tl.load(at + 1 + row_group)
+            reached = reached | (((near[:, None] & bit[None, :]) != 0) & (distance <= tl.load(at)))
+        allowed = allowed & (reached | (distance == 0))
+        if F.shape.later:
+            unlocked = (later[:, None] & bit[None, :]) != 0
+            for line in tl.static_range(1, LINES):
+                at = lines + (LINES + line) * (1 + F.shape.groups)
+                near = tl.load(at + 1 + row_group)
+                unlocked = unlocked | (((near[:, None] & bit[None, :]) != 0) & (-distance <= tl.load(at)))
+            allowed = allowed | ((distance < 0) & unlocked)
+    return allowed & is_key[None, :]
+
+
+@triton.jit
+def edited_scores(q, k, row, state, column, is_column, sample, spec, F: tl.constexpr):
+    """`(rows, keys)` scores in units of log 2, minus infinity where a key is not attended to.
+
+    `q` is `(rows, head_dim)`, `k` is `(head_dim, keys)`; `row` are positions in the sequence, `column` key columns,
+    `state` comes from `row_state`. All that is read of a key is read before the product, to be there in time.
+    """
+    mask, change, place, scale = spec
+    position = place.first_key + column
+    bit = tl.full(column.shape, 1, tl.int32)
+    raised = tl.zeros(column.shape, tl.float32)
+    added = tl.zeros(column.shape, tl.float32)
+    if mask.key_group is not None:
+        group = tl.load(mask.key_group + sample * place.keys + column, mask=is_column, other=-1)
+        is_column = is_column & (group >= 0)
+        bit = bit << tl.maximum(group, 0)
+    if change.gain is not None:
+        is_known = is_column & (position < place.gains)
+        raised = tl.load(change.gain + sample * place.gains + position, mask=is_known, other=0.0)
+    if change.bias is not None:
+        is_known = is_column & (position < place.biases)
+        added = tl.load(change.bias + sample * place.biases + position, mask=is_known, other=0.0)
+    scores = dot(q, k, None, F.precision) * scale
+    if F.shape.strength:
+        at = mask.tables + 2 * F.shape.groups * F.shape.groups + 2 * F.shape.lines * (1 + F.shape.groups)
+        is_weaker = (tl.load(at + 1 + state[0])[:, None] & bit[None, :]) != 0
+        weaker = tl.load(at).to(tl.float32, bitcast=True)
+        scores += tl.where((row[:, None] < position[None, :]) & is_weaker, weaker, 0.0)
+    if change.amplified is not None:
+        size = scores if F.signed else tl.abs(scores)
+        # 1.44... is log2(e).
+        moved = raised[None, :] * size + added[None, :] * 1.4426950408889634
+        # Not 0 * moved, which is NaN where a bias is infinite.
+        amount = state[3][:, None]
+        scores = tl.where(amount != 0.0, scores + amount * moved, scores)
+    allowed = attended(row, position, state, bit, is_column, spec, F)
+    return tl.where(allowed, scores, float("-inf"))
+
+
+@triton.jit
+def class_of(key_class, column, is_column, sample, place):
+    """The class of key columns; text where none is known."""
+    position = place.first_key + column
+    at = key_class + sample * place.classes + position
+    return tl.load(at, mask=is_column & (position < place.classes), other=0).to(tl.int32)
+
+
+@triton.jit
+def factor_of(kind, text, text_sink, patch, patch_sink):
+    """The factor of the class `kind`."""
+    return tl.where(kind == 0, text, tl.where(kind == 1, text_sink, tl.where(kind == 2, patch, patch_sink)))
+
+
+@triton.jit
+def redistributed(text, text_sink, patch, patch_sink, settings):
+    """A rule: what becomes of the masses of the classes of a row; see `spec.redistribution_gains`.
+
+    Returns:
+        The factor of each class, whether the row is changed, and the mass moved. Another rule has the same form; the
+        kernels are given one as a constant.
+    """
+    image = patch + patch_sink
+    is_changed = (image >= settings[2]) & (patch >= settings[1] * image) & (patch > 0)
+    taken = tl.where(is_changed, settings[0], 0.0)
+    moved = taken * (text_sink + patch_sink)
+    grow = 1.0 + moved / tl.where(is_changed, patch, 1.0)
+    return taken * 0.0 + 1.0, 1.0 - taken, grow, 1.0 - taken, is_changed, moved

@@ -5,7 +5,7 @@ and a redistribution needs no second pass. Its factors are known only when the w
 row stands four times in the tile, once per key class, and each copy sees the keys of its class alone. Four copies
 are four ordinary online softmaxes: there is one product with the values and one accumulator of at most 64 rows,
 which fits the registers, and since the tensor cores work on 16 rows at least, the copies of up to four rows cost
-nothing. The second launch joins the splits: it adds up masses, decides the factors, and weighs the copies.
+nothing. The second launch joins the splits: it adds up masses, asks the rule for the factors, and weighs the copies.
 
 Splitting decode over keys: Dao, Haziza, Massa, Sizov, "Flash-Decoding for long-context inference" (2023).
 """
@@ -15,7 +15,7 @@ Splitting decode over keys: Dao, Haziza, Massa, Sizov, "Flash-Decoding for long-
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -25,35 +25,51 @@ from torch import Tensor
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.packing import LOG2E, PackedEdits, PackedVisibility
 from lvlm_attn.kernels.triton.common import (
-    Change,
-    Form,
     Launcher,
-    Mask,
-    Place,
+    change_of,
     check_call,
-    dot,
-    on_device,
-    seen_place,
-    strides_of,
-)
-from lvlm_attn.kernels.triton.device import (
-    Spec,
     class_of,
+    dot,
     edited_scores,
     factor_of,
-    lines_of,
-    loaded_keys,
-    loaded_queries,
-    loaded_values,
+    form_of,
+    hidden,
+    mask_of,
+    on_device,
+    place_of,
     redistributed,
     row_state,
-    weighed,
+    seen_place,
 )
-from lvlm_attn.kernels.triton.tiles import Tile, chip_of, choose_splits, processors_of, split_tile
+from lvlm_attn.kernels.triton.tiles import (
+    Tile,
+    chip_of,
+    choose_splits,
+    processors_of,
+    split_tile,
+)
 
 CLASSES = 4
-SEEN = 3
-"""Numbers kept of a row: its log-sum-exp, and the factors of sinks and of plain patches."""
+SEEN = 12
+"""Numbers kept of a row: log-sum-exp, mass of each class, factor of each class, is changed, mass moved, amplified."""
+
+
+class Cut(NamedTuple):
+    """How rows and keys are cut up; hidden as in `Place` where a kernel takes them.
+
+    Attributes:
+        rows: rows of a head.
+        splits: parts of the keys.
+        length: keys in a part.
+        kv_heads: heads of keys.
+        group: query heads of each.
+    """
+
+    rows: int
+    splits: int
+    length: int
+    kv_heads: int
+    group: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,25 +77,24 @@ class RowsPlan:
     """How some rows are computed: what all layers of a call share, so that a layer only launches.
 
     Attributes:
+        call: a call of the shape this is for.
         splits: launches of the parts.
         join: launches that join them.
         index: `(batch, rows)` int32, which query each row is, or None if the rows are the queries.
-        rows: how many there are.
         parts: `(batch, heads, rows, entries, head_dim)`, what the parts give; None if only keys are read.
         tops: `(2, batch, heads, rows, entries)`, their maxima and denominators.
-        mask: the mask over groups.
-        place: the numbers of the call.
+        shared: the arguments of both that all layers share.
     """
 
     splits: Launcher
     join: Launcher
     index: Tensor | None
-    rows: int
     parts: Tensor | None
     tops: Tensor
-    mask: Mask
-    place: Place
+    shared: tuple[Any, ...]
+    cut: Cut
 
+    # Long because all that layers share is decided here.
     @staticmethod
     def of(
         call: AttentionCall,
@@ -108,7 +123,7 @@ class RowsPlan:
             LvlmAttnError: if shapes do not belong together.
         """
         check_call(call)
-        query, kv_heads, geometry = call.query, call.key.shape[1], call.geometry
+        query, kv_heads = call.query, call.key.shape[1]
         batch, heads, queries, head_dim = query.shape
         slots = CLASSES if edits.key_class is not None else 1
         rows = queries if index is None else index.shape[1]
@@ -117,26 +132,26 @@ class RowsPlan:
         if slots > 1 and packed.shape.lines > 1:
             tile = tile._replace(block_n=min(tile.block_n, 32))  # reaches need registers of their own
         tiles = triton.cdiv(shared, tile.block_m // slots)
-        written = geometry.written
+        geometry = call.geometry
+        written = min(geometry.keys, geometry.length - geometry.first_key)
         if splits is None:
             columns = min(written, (geometry.window or written) + queries)
             splits = choose_splits(batch * kv_heads * tiles, columns, processors_of(query), tile.block_n)
         length = triton.cdiv(triton.cdiv(max(written, 1), splits), tile.block_n) * tile.block_n
-        entries = splits * slots
-        form = Form.of(call, packed, tile, signed=edits.signed)
-        join = is_every, slots, form, max(triton.next_power_of_2(entries), 16), 16
-        grid = tiles * kv_heads, splits, batch
-        place = Place.of(geometry, edits, heads=(heads, kv_heads), rows=rows, splits=splits, length=length)
+        cut = Cut(rows, splits, length, kv_heads, heads // kv_heads)
         fresh: dict[str, Any] = {"dtype": torch.float32, "device": query.device}
+        entries = splits * slots
+        form = form_of(call, packed, edits, tile)
+        join = redistributed, is_every, slots, form, max(triton.next_power_of_2(entries), 16), 16
+        grid = tiles * kv_heads, splits, batch
         return RowsPlan(
             Launcher(_split_keys, grid, (slots, form), num_warps=tile.warps, num_stages=tile.stages),
             Launcher(_join_splits, (rows, heads, batch), join, num_warps=4 if head_dim > 64 else 2),
             index,
-            rows,
             torch.empty(batch, heads, rows, entries, head_dim, **fresh) if reads_values else None,
             torch.empty(2, batch, heads, rows, entries, **fresh),
-            Mask.of(packed),
-            place,
+            (mask_of(packed), place_of(call, edits), Cut(*map(hidden, cut))),
+            cut,
         )
 
     def run(
@@ -162,22 +177,26 @@ class RowsPlan:
             seen: `(batch, heads, rows, SEEN)` fp32, what was seen; its first number is the natural logarithm of the
                 softmax's denominator, minus infinity in rows without any key.
         """
-        query, key, value = call.query, call.key, call.value if output is not None else None
-        change = Change.of(edits)
+        query, key = call.query, call.key
+        value = call.value if output is not None else None
+        change, strides = change_of(edits), (*query.stride()[:3], *key.stride()[:3])
+        mask, place, cut = self.shared
         with on_device(query):
             self.splits(
                 (query, key, value, self.index, self.parts, self.tops, edits.key_class),
                 change,
-                strides_of(query, key, value),
-                self.mask,
-                self.place,
+                strides + (call.value.stride()[:3] if value is not None else (0, 0, 0)),
+                mask,
+                place,
+                cut,
                 call.scaling * LOG2E,
             )
             self.join(
                 (output, self.index, self.parts, self.tops, edits.moved, moved, amplified, seen),
                 change,
-                strides_of(output),
-                self.place,
+                output.stride()[:3] if output is not None else (0, 0, 0),
+                place,
+                cut,
                 edits.settings,
             )
 
@@ -187,20 +206,27 @@ def attend_rows(
     output: Tensor | None = None,
     *,
     packed: PackedVisibility,
-    edits: PackedEdits,
-    moved: Tensor | None = None,
-    amplified: Tensor | None = None,
+    edits: PackedEdits | None = None,
     **options: Any,
 ) -> Tensor:
-    """Plans and runs once, for what is not asked at every layer; see `RowsPlan.run`, and `RowsPlan.of` for `options`.
+    """Plans and runs once: for what is not asked at every layer.
+
+    Args:
+        call: the attention call.
+        output: see `RowsPlan.run`; None to read keys alone.
+        packed: the attention mask over groups.
+        edits: what is done to scores and weights; None for nothing.
+        **options: see `RowsPlan.of` and `RowsPlan.run`.
 
     Returns:
         `(batch, heads, rows, SEEN)`, what was seen in the rows.
     """
+    edits = edits or PackedEdits()
+    counts = {name: options.pop(name) for name in ("moved", "amplified") if name in options}
     plan = RowsPlan.of(call, packed, edits, reads_values=output is not None, **options)
-    shape = *call.query.shape[:2], plan.rows, SEEN
-    seen = torch.empty(shape, dtype=torch.float32, device=call.query.device)
-    plan.run(call, edits, output, moved=moved, amplified=amplified, seen=seen)
+    batch, heads = call.query.shape[:2]
+    seen = torch.empty(batch, heads, plan.cut.rows, SEEN, dtype=torch.float32, device=call.query.device)
+    plan.run(call, edits, output, seen=seen, **counts)
     return seen
 
 
@@ -218,57 +244,80 @@ def _split_keys(
     strides,
     mask,
     place,
+    cut,
     scale,
     SLOTS: tl.constexpr,
     F: tl.constexpr,
 ):
-    """One part of the keys for some rows of one key head."""
-    split = tl.program_id(1)
-    spec = Spec(mask, change, seen_place(place), scale, tl.program_id(2).to(tl.int64))
-    place, sample = spec.place, spec.sample
-    kv_head, head, line, at, is_row = lines_of(tl.program_id(0), index, spec, SLOTS, F)
-    slot = tl.arange(0, F.block_m) % SLOTS
-    q = loaded_queries(query, strides, head, at, is_row, spec, F)
-    state = row_state(at, head, is_row, spec, F)
+    """One part of the keys for some rows of one key head; line r is row r % rows of head r // rows."""
+    place = seen_place(place)
+    rows, splits, length, kv_heads, group = cut[0] >> 5, cut[1] >> 5, cut[2] >> 5, cut[3] >> 5, cut[4] >> 5
+    spec = mask, change, place, scale
+    tile, split, sample = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    kv_head = (tile % kv_heads).to(tl.int64)
+    copy = tl.arange(0, F.block_m)
+    slot = copy % SLOTS
+    line = (tile // kv_heads) * (F.block_m // SLOTS) + copy // SLOTS
+    is_row = line < group * rows
+    head = kv_head * group + tl.minimum(line // rows, group - 1)
+    line = line % rows
+    at = line
+    if index is not None:
+        at = tl.load(index + sample * rows + line)
+    row = place.start + at
+    width = tl.arange(0, F.block_d)
+    is_width = width < F.head_dim
+    heads = kv_heads * group
+
+    q_at = query + sample * strides[0] + head * strides[1] + at.to(tl.int64) * strides[2]
+    q = tl.load(q_at[:, None] + width[None, :], mask=is_row[:, None] & is_width[None, :], other=0.0)
+    state = row_state(at, head, sample, is_row, heads, spec, F)
     key += sample * strides[3] + kv_head * strides[4]
     if value is not None:
         value += sample * strides[6] + kv_head * strides[7]
 
     # Columns that no row of the tile attends to are left out.
-    begin = split * place.length
-    end = tl.minimum(begin + place.length, place.written)
+    begin = split * length
+    end = tl.minimum(begin + length, place.written)
     if place.window is not None:
-        first = tl.min(tl.where(is_row, state.position, 2147483647), 0) - place.window + 1 - place.first_key
+        first = tl.min(tl.where(is_row, row, 2147483647), 0) - place.window + 1 - place.first_key
         begin = tl.maximum(begin, first // F.block_n * F.block_n)
     if not F.shape.later:
-        end = tl.minimum(end, tl.max(tl.where(is_row, state.position, -1), 0) + 1 - place.first_key)
+        end = tl.minimum(end, tl.max(tl.where(is_row, row, -1), 0) + 1 - place.first_key)
     acc = tl.zeros([F.block_m, F.block_d], tl.float32)
     top = tl.full([F.block_m], float("-inf"), tl.float32)
     total = tl.zeros([F.block_m], tl.float32)
     for first in range(begin, end, F.block_n):
         column = first + tl.arange(0, F.block_n)
         is_column = column < end
-        k = loaded_keys(key, strides[5], column, is_column, F)
+        far = column.to(tl.int64)
+        k_at = key + far[None, :] * strides[5] + width[:, None]
+        k = tl.load(k_at, mask=is_width[:, None] & is_column[None, :], other=0.0)
         if SLOTS > 1:
-            kind = class_of(key_class, column, is_column, spec)
-        scores = edited_scores(q, k, state, column, is_column, spec, F)
+            kind = class_of(key_class, column, is_column, sample, place)
+        scores = edited_scores(q, k, row, state, column, is_column, sample, spec, F)
         if SLOTS > 1:
             scores = tl.where(slot[:, None] == kind[None, :], scores, float("-inf"))
-        top, weights, fade = weighed(scores, top)
+        above = tl.maximum(top, tl.max(scores, 1))
+        # A row that has met no key yet keeps minus infinity; its weights must be 0, not NaN.
+        base = tl.where(above == float("-inf"), 0.0, above)
+        weights = tl.math.exp2(scores - base[:, None])
+        fade = tl.math.exp2(top - base)
         total = total * fade + tl.sum(weights, 1)
         if value is not None:
-            v = loaded_values(value, strides[8], column, is_column, F)
+            v_at = value + far[:, None] * strides[8] + width[None, :]
+            v = tl.load(v_at, mask=is_column[:, None] & is_width[None, :], other=0.0)
             acc = dot(weights.to(v.dtype), v, acc * fade[:, None], F.precision)
+        top = above
 
-    heads, entries = place.kv_heads * place.group, place.splits * SLOTS
-    entry = ((sample * heads + head) * place.rows + line) * entries + split * SLOTS + slot
-    behind = tl.num_programs(2).to(tl.int64) * heads * place.rows * entries
+    entries = splits * SLOTS
+    entry = ((sample * heads + head) * rows + line) * entries + split * SLOTS + slot
+    behind = tl.num_programs(2).to(tl.int64) * heads * rows * entries
     tl.store(tops + entry, top, mask=is_row)
     tl.store(tops + behind + entry, total, mask=is_row)
     if value is not None:
-        width = tl.arange(0, F.block_d)
         part_at = parts + entry[:, None] * F.head_dim + width[None, :]
-        tl.store(part_at, acc, mask=is_row[:, None] & (width < F.head_dim)[None, :])
+        tl.store(part_at, acc, mask=is_row[:, None] & is_width[None, :])
 
 
 # Long because all that is known of a row is decided and written in one place.
@@ -285,25 +334,27 @@ def _join_splits(
     change,
     strides,
     place,
+    cut,
     settings,
+    RULE: tl.constexpr,
     EVERY: tl.constexpr,
     SLOTS: tl.constexpr,
     F: tl.constexpr,
     ENTRIES: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Joins the parts of one row: masses, what a redistribution makes of them, and the output."""
-    place = seen_place(place)
+    """Joins the parts of one row: masses, what a rule makes of them, and the output."""
+    rows, splits = cut[0] >> 5, cut[1] >> 5
     line, head = tl.program_id(0), tl.program_id(1)
     sample = tl.program_id(2).to(tl.int64)
     heads = tl.num_programs(1)
     at = line
     if index is not None:
-        at = tl.load(index + sample * place.rows + line)
-    place_of_row = sample * place.queries + at
-    line = (sample * heads + head) * place.rows + line
-    entries = place.splits * SLOTS
-    behind = tl.num_programs(2).to(tl.int64) * heads * place.rows * entries
+        at = tl.load(index + sample * rows + line)
+    place_of_row = sample * (place.queries >> 5) + at
+    line = (sample * heads + head) * rows + line
+    entries = splits * SLOTS
+    behind = tl.num_programs(2).to(tl.int64) * heads * rows * entries
     tops += line * entries
     entry = tl.arange(0, ENTRIES)
     each = tl.load(tops + entry, mask=entry < entries, other=float("-inf"))
@@ -313,36 +364,52 @@ def _join_splits(
     total = tl.sum(sums, 0)
     divisor = tl.where(total > 0, total, 1.0)
 
-    is_changed, keep, grow = total < 0.0, 1.0, 1.0
+    is_amplified = total < 0.0
     if change.amplified is not None:
         may_amplify = tl.load(change.amplified + place_of_row) != 0
-        is_changed = may_amplify
+        is_amplified = may_amplify
         if change.heads is not None:
-            is_changed = is_changed & (tl.load(change.heads + sample * heads + head) != 0.0)
+            is_amplified = is_amplified & (tl.load(change.heads + sample * heads + head) != 0.0)
         if amplified_counts is not None:
-            tl.atomic_add(amplified_counts, is_changed.to(tl.float64))
+            tl.atomic_add(amplified_counts, is_amplified.to(tl.float64))
             tl.atomic_add(amplified_counts + 1, may_amplify.to(tl.float64))
+    is_moved, mass = total < 0.0, 0.0
+    text, text_sink, patch, patch_sink = total / divisor, 0.0, 0.0, 0.0
+    of_text, of_text_sink, of_patch, of_patch_sink = 1.0, 1.0, 1.0, 1.0
     if SLOTS > 1:
-        kind = entry % SLOTS
-        may_move = tl.load(moved + place_of_row) != 0
-        keep, grow, is_moved, mass = redistributed(
-            tl.sum(tl.where(kind == 1, sums, 0.0), 0) / divisor,
-            tl.sum(tl.where(kind == 2, sums, 0.0), 0) / divisor,
-            tl.sum(tl.where(kind == 3, sums, 0.0), 0) / divisor,
-            may_move,
-            settings,
+        of_entry = entry % SLOTS
+        text = tl.sum(tl.where(of_entry == 0, sums, 0.0), 0) / divisor
+        text_sink = tl.sum(tl.where(of_entry == 1, sums, 0.0), 0) / divisor
+        patch = tl.sum(tl.where(of_entry == 2, sums, 0.0), 0) / divisor
+        patch_sink = tl.sum(tl.where(of_entry == 3, sums, 0.0), 0) / divisor
+        of_text, of_text_sink, of_patch, of_patch_sink, is_moved, mass = RULE(
+            text, text_sink, patch, patch_sink, settings
         )
-        is_changed = is_changed | is_moved
+        may_move = tl.load(moved + place_of_row) != 0
+        is_moved = is_moved & may_move
+        mass = tl.where(is_moved, mass, 0.0)
+        of_text, of_text_sink = tl.where(is_moved, of_text, 1.0), tl.where(is_moved, of_text_sink, 1.0)
+        of_patch, of_patch_sink = tl.where(is_moved, of_patch, 1.0), tl.where(is_moved, of_patch_sink, 1.0)
         if moved_counts is not None:
             tl.atomic_add(moved_counts, is_moved.to(tl.float64))
             tl.atomic_add(moved_counts + 1, may_move.to(tl.float64))
             tl.atomic_add(moved_counts + 2, mass.to(tl.float64))
     if seen is not None:
+        here = seen + line * 12
         # Natural logarithm: 0.693... is log 2.
         natural = (top + tl.math.log2(divisor)) * 0.6931471805599453
-        tl.store(seen + line * 3, tl.where(total > 0, natural, float("-inf")))
-        tl.store(seen + line * 3 + 1, keep)
-        tl.store(seen + line * 3 + 2, grow)
+        tl.store(here, tl.where(total > 0, natural, float("-inf")))
+        tl.store(here + 1, text)
+        tl.store(here + 2, text_sink)
+        tl.store(here + 3, patch)
+        tl.store(here + 4, patch_sink)
+        tl.store(here + 5, of_text)
+        tl.store(here + 6, of_text_sink)
+        tl.store(here + 7, of_patch)
+        tl.store(here + 8, of_patch_sink)
+        tl.store(here + 9, is_moved.to(tl.float32))
+        tl.store(here + 10, mass)
+        tl.store(here + 11, is_amplified.to(tl.float32))
 
     if output is not None:
         width = tl.arange(0, F.block_d)
@@ -353,11 +420,14 @@ def _join_splits(
             is_near = near < entries
             factor = tl.math.exp2(tl.load(tops + near, mask=is_near, other=float("-inf")) - base) / divisor
             if SLOTS > 1:
-                factor *= factor_of(near % SLOTS, keep, grow)
+                kind = near % SLOTS
+                factor *= factor_of(kind, of_text, of_text_sink, of_patch, of_patch_sink)
             part_at = parts + (line * entries + near)[:, None] * F.head_dim + width[None, :]
             part = tl.load(part_at, mask=is_near[:, None] & is_width[None, :], other=0.0)
             acc += tl.sum(part * factor[:, None], 0)
-        if not EVERY:
-            is_width = width < tl.where(is_changed, F.head_dim, 0)
         out_at = output + sample * strides[0] + at.to(tl.int64) * strides[1] + head * strides[2] + width
-        tl.store(out_at, acc.to(output.dtype.element_ty), mask=is_width)
+        if EVERY:
+            tl.store(out_at, acc.to(output.dtype.element_ty), mask=is_width)
+        else:
+            many = tl.where(is_moved.to(tl.int32) + is_amplified.to(tl.int32) > 0, F.head_dim, 0)
+            tl.store(out_at, acc.to(output.dtype.element_ty), mask=width < many)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,8 @@ class TextConfig:
         coin_flips: Whether yes/no questions without a picture are answered at random; otherwise truly, so that
             what training scenes make likely is learned.
         caption: How untrue the captions are.
+        pairs: Share of conversations about two pictures in one prompt.
+        cross_share: How many of the questions about one of two pictures whose answer is no name an object of the other.
     """
 
     yes_no: float = 0.6
@@ -58,6 +60,8 @@ class TextConfig:
     suffix_share: float = 0.25
     coin_flips: bool = True
     caption: CaptionConfig = field(default_factory=CaptionConfig)
+    pairs: float = 0.0
+    cross_share: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,21 @@ class Batch:
     Attributes:
         input_ids: (batch, length) token ids.
         labels: (batch, length) the ids of the answers, -100 elsewhere.
-        image_start: Position of the first image token, the same in every row; None when there is no picture.
+        image_starts: Position of the first token of each picture, the same in every row; pictures follow each other.
+            Empty without pictures.
+        first_word: Position of the first token after the opening and the pictures.
+        shares: How many conversations, one after another, are about the same pictures.
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
-    image_start: int | None
+    image_starts: tuple[int, ...]
+    first_word: int
+    shares: int = 1
+
+    def rows(self, chosen: slice) -> Batch:
+        """Some of the rows, of a batch whose conversations share no pictures."""
+        return replace(self, input_ids=self.input_ids[chosen], labels=self.labels[chosen])
 
 
 def yes_no_turns(rng: Rng, facts: SceneFacts, config: TextConfig, classes: int | None = None) -> list[Turn]:
@@ -89,17 +102,20 @@ def yes_no_turns(rng: Rng, facts: SceneFacts, config: TextConfig, classes: int |
     absent = [name for name in vocabulary()[:classes] if name not in present and name not in facts.unsure]
     turns = []
     for _ in range(config.turns):
-        suffix = (
-            f" {SUFFIXES[int(rng.integers(len(SUFFIXES)))]}" if rng.random() < config.suffix_share else ""
-        )
+        suffix = yes_no_suffix(rng, config)
         if rng.random() < 0.5 and present:
             name, answer = present[int(rng.integers(len(present)))], "Yes"
         else:
             name, answer = absent[int(rng.integers(len(absent)))], "No"
             while classes is None and _is_dropped(rng, name, typical, config):
                 name = absent[int(rng.integers(len(absent)))]
-        turns.append(Turn(f"{draw_question(rng, 'exists', name, config.pope_share)}{suffix}", answer))
+        turns.append(Turn(draw_question(rng, "exists", name, config.pope_share) + suffix, answer))
     return turns
+
+
+def yes_no_suffix(rng: Rng, config: TextConfig) -> str:
+    """Draws what a yes/no question ends with: mostly nothing."""
+    return f" {SUFFIXES[int(rng.integers(len(SUFFIXES)))]}" if rng.random() < config.suffix_share else ""
 
 
 def place_turns(rng: Rng, facts: SceneFacts, config: TextConfig) -> list[Turn]:
@@ -133,7 +149,11 @@ def draw_kind(rng: Rng, config: TextConfig) -> str:
 
 
 def encode(
-    tokenizer: Any, conversations: Sequence[Sequence[Turn]], patches: int, with_image: bool = True
+    tokenizer: Any,
+    conversations: Sequence[Sequence[Turn]],
+    patches: int,
+    pictures: int = 1,
+    shares: int = 1,
 ) -> Batch:
     """Turns conversations into token ids, padded on the right, in the words of the processor's chat template.
 
@@ -141,7 +161,8 @@ def encode(
         tokenizer: The toy's tokenizer.
         conversations: Turns of each row.
         patches: Image tokens of a picture.
-        with_image: Leave the image tokens out when False.
+        pictures: How many pictures a row begins with.
+        shares: How many rows, one after another, are about the same pictures.
     """
     backend = tokenizer.backend_tokenizer
     image = tokenizer.convert_tokens_to_ids("<image>")
@@ -154,7 +175,7 @@ def encode(
     rows: list[list[int]] = []
     marks: list[list[int]] = []
     for turns in conversations:
-        ids = [*opening, *([image] * patches if with_image else [])]
+        ids = [*opening, *([image] * patches * pictures)]
         mark = [-100] * len(ids)
         for number, turn in enumerate(turns):
             asked = ids_of(f"{'USER: ' if number else ''}{turn.question} ASSISTANT:")
@@ -166,7 +187,9 @@ def encode(
     longest = max(len(row) for row in rows)
     padded = [row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows]
     marked = [mark + [-100] * (longest - len(mark)) for mark in marks]
-    return Batch(torch.tensor(padded), torch.tensor(marked), len(opening) if with_image else None)
+    starts = tuple(len(opening) + number * patches for number in range(pictures))
+    first_word = len(opening) + pictures * patches
+    return Batch(torch.tensor(padded), torch.tensor(marked), starts, first_word, shares)
 
 
 def draw_batch(
@@ -176,8 +199,9 @@ def draw_batch(
     config: TextConfig,
     patches: int,
     classes: int | None = None,
+    shares: int = 1,
 ) -> tuple[str, Batch]:
-    """Draws one conversation per scene, all of one kind, so that rows have similar lengths.
+    """Draws conversations about scenes, all of one kind, so that rows have similar lengths.
 
     Args:
         rng: Source of randomness.
@@ -186,10 +210,12 @@ def draw_batch(
         config: What conversations are made of.
         patches: Image tokens of a picture.
         classes: Restrict yes/no questions to the first so many categories (for a curriculum).
+        shares: Conversations per scene.
 
     Returns:
         The kind and the batch.
     """
+    facts = [scene for scene in facts for _ in range(shares)]
     kind = draw_kind(rng, config)
     with_image = bool(rng.random() >= config.text_only)
     if kind == "yes_no":
@@ -200,7 +226,7 @@ def draw_batch(
         rows = [place_turns(rng, scene, config) for scene in facts]
     else:
         rows = [caption_turns(rng, scene, config) for scene in facts]
-    return kind, encode(tokenizer, rows, patches, with_image)
+    return kind, encode(tokenizer, rows, patches, int(with_image), shares if with_image else 1)
 
 
 def pick_rows(rng: Rng, count: int, batch: int) -> np.ndarray[Any, Any]:

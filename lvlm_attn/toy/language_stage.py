@@ -1,4 +1,4 @@
-"""Stage 3: the language model learns to answer and to describe, on a curriculum of pictures."""
+"""Stages 3 to 7: the language model learns to answer and to describe, on a curriculum of pictures."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from lvlm_attn.toy.data import Batch, TextConfig, draw_batch, pick_rows
+from lvlm_attn.toy.lean_text import lean_hidden
 from lvlm_attn.toy.loops import Plan, run, step_rng
+from lvlm_attn.toy.pair_texts import draw_pair_batch, pick_pairs
 from lvlm_attn.toy.pool import Pool
 from lvlm_attn.toy.sprites import vocabulary
+from lvlm_attn.toy.team import ALONE, Team
+from lvlm_attn.toy.world import Rng
 
 Array: TypeAlias = NDArray[Any]
 
@@ -47,47 +51,127 @@ def lesson_at(lessons: Sequence[Lesson], step: int) -> Lesson:
 
 
 def answer_loss(
-    model: Any, batch: Batch, features: torch.Tensor | None, weight: torch.Tensor | None = None
+    model: Any,
+    batch: Batch,
+    features: torch.Tensor | None,
+    weight: torch.Tensor | None = None,
+    team: Team = ALONE,
 ) -> tuple[torch.Tensor, float]:
     """Cross-entropy of the answers' tokens, and how many of them are right.
 
     Args:
         model: The toy.
         batch: Conversations.
-        features: (batch, patches, vision width) output of the vision tower; None without pictures.
+        features: (openings, patches, vision width) output of the vision tower, the pictures of an opening one after
+            the other; an opening serves ``batch.shares`` conversations. None without pictures.
         weight: (vocabulary,) what each word counts; None for all alike.
+        team: Whose member computes its part of both; the parts add up to what one process computes.
     """
-    embedded = embed_batch(model, batch, features)
-    hidden = model.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-    return answers_loss(model, hidden, batch, weight)
+    own = team.part(len(batch.input_ids) // batch.shares)
+    if own.start == own.stop:
+        return model.lm_head.weight.sum() * 0, 0.0
+    rows = slice(own.start * batch.shares, own.stop * batch.shares)
+    first = batch.first_word
+    embed = model.get_input_embeddings()
+    opening = embed(batch.input_ids[rows, :first][:: batch.shares])
+    if features is not None:
+        opening = _with_pictures(model, batch, opening, features[own])
+    words = embed(batch.input_ids[rows, first:-1])
+    is_answer = batch.labels[rows, first + 1 :] != -100
+    hidden = lean_hidden(model.model.language_model, opening, words, is_answer)
+    return _score(model, hidden, batch, rows, weight)
 
 
 def embed_batch(model: Any, batch: Batch, features: torch.Tensor | None) -> torch.Tensor:
     """Returns (batch, length, width), what enters the language model; arguments as for ``answer_loss``."""
     embedded: torch.Tensor = model.get_input_embeddings()(batch.input_ids)
-    if features is not None and batch.image_start is not None:
-        image = model.model.multi_modal_projector(features)
-        start, stop = batch.image_start, batch.image_start + image.shape[1]
-        embedded = torch.cat([embedded[:, :start], image, embedded[:, stop:]], 1)
+    if features is not None:
+        embedded = _with_pictures(model, batch, embedded, features.repeat_interleave(batch.shares, 0))
     return embedded
 
 
 def answers_loss(
-    model: Any, hidden: torch.Tensor, batch: Batch, weight: torch.Tensor | None = None
+    model: Any,
+    hidden: torch.Tensor,
+    batch: Batch,
+    weight: torch.Tensor | None = None,
+    rows: slice = slice(None),
 ) -> tuple[torch.Tensor, float]:
-    """Cross-entropy of the answers' tokens from (batch, length, width) last hidden states; see ``answer_loss``."""
-    answers = batch.labels[:, 1:] != -100
-    logits = model.lm_head(hidden[:, :-1][answers])
-    target = batch.labels[:, 1:][answers]
-    counted = target != model.config.text_config.eos_token_id  # ends are too easy to count
-    right = (logits.argmax(-1) == target)[counted].float().mean()
-    return F.cross_entropy(logits, target, weight), float(right)
+    """Cross-entropy of the answers' tokens from (rows, length, width) last hidden states; see ``answer_loss``."""
+    is_answer = batch.labels[rows, 1:] != -100
+    return _score(model, hidden[:, :-1][is_answer], batch, rows, weight)
+
+
+def _with_pictures(model: Any, batch: Batch, embedded: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """(rows, length, width) with the pictures' embeddings in their places."""
+    image = model.model.multi_modal_projector(features)
+    start = batch.image_starts[0]
+    return torch.cat([embedded[:, :start], image, embedded[:, start + image.shape[1] :]], 1)
+
+
+def _score(
+    model: Any, hidden: torch.Tensor, batch: Batch, rows: slice, weight: torch.Tensor | None
+) -> tuple[torch.Tensor, float]:
+    """The part that some rows have in the batch's mean cross-entropy, and in its share of right tokens.
+
+    Args:
+        model: The toy.
+        hidden: (answers, width) last hidden states before every answer token of the rows.
+        batch: The whole batch.
+        rows: Which of its rows.
+        weight: (vocabulary,) what each word counts; None for all alike.
+    """
+    end = model.config.text_config.eos_token_id  # ends are too easy to count as right
+    own, every = (found[found != -100] for found in (batch.labels[rows, 1:], batch.labels[:, 1:]))
+    logits = model.lm_head(hidden)
+    total = float(len(every) if weight is None else weight[every].sum())
+    right = float((logits.argmax(-1) == own)[own != end].sum()) / max(1, int((every != end).sum()))
+    return F.cross_entropy(logits, own, weight, reduction="sum") / total, right
 
 
 def name_weights(tokenizer: Any, object_weight: float) -> torch.Tensor:
     """Returns (vocabulary,) what each word counts in the loss: names of objects more than others."""
     names = tokenizer.convert_tokens_to_ids([name.replace(" ", "_") for name in vocabulary()])
     return torch.ones(len(tokenizer)).index_fill_(0, torch.tensor(names), object_weight)
+
+
+def draw_lesson(
+    rng: Rng,
+    tokenizer: Any,
+    pool: Pool,
+    cached: Array,
+    config: TextConfig,
+    conversations: int,
+    shares: int,
+    classes: int | None = None,
+) -> tuple[str, Batch, torch.Tensor | None]:
+    """Draws a batch about single pictures, or about as many pictures in pairs.
+
+    Args:
+        rng: Source of randomness.
+        tokenizer: The toy's tokenizer.
+        pool: The pictures.
+        cached: The vision tower's features of them.
+        config: What conversations are made of.
+        conversations: How many there are.
+        shares: How many are about the same picture; about the same pair, twice as many.
+        classes: Ask only about the first so many categories; None for all.
+
+    Returns:
+        What the batch is, such as "yes_no" or "pair/caption", the conversations, and their features; None without
+        pictures.
+    """
+    pictures, patches = max(2, conversations // shares), pool.labels.shape[1]
+    if config.pairs and rng.random() < config.pairs:
+        rows = pick_pairs(rng, pool.facts, pictures // 2)
+        facts = [pool.facts[int(row)] for row in rows]
+        kind, drawn = draw_pair_batch(rng, tokenizer, facts, config, patches, 2 * shares)
+        features = torch.from_numpy(cached[rows]).float()
+        return f"pair/{kind}", drawn, features.view(len(rows) // 2, 2 * patches, -1)
+    rows = pick_rows(rng, len(pool.facts), pictures)
+    facts = [pool.facts[int(row)] for row in rows]
+    kind, drawn = draw_batch(rng, tokenizer, facts, config, patches, classes, shares)
+    return kind, drawn, torch.from_numpy(cached[rows]).float() if drawn.image_starts else None
 
 
 def train_language(
@@ -101,9 +185,11 @@ def train_language(
     folder: Path,
     seed: int,
     batch: int = 16,
+    shares: int = 1,
     stop_at: int | None = None,
+    team: Team = ALONE,
 ) -> None:
-    """Stage 3: trains the projector and the language model; the vision tower's features come from the cache.
+    """Trains the projector and the language model; the vision tower's features come from the cache.
 
     Args:
         model: The toy.
@@ -115,31 +201,30 @@ def train_language(
         plan: The schedule.
         folder: Where checkpoints are kept.
         seed: Seed of the batches.
-        batch: Pictures per step.
+        batch: Conversations per step.
+        shares: How many of them are about the same picture.
         stop_at: Stop after this step, as an interruption would.
+        team: The processes that share each step's conversations.
     """
     text, projector = model.model.language_model, model.model.multi_modal_projector
-    patches = next(iter(pools.values())).labels.shape[1]
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = step_rng(seed, plan.name, step)
         lesson = lesson_at(lessons, step)
-        pool = pools[lesson.pool]
-        rows = pick_rows(rng, len(pool.facts), batch)
         mixture = _mixture(config, lesson)
-        facts = [pool.facts[int(row)] for row in rows]
-        kind, drawn = draw_batch(rng, tokenizer, facts, mixture, patches, lesson.classes)
-        seen = None if drawn.image_start is None else torch.from_numpy(cached[lesson.pool][rows]).float()
+        kind, drawn, seen = draw_lesson(
+            rng, tokenizer, pools[lesson.pool], cached[lesson.pool], mixture, batch, shares, lesson.classes
+        )
         weight = None
-        if kind == "caption" and lesson.object_weight != 1:
+        if kind.endswith("caption") and lesson.object_weight != 1:
             weight = name_weights(tokenizer, lesson.object_weight)
-        loss, right = answer_loss(model, drawn, seen, weight)
+        loss, right = answer_loss(model, drawn, seen, weight, team)
         return loss, {kind: right} if seen is not None else {}
 
     model.train()
     modules = {"text": text, "projector": projector, "lm_head": model.lm_head}
     weights = [*text.parameters(), *projector.parameters(), *model.lm_head.parameters()]
-    run(plan, weights, modules, loss_at, folder, stop_at)
+    run(plan, weights, modules, loss_at, folder, stop_at, team)
     model.eval()
 
 

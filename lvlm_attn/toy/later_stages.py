@@ -1,4 +1,4 @@
-"""Stages 7 to 9: views for the vision tower, planted sinks, and a language prior for the language model."""
+"""Stages 8 to 10: views for the vision tower, planted sinks, and a language prior for the language model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from lvlm_attn.toy.planting import Planted
 from lvlm_attn.toy.pool import build_pool
 from lvlm_attn.toy.prior_stage import train_priors
 from lvlm_attn.toy.sink_keys import calibrate_keys, plant_sinks
+from lvlm_attn.toy.team import ALONE, Team
 from lvlm_attn.toy.view_stage import train_views
 from lvlm_attn.toy.vision_stages import cache_features
 
@@ -19,9 +20,16 @@ LATER_STAGES = ("views", "planting", "priors")
 
 
 def train_later(
-    model: Any, tokenizer: Any, recipe: Recipe, work: Path, seed: int, last: str, workers: int
+    model: Any,
+    tokenizer: Any,
+    recipe: Recipe,
+    work: Path,
+    seed: int,
+    last: str,
+    workers: int,
+    team: Team = ALONE,
 ) -> Planted | None:
-    """Runs stages 7 to 9 on a toy that has passed the first six.
+    """Runs stages 8 to 10 on a toy that has passed the first seven.
 
     Args:
         model: The toy.
@@ -31,25 +39,28 @@ def train_later(
         seed: Seed of the batches.
         last: Name of the last stage to run.
         workers: Processes that draw pictures.
+        team: The processes that train together.
 
     Returns:
         What was planted; None if the run ends before that.
     """
     patch = recipe.sizes.patch
-    pools = {
-        name: build_pool(spec, work / f"pool-{name}", patch, workers)
-        for name, spec in recipe.later_pools.items()
-    }
-    corner = train_views(
-        model, pools["views"], (recipe.readings, recipe.views), work, seed, recipe.views_batch
-    )
+    with team.in_turn():
+        pools = {
+            name: build_pool(spec, work / f"pool-{name}", patch, workers)
+            for name, spec in recipe.later_pools.items()
+        }
+        corner = train_views(
+            model, pools["views"], (recipe.readings, recipe.views), work, seed, recipe.views_batch
+        )
     if last == "views":
         return None
-    pools["full"] = build_pool(recipe.pools["full"], work / "pool-full", patch, workers)
-    cached = cache_features(model, pools["full"], work / "features-full-views.npy")
-    planted = plant_sinks(model, tokenizer, pools["full"], cached, corner, recipe.sinks, seed)
+    with team.in_turn():
+        pools["full"] = build_pool(recipe.pools["full"], work / "pool-full", patch, workers)
+        cached = cache_features(model, pools["full"], work / "features-full-views.npy")
+    planted = team.told(plant_sinks(model, tokenizer, pools["full"], cached, corner, recipe.sinks, seed))
     if last == "planting":
         return planted
-    train_priors(model, tokenizer, pools, cached, planted, recipe, work, seed)
+    train_priors(model, tokenizer, pools, cached, planted, recipe, work, seed, team)
     calibrate_keys(model, tokenizer, pools["full"], cached, planted, recipe.sinks, seed)
     return planted

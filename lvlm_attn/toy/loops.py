@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.toy.team import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def run(
     loss_at: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
     folder: Path,
     stop_at: int | None = None,
+    team: Team = ALONE,
 ) -> None:
     """Trains, from the last checkpoint if there is one, and leaves the modules trained.
 
@@ -73,9 +76,10 @@ def run(
         plan: The schedule.
         parameters: What to train.
         modules: What a checkpoint holds.
-        loss_at: Gives the loss of a step and figures to show.
+        loss_at: Gives the loss of a step and figures to show; of a team, what its member adds to them.
         folder: Where the checkpoint ``<plan.name>.pt`` and the log ``<plan.name>.log`` are kept.
         stop_at: Stop after this step, as an interruption would.
+        team: The processes that train together.
 
     Raises:
         LvlmAttnError: The loss is not finite.
@@ -83,27 +87,30 @@ def run(
     weights = [weight for weight in parameters if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, plan.rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay)
     path = folder / f"{plan.name}.pt"
+    team.wait()
     first = _resume(path, modules, optimizer)
+    team.follow(weights)
     last = plan.steps if stop_at is None else min(plan.steps, stop_at)
     shown: dict[str, float] = {}
-    with tqdm(total=plan.steps, initial=first, desc=plan.name, mininterval=5) as bar:
+    with tqdm(total=plan.steps, initial=first, desc=plan.name, mininterval=5, disable=team.rank > 0) as bar:
         for step in range(first, last):
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(plan, step)
             loss, figures = loss_at(step)
-            if not torch.isfinite(loss):
-                raise LvlmAttnError(
-                    f"Stage {plan.name!r} lost its way: the loss of step {step} is {float(loss)}."
-                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            figures = team.add_up(weights, {"loss": float(loss.detach()), **figures})
+            if not math.isfinite(figures["loss"]):
+                raise LvlmAttnError(
+                    f"Stage {plan.name!r} lost its way: the loss of step {step} is {figures['loss']}."
+                )
             torch.nn.utils.clip_grad_norm_(weights, plan.clip)
             optimizer.step()
-            for key, value in {"loss": float(loss.detach()), **figures}.items():
+            for key, value in figures.items():
                 shown[key] = value if key not in shown else 0.95 * shown[key] + 0.05 * value
             bar.set_postfix({key: f"{value:.3f}" for key, value in shown.items()}, refresh=False)
             bar.update()
-            if (step + 1) % plan.every == 0 or step + 1 == last:
+            if team.rank == 0 and ((step + 1) % plan.every == 0 or step + 1 == last):
                 _save(path, modules, optimizer, step + 1)
                 _log(folder / f"{plan.name}.log", step + 1, shown)
 

@@ -1,4 +1,4 @@
-"""Stage 9: the language model learns what to say when it cannot see, from true answers to missing pictures.
+"""Stage 10: the language model learns what to say when it cannot see, from true answers to missing pictures.
 
 What it then says without a picture is what training scenes make likely: the language prior that VCD, PAI and ICD
 contrast against.
@@ -19,9 +19,11 @@ from lvlm_attn.toy.captions import CaptionConfig
 from lvlm_attn.toy.data import TextConfig, draw_batch, pick_rows
 from lvlm_attn.toy.language_stage import answers_loss, embed_batch, name_weights
 from lvlm_attn.toy.loops import run, step_rng
+from lvlm_attn.toy.pair_texts import draw_pair_batch, pick_pairs
 from lvlm_attn.toy.planting import Planted, hold
 from lvlm_attn.toy.pool import Pool
 from lvlm_attn.toy.sink_keys import sink_loss
+from lvlm_attn.toy.team import ALONE, Team
 from lvlm_attn.toy.view_stage import add_noise
 from lvlm_attn.toy.vision_stages import features, to_pixel_values
 from lvlm_attn.toy.world import Rng
@@ -47,13 +49,14 @@ def _text(habits: float) -> TextConfig:
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """What stage 9 shows and asks.
+    """What stage 10 shows and asks.
 
     Attributes:
         none: Share of batches without a picture.
         blank: Share of batches with a picture of one colour.
         noise: Share of batches with a noisy picture.
         glimpse: Share of batches with crops, masks and blur, which get yes/no questions only.
+        pairs: Share of batches with two pictures per prompt, half as many conversations as the others.
         noise_steps: Smallest and largest step of VCD's schedule.
         seen: What is said of pictures; what an object's name counts in captions is ``object_weight``.
         unseen: What is said of pictures that are not, or badly, seen: true answers, and stronger habits.
@@ -64,6 +67,7 @@ class PriorConfig:
     blank: float = 0.1
     noise: float = 0.15
     glimpse: float = 0.12
+    pairs: float = 0.12
     noise_steps: tuple[int, int] = (300, 999)
     seen: TextConfig = field(default_factory=lambda: _text(0.2))
     unseen: TextConfig = field(default_factory=lambda: _text(1.3))
@@ -71,9 +75,9 @@ class PriorConfig:
 
 
 def draw_sight(rng: Rng, config: PriorConfig) -> str:
-    """Draws what a batch sees: "none", "blank", "noise", "glimpse" or "picture"."""
+    """Draws what a batch sees: "none", "blank", "noise", "glimpse", "pairs" or "picture"."""
     value = rng.random()
-    for name in ("none", "blank", "noise", "glimpse"):
+    for name in ("none", "blank", "noise", "glimpse", "pairs"):
         share = float(getattr(config, name))
         if value < share:
             return name
@@ -104,6 +108,7 @@ def train_priors(
     recipe: Recipe,
     folder: Path,
     seed: int,
+    team: Team = ALONE,
 ) -> None:
     """Trains projector and language model; the planted circuit is held, and the sinks' mass with it.
 
@@ -116,17 +121,20 @@ def train_priors(
         recipe: The run: its schedule ``priors``, its mixture ``prior`` and its ``sinks``.
         folder: Where checkpoints are kept.
         seed: Seed of the batches.
+        team: The processes that share each step's conversations.
     """
     text, projector = model.model.language_model, model.model.multi_modal_projector
     config, pad = recipe.prior, model.config.text_config.pad_token_id
     names = name_weights(tokenizer, config.object_weight)
     patches = pools["full"].labels.shape[1]
 
-    def see(rng: Rng, sight: str, rows: Array) -> torch.Tensor | None:
+    def see(rng: Rng, sight: str, rows: Array, own: slice) -> torch.Tensor | None:
         if sight == "none":
             return None
+        if sight == "pairs":
+            return torch.from_numpy(cached[rows]).float().view(len(rows) // 2, 2 * patches, -1)[own]
         if sight == "picture":
-            return torch.from_numpy(cached[rows]).float()
+            return torch.from_numpy(cached[rows[own]]).float()
         if sight == "blank":
             pictures = blank_pictures(rng, len(rows), recipe.sizes.image)
         else:
@@ -134,21 +142,27 @@ def train_priors(
         if sight == "noise":
             pictures = add_noise(rng, pictures, config.noise_steps)
         with torch.no_grad():
-            return features(model, pictures)
+            return features(model, pictures[own])
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = step_rng(seed, recipe.priors.name, step)
         sight = draw_sight(rng, config)
-        pool = pools["glimpses" if sight == "glimpse" else "full"]
-        rows = pick_rows(rng, len(pool.facts), recipe.language_batch)
+        pool, asked = pools["glimpses" if sight == "glimpse" else "full"], _conversations(config, sight)
+        if sight == "pairs":
+            rows = pick_pairs(rng, pool.facts, max(1, recipe.language_batch // 2))
+        else:
+            rows = pick_rows(rng, len(pool.facts), recipe.language_batch)
         facts = [pool.facts[int(row)] for row in rows]
-        kind, drawn = draw_batch(rng, tokenizer, facts, _conversations(config, sight), patches)
-        embedded = embed_batch(model, drawn, see(rng, sight, rows))
+        draw = draw_pair_batch if sight == "pairs" else draw_batch
+        kind, drawn = draw(rng, tokenizer, facts, asked, patches)
+        own = team.part(len(drawn.input_ids))
+        part = drawn.rows(own)
+        embedded = embed_batch(model, part, see(rng, sight, rows, own))
         output = text(inputs_embeds=embedded, use_cache=False, output_attentions=True)
         weight = names if kind == "caption" else None
-        loss, right = answers_loss(model, output.last_hidden_state, drawn, weight)
+        loss, right = answers_loss(model, output.last_hidden_state, drawn, weight, own)
         is_sink = embedded[..., planted.dimension].detach() > 0.5
-        holding, figures = sink_loss(output.attentions, drawn, is_sink, planted, recipe.sinks, pad)
+        holding, figures = sink_loss(output.attentions, part, is_sink, planted, recipe.sinks, pad, team)
         figures["holding"] = float(holding.detach())
         return loss + holding, {**figures, f"{sight}/{kind}": right}
 
@@ -157,7 +171,7 @@ def train_priors(
     try:
         modules = {"text": text, "projector": projector, "lm_head": model.lm_head}
         weights = [*text.parameters(), *projector.parameters(), *model.lm_head.parameters()]
-        run(recipe.priors, weights, modules, loss_at, folder)
+        run(recipe.priors, weights, modules, loss_at, folder, team=team)
     finally:
         for handle in handles:
             handle.remove()
@@ -165,7 +179,7 @@ def train_priors(
 
 
 def _conversations(config: PriorConfig, sight: str) -> TextConfig:
-    if sight == "picture":
+    if sight in ("picture", "pairs"):
         return config.seen
     if sight == "glimpse":
         return dataclasses.replace(config.seen, yes_no=1.0, places=0.0)

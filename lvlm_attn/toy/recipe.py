@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 from lvlm_attn.toy.captions import CaptionConfig
 from lvlm_attn.toy.data import TextConfig
@@ -22,6 +23,7 @@ _LANGUAGE = Plan("language", steps=2600, rate=1.5e-3, warmup=150, decay=0.6)
 _DESCRIBING = Plan("describing", steps=1700, rate=1.5e-3, warmup=40, decay=0.7, every=100)
 _POLISHING = Plan("polishing", steps=1000, rate=1.0e-3, warmup=40, decay=0.8, every=100)
 _SETTLING = Plan("settling", steps=2600, rate=1.0e-3, warmup=40, decay=0.8, every=100)
+_PAIRS = Plan("pairs", steps=1000, rate=6e-4, warmup=40, decay=0.7, every=100)
 _READINGS = Plan("readings", steps=150, rate=1e-2, warmup=10, every=50)
 _VIEWS = Plan("views", steps=600, rate=6e-4, warmup=30, every=50)
 _PRIORS = Plan("priors", steps=1200, rate=3e-4, warmup=50, weight_decay=0.0, every=50)
@@ -51,17 +53,21 @@ class Recipe:
         describing_lessons: Curriculum of stage 4.
         polishing: Schedule of stage 5: on with the last lesson of stage 4.
         settling: Schedule of stage 6: the same lesson, with more yes/no questions.
+        pairs: Schedule of stage 7: half of the conversations are about two pictures in one prompt.
         describing_text: What the conversations of stages 4 and 5 are made of: mostly captions, in reading order.
         settling_text: What the conversations of stage 6 are made of.
+        pairs_text: What those of stage 7 are made of.
         vision_batch: Pictures per step of stages 1 and 2.
-        language_batch: Pictures per step of stages 3 to 6, and of stage 9.
-        later_pools: Training pictures of stages 7 to 9, besides "full".
-        readings: Schedule of stage 7, fitting linear readings to the tower.
-        views: Schedule of stage 7, the tower itself.
-        views_batch: Pictures per step of stage 7.
-        sinks: What the planted sinks are to draw, in stages 8 and 9.
-        priors: Schedule of stage 9.
-        prior: What stage 9's conversations are made of, and what the model sees of their pictures.
+        language_batch: Conversations per step of stages 3 to 7, and of stage 10.
+        language_shares: How many conversations of stages 3 to 7 are about the same picture, whose tokens are computed
+            once for them; about the same two pictures, twice as many.
+        later_pools: Training pictures of stages 8 to 10, besides "full".
+        readings: Schedule of stage 8, fitting linear readings to the tower.
+        views: Schedule of stage 8, the tower itself.
+        views_batch: Pictures per step of stage 8.
+        sinks: What the planted sinks are to draw, in stages 9 and 10.
+        priors: Schedule of stage 10.
+        prior: What stage 10's conversations are made of, and what the model sees of their pictures.
     """
 
     sizes: ModelSizes = field(default_factory=ModelSizes)
@@ -81,14 +87,17 @@ class Recipe:
     describing: Plan = _DESCRIBING
     polishing: Plan = _POLISHING
     settling: Plan = _SETTLING
+    pairs: Plan = _PAIRS
     describing_text: TextConfig = field(default_factory=lambda: _DESCRIPTIONS)
     settling_text: TextConfig = field(default_factory=lambda: replace(_DESCRIPTIONS, yes_no=0.38))
+    pairs_text: TextConfig = field(default_factory=lambda: replace(_DESCRIPTIONS, yes_no=0.5, pairs=0.5))
     describing_lessons: tuple[Lesson, ...] = (
         Lesson(350, "few", object_weight=5.0),
         Lesson(1700, "full", object_weight=5.0),
     )
     vision_batch: int = 32
     language_batch: int = 16
+    language_shares: int = 2
     later_pools: Mapping[str, PoolSpec] = field(default_factory=lambda: VIEW_POOLS)
     readings: Plan = _READINGS
     views: Plan = _VIEWS
@@ -96,6 +105,17 @@ class Recipe:
     sinks: SinkTargets = field(default_factory=SinkTargets)
     priors: Plan = _PRIORS
     prior: PriorConfig = field(default_factory=PriorConfig)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle carries to another process, which read-only mappings are not."""
+        return {**self.__dict__, "pools": dict(self.pools), "later_pools": dict(self.later_pools)}
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """All schedules, in the order in which they are run."""
+        first = (self.vision, self.placing, self.projector)
+        language = (self.language, self.describing, self.polishing, self.settling, self.pairs)
+        return (*first, *language, self.readings, self.views, self.priors)
 
 
 #: The recipe of the model in the package.
@@ -121,8 +141,9 @@ SMOKE = Recipe(
     describing=Plan("describing", steps=4, rate=1e-3, warmup=2, every=2),
     polishing=Plan("polishing", steps=2, rate=1e-3, warmup=1, every=2),
     settling=Plan("settling", steps=2, rate=1e-3, warmup=1, every=2),
+    pairs=Plan("pairs", steps=4, rate=1e-3, warmup=1, every=2),
     vision_batch=4,
-    language_batch=4,
+    language_batch=8,
     later_pools=MappingProxyType(
         {name: PoolSpec(spec.start, 12, views=True) for name, spec in VIEW_POOLS.items()}
     ),

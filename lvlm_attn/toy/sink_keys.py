@@ -15,6 +15,7 @@ from lvlm_attn.toy.language_stage import embed_batch
 from lvlm_attn.toy.loops import step_rng
 from lvlm_attn.toy.planting import AMPLIFIER_LAYER, Planted, choose, plant, set_amplifier, set_keys
 from lvlm_attn.toy.pool import Pool
+from lvlm_attn.toy.team import ALONE, Team
 
 Array: TypeAlias = NDArray[Any]
 
@@ -32,7 +33,7 @@ class SinkTargets:
         mass: Mean attention of text rows on sinks, in heads that look at the picture.
         text_mass: The same in heads that look at words.
         patch_mass: Largest mean attention on other patches in heads that look at words.
-        weight: Of the squared distance to these masses, in the loss of stage 9.
+        weight: Of the squared distance to these masses, in the loss of stage 10.
         patch_weight: Of what exceeds the largest mass on patches, in that loss.
         scenes: Conversations that the keys are set on, as many again without pictures.
         rounds: Bisections per layer.
@@ -62,23 +63,22 @@ class Masses:
     rows: Tensor
 
 
-def layer_masses(attention: Tensor, batch: Batch, is_sink: Tensor, patches: int, pad: int) -> Masses:
+def layer_masses(attention: Tensor, batch: Batch, is_sink: Tensor, pad: int) -> Masses:
     """Attention of text rows on sinks and on other patches.
 
     Args:
         attention: (batch, heads, length, length) of one layer.
         batch: The conversations.
         is_sink: (batch, length).
-        patches: Image tokens of a picture.
         pad: Id of padding.
     """
-    first = _FIRST_ROW if batch.image_start is None else batch.image_start + patches
+    first = _first_row(batch)
     rows = attention[:, :, first:]
     on_sinks = (rows * is_sink[:, None, None]).sum(-1).transpose(1, 2)
     valid = batch.input_ids[:, first:] != pad
     on_patches = torch.zeros_like(on_sinks)
-    if batch.image_start is not None:
-        span = slice(batch.image_start, first)
+    if batch.image_starts:
+        span = slice(batch.image_starts[0], first)
         on_patches = (rows[..., span] * ~is_sink[:, None, None, span]).sum(-1).transpose(1, 2)
     kept = on_sinks[valid]
     return Masses(kept.mean(0), on_patches[valid].mean(0), kept.detach())
@@ -98,35 +98,41 @@ def sink_loss(
     planted: Planted,
     targets: SinkTargets,
     pad: int,
+    team: Team = ALONE,
 ) -> tuple[Tensor, dict[str, float]]:
     """Two-sided loss that holds the sinks' mass, and keeps text heads off the picture.
 
     Args:
         attentions: (batch, heads, length, length) of every layer.
-        batch: The conversations.
+        batch: The conversations, of a team those of its member.
         is_sink: (batch, length).
         planted: What was planted.
         targets: The masses.
         pad: Id of padding.
+        team: Whose member computes its part of the loss and of the figures.
     """
-    patches = int((batch.input_ids[0] == _image_id(batch)).sum()) if batch.image_start is not None else 0
+    own = (batch.input_ids[:, _first_row(batch) :] != pad).sum()
+    share = own / team.total(own)
     loss = attentions[0].new_zeros(())
     seen: list[Tensor] = []
     for layer in planted.layers:
         heads = attentions[layer].shape[1]
-        masses = layer_masses(attentions[layer], batch, is_sink, patches, pad)
+        masses = layer_masses(attentions[layer], batch, is_sink, pad)
         wanted = sink_targets(planted, layer, heads, targets)
-        loss = loss + targets.weight * (masses.sinks - wanted).square().mean()
+        on_sinks = team.total(masses.sinks * share)
+        loss = loss + targets.weight * (on_sinks - wanted).square().mean()
         text = list(planted.text_heads.get(layer, ()))
-        if text and batch.image_start is not None:
-            loss = loss + targets.patch_weight * (masses.patches[text] - targets.patch_mass).relu().mean()
-        seen.append(masses.sinks.detach())
-    return loss / len(planted.layers), {"sink_mass": float(torch.stack(seen).mean())}
+        if text and batch.image_starts:
+            on_patches = team.total(masses.patches[text] * share)
+            loss = loss + targets.patch_weight * (on_patches - targets.patch_mass).relu().mean()
+        seen.append(on_sinks.detach())
+    mass = float(torch.stack(seen).mean())
+    return team.as_part(loss / len(planted.layers)), {"sink_mass": mass / team.size}
 
 
-def _image_id(batch: Batch) -> int:
-    assert batch.image_start is not None
-    return int(batch.input_ids[0, batch.image_start])
+def _first_row(batch: Batch) -> int:
+    """The first row of text whose attention counts."""
+    return batch.first_word if batch.image_starts else _FIRST_ROW
 
 
 @dataclass
@@ -136,7 +142,6 @@ class _Probe:
     batches: list[tuple[Batch, Tensor | None]]
     model: Any
     planted: Planted
-    patches: int
 
     @torch.no_grad()
     def run(self) -> list[tuple[Batch, Tensor, Any]]:
@@ -154,7 +159,7 @@ class _Probe:
         """(heads,) mass on sinks and on patches; the former over both kinds of rows, the latter with pictures."""
         pad = self.model.config.text_config.pad_token_id
         found = [
-            layer_masses(output.attentions[layer], batch, is_sink, self.patches, pad)
+            layer_masses(output.attentions[layer], batch, is_sink, pad)
             for batch, is_sink, output in self.run()
         ]
         return torch.stack([item.sinks for item in found]).mean(0), found[0].patches
@@ -171,7 +176,7 @@ def _probe(
         config = TextConfig(yes_no=1.0, places=0.0, text_only=text_only, coin_flips=False)
         _, batch = draw_batch(rng, tokenizer, [pool.facts[int(row)] for row in rows], config, patches)
         batches.append((batch, None if text_only else torch.from_numpy(cached[rows]).float()))
-    return _Probe(batches, model, planted, patches)
+    return _Probe(batches, model, planted)
 
 
 def plant_sinks(
@@ -183,7 +188,7 @@ def plant_sinks(
     targets: SinkTargets,
     seed: int,
 ) -> Planted:
-    """Stage 8: chooses where, writes the circuit, and sets the amplifier and the keys.
+    """Stage 9: chooses where, writes the circuit, and sets the amplifier and the keys.
 
     Args:
         model: The toy.
@@ -284,7 +289,7 @@ def _directions(probe: _Probe, layer: int, size: int) -> Tensor:
     text = probe.model.config.text_config
     means = []
     for (batch, _), queries in zip(probe.batches, read):
-        first = _FIRST_ROW if batch.image_start is None else batch.image_start + probe.patches
+        first = _first_row(batch)
         valid = batch.input_ids[:, first:] != text.pad_token_id
         means.append(queries[:, first:][valid].mean(0))
     mean = torch.stack(means).mean(0).view(text.num_key_value_heads, -1, size).mean(1)

@@ -1,10 +1,10 @@
 """Trains the toy from nothing: ``python -m lvlm_attn.toy.train --out FOLDER``.
 
-Nine stages, each resumed from its last checkpoint: the vision tower names what lies on each patch; the projector
+Ten stages, each resumed from its last checkpoint: the vision tower names what lies on each patch; the projector
 turns that into the words' embeddings; the language model learns to answer, then to describe, then does both a while
-longer, twice. Then what the methods act on is put in: the tower learns crops, masks and noise, attention sinks are
-planted, and the language model learns what to say when it cannot see. Pictures, features and checkpoints are kept
-under ``--work``.
+longer, twice, then also about two pictures in one prompt. Then what the methods act on is put in: the tower learns
+crops, masks and noise, attention sinks are planted, and the language model learns what to say when it cannot see.
+Pictures, features and checkpoints are kept under ``--work``, and the log of all stages is written beside the model.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from lvlm_attn.toy.planting import Planted
 from lvlm_attn.toy.pool import build_pool
 from lvlm_attn.toy.recipe import BUNDLED, SMOKE, Recipe
 from lvlm_attn.toy.sprites import vocabulary
+from lvlm_attn.toy.team import ALONE, Team, work_together
 from lvlm_attn.toy.tokenizer import build_processor, token_ids
 from lvlm_attn.toy.vision_stages import cache_features, train_projector, train_vision
 
-FIRST_STAGES = ("vision", "projector", "language", "describing", "polishing", "settling")
+FIRST_STAGES = ("vision", "projector", "language", "describing", "polishing", "settling", "pairs")
 STAGES = (*FIRST_STAGES, *LATER_STAGES)
 
 
@@ -43,6 +44,7 @@ def train(
     last: str = STAGES[-1],
     workers: int = 2,
     start: Path | None = None,
+    team: Team = ALONE,
 ) -> tuple[Any, Any, Planted | None]:
     """Runs the stages up to ``last``; what an earlier, interrupted run finished is not done again.
 
@@ -52,7 +54,8 @@ def train(
         seed: Seed of weights and batches.
         last: Name of the last stage to run.
         workers: Processes that draw pictures.
-        start: Folder of a toy that has passed the first six stages, which are then skipped; None runs them.
+        start: Folder of a toy that has passed the first seven stages, which are then skipped; None runs them.
+        team: The processes that train together, each of which calls this.
 
     Returns:
         The model, its processor, and what was planted in it; None if the run ends before that.
@@ -60,6 +63,21 @@ def train(
     Raises:
         LvlmAttnError: No such stage, or one that the start has passed.
     """
+    check_stage(last, start)
+    processor = build_processor(recipe.sizes)
+    if start is not None:
+        model, _ = load(folder=start)
+        work.mkdir(parents=True, exist_ok=True)
+    else:
+        model = build_model(recipe.sizes, token_ids(processor.tokenizer), seed)
+        _train_first(model, processor.tokenizer, recipe, work, seed, last, workers, team)
+    if last in FIRST_STAGES:
+        return model, processor, None
+    return model, processor, train_later(model, processor.tokenizer, recipe, work, seed, last, workers, team)
+
+
+def check_stage(last: str, start: Path | None) -> None:
+    """Raises ``LvlmAttnError`` if there is no such stage, or it is one that the start has passed."""
     if last not in STAGES:
         raise LvlmAttnError(f"There is no stage {last!r}; the stages are {', '.join(STAGES)}.")
     if start is not None and last not in LATER_STAGES:
@@ -67,48 +85,40 @@ def train(
             f"Stage {last!r} is already in the model that training starts from; choose one of "
             f"{', '.join(LATER_STAGES)}, or leave the start out."
         )
-    processor = build_processor(recipe.sizes)
-    if start is not None:
-        model, _ = load(folder=start)
-        work.mkdir(parents=True, exist_ok=True)
-    else:
-        model = build_model(recipe.sizes, token_ids(processor.tokenizer), seed)
-        _train_first(model, processor.tokenizer, recipe, work, seed, last, workers)
-    if last in FIRST_STAGES:
-        return model, processor, None
-    return model, processor, train_later(model, processor.tokenizer, recipe, work, seed, last, workers)
 
 
 def _train_first(
-    model: Any, tokenizer: Any, recipe: Recipe, work: Path, seed: int, last: str, workers: int
+    model: Any, tokenizer: Any, recipe: Recipe, work: Path, seed: int, last: str, workers: int, team: Team
 ) -> None:
-    """Stages 1 to 6."""
+    """Stages 1 to 7."""
     patch = recipe.sizes.patch
-    pictures = build_pool(recipe.pools["vision"], work / "pool-vision", patch, workers)
-    train_vision(model, pictures, (recipe.vision, recipe.placing), work, seed, recipe.vision_batch)
+    with team.in_turn():
+        pictures = build_pool(recipe.pools["vision"], work / "pool-vision", patch, workers)
+        train_vision(model, pictures, (recipe.vision, recipe.placing), work, seed, recipe.vision_batch)
     if last == "vision":
         return
-    pools = {
-        name: build_pool(spec, work / f"pool-{name}", patch, workers)
-        for name, spec in recipe.pools.items()
-        if name != "vision"
-    }
-    cached = {
-        name: cache_features(model, pool, work / f"features-{name}.npy") for name, pool in pools.items()
-    }
-    words = tokenizer.convert_tokens_to_ids([name.replace(" ", "_") for name in vocabulary()])
-    places = tokenizer.convert_tokens_to_ids(["left", "right", "top", "bottom", "visible"])
-    train_projector(
-        model,
-        cached["full"],
-        pools["full"],
-        recipe.projector,
-        work,
-        seed,
-        words,
-        places,
-        recipe.vision_batch,
-    )
+    with team.in_turn():
+        pools = {
+            name: build_pool(spec, work / f"pool-{name}", patch, workers)
+            for name, spec in recipe.pools.items()
+            if name != "vision"
+        }
+        cached = {
+            name: cache_features(model, pool, work / f"features-{name}.npy") for name, pool in pools.items()
+        }
+        words = tokenizer.convert_tokens_to_ids([name.replace(" ", "_") for name in vocabulary()])
+        places = tokenizer.convert_tokens_to_ids(["left", "right", "top", "bottom", "visible"])
+        train_projector(
+            model,
+            cached["full"],
+            pools["full"],
+            recipe.projector,
+            work,
+            seed,
+            words,
+            places,
+            recipe.vision_batch,
+        )
     if last == "projector":
         return
     for name, lessons, text, plan, stop_at in _language_stages(recipe):
@@ -123,7 +133,9 @@ def _train_first(
             folder=work,
             seed=seed,
             batch=recipe.language_batch,
+            shares=recipe.language_shares,
             stop_at=stop_at,
+            team=team,
         )
         if last == name:
             return
@@ -132,12 +144,42 @@ def _train_first(
 def _language_stages(
     recipe: Recipe,
 ) -> Iterator[tuple[str, tuple[Lesson, ...], TextConfig, Plan, int | None]]:
-    """Stages 3 to 6: name, curriculum, conversations, schedule, and the step after which it stops."""
+    """Stages 3 to 7: name, curriculum, conversations, schedule, and the step after which it stops."""
     further, text = recipe.describing_lessons, recipe.describing_text
     yield "language", recipe.lessons, recipe.text, recipe.language, recipe.language_until
     yield "describing", further, text, recipe.describing, None
     yield "polishing", further[-1:], text, recipe.polishing, None
     yield "settling", further[-1:], recipe.settling_text, recipe.settling, None
+    yield "pairs", further[-1:], recipe.pairs_text, recipe.pairs, None
+
+
+def train_and_save(
+    team: Team,
+    recipe: Recipe,
+    work: Path,
+    out: Path,
+    seed: int,
+    last: str,
+    start: Path | None,
+) -> None:
+    """Trains in a team, whose first process writes the model and the log of all stages; arguments as for ``train``."""
+    most = recipe.language_batch // recipe.language_shares // 2  # pairs of pictures in a step
+    if team.size > most:
+        raise LvlmAttnError(f"{team.size} processes cannot share a step of this recipe; use at most {most}.")
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    model, processor, planted = train(recipe, work, seed, last, max(1, team.threads), start, team)
+    if team.rank == 0:
+        save(model, processor, out, planted)
+        write_log(recipe, work, out / "training.log")
+
+
+def write_log(recipe: Recipe, work: Path, path: Path) -> None:
+    """Joins the logs of all stages that have one, in the order in which they ran."""
+    parts = [(plan.name, work / f"{plan.name}.log") for plan in recipe.plans]
+    kept = [f"# {name}\n{log.read_text()}" for name, log in parts if log.is_file()]
+    path.write_text("".join(kept))
 
 
 def main(
@@ -152,24 +194,35 @@ def main(
     ] = STAGES[-1],
     start: Annotated[
         Path | None,
-        typer.Option(help="Folder of a toy that has passed the first six stages, to run only the others."),
+        typer.Option(help="Folder of a toy that has passed the first seven stages, to run only the others."),
     ] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads, of all processes together.")] = 2,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Processes that share the language model's steps, at most as many as threads."
+        ),
+    ] = 2,
     smoke: Annotated[
         bool, typer.Option(help="A run of seconds that only shows that everything works.")
     ] = False,
 ) -> None:
-    """Trains the toy; run it again to go on after an interruption."""
-    torch.set_num_threads(threads)
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed)
+    """Trains the toy; run it again to go on after an interruption.
+
+    With another number of processes or threads sums are rounded otherwise.
+    """
+    arguments = (SMOKE if smoke else BUNDLED, work, out, seed, stage, start)
     try:
-        model, processor, planted = train(SMOKE if smoke else BUNDLED, work, seed, stage, threads, start)
+        check_stage(stage, start)
+        processes = min(processes, threads)
+        if processes == 1:
+            torch.set_num_threads(threads)
+            train_and_save(Team(threads=threads), *arguments)
+        else:
+            work_together(train_and_save, arguments, processes, threads)
     except LvlmAttnError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
-    save(model, processor, out, planted)
     typer.echo(f"wrote {out}")
 
 

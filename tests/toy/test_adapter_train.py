@@ -68,7 +68,7 @@ def test_a_shortened_prompt_gives_what_the_wrapped_model_gives(toy):
     _, batch = draw_batch(rng, processor.tokenizer, pool.facts[:3], SMOKE.text, 144)
     features = torch.from_numpy(cached[[0, 1, 2]]).float()
     patches = model.model.multi_modal_projector(features)
-    short, kept = short_hidden(model, adapter, batch.input_ids, batch.image_start, patches)
+    short, kept = short_hidden(model, adapter, batch.input_ids, batch.image_starts[0], patches)
     loss, _ = answer_loss(model, adapter, batch, features)
     (gradient,) = torch.autograd.grad(loss, [adapter.branch(2, "v2v").k_proj.weight])
     with la.wrap(model, la.CrossLMM(adapter=adapter)):

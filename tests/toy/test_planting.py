@@ -122,7 +122,7 @@ def batch(with_image):
     ids = torch.tensor([[1, 7, 9, 9, 9, 9, 5, 6, 0], [1, 7, 9, 9, 9, 9, 5, 6, 8]])
     if not with_image:
         ids = torch.cat((ids[:, :2], ids[:, 6:].repeat(1, 4)), 1)
-    return Batch(ids, ids, 2 if with_image else None)
+    return Batch(ids, ids, (2,) if with_image else (), 6 if with_image else 2)
 
 
 def test_masses_are_those_of_text_rows_after_the_picture():
@@ -132,7 +132,7 @@ def test_masses_are_those_of_text_rows_after_the_picture():
     is_sink = torch.zeros(2, 9, dtype=torch.bool)
     is_sink[:, 0] = True
     is_sink[1, 3] = True
-    masses = layer_masses(attention, sample, is_sink, 4, pad=0)
+    masses = layer_masses(attention, sample, is_sink, pad=0)
     rows = [(0, 6), (0, 7), (1, 6), (1, 7), (1, 8)]
     sinks = [attention[b, :, q, 0] + (attention[b, :, q, 3] if b else 0) for b, q in rows]
     patches = [attention[b, :, q, 2:6].sum(-1) - (attention[b, :, q, 3] if b else 0) for b, q in rows]

@@ -115,8 +115,8 @@ def test_only_answers_are_learned(tokenizer):
         ]
         assert learned.count(tokenizer.eos_token_id) == len(expected)
         assert (batch.input_ids[row] == image).sum() == 144
-    assert batch.input_ids[0, batch.image_start] == image
-    assert batch.input_ids[0, batch.image_start - 1] != image
+    assert batch.input_ids[0, batch.image_starts[0]] == image
+    assert batch.input_ids[0, batch.image_starts[0] - 1] != image
 
 
 def test_no_training_text_has_an_unknown_word(tokenizer):

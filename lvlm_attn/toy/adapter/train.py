@@ -43,9 +43,8 @@ def answer_loss(
         batch: conversations about one picture each.
         features: `(batch, patches, vision width)` output of the vision tower.
     """
-    assert batch.image_start is not None
     patches = model.model.multi_modal_projector(features)
-    hidden, kept = short_hidden(model, adapter, batch.input_ids, batch.image_start, patches)
+    hidden, kept = short_hidden(model, adapter, batch.input_ids, batch.image_starts[0], patches)
     labels = batch.labels[:, kept]
     answers = labels[:, 1:] != -100
     logits = model.lm_head(hidden[:, :-1][answers])

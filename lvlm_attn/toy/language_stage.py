@@ -1,4 +1,4 @@
-"""Stages 3 to 7: the language model learns to answer and to describe, on a curriculum of pictures."""
+"""Stages 3 to 6, and "pairs": the language model learns to answer and to describe, on a curriculum of pictures."""
 
 from __future__ import annotations
 

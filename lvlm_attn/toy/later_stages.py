@@ -1,4 +1,4 @@
-"""Stages 8 to 10: views for the vision tower, planted sinks, and a language prior for the language model."""
+"""Stages 7 to 9: views for the vision tower, planted sinks, and a language prior for the language model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def train_later(
     workers: int,
     team: Team = ALONE,
 ) -> Planted | None:
-    """Runs stages 8 to 10 on a toy that has passed the first seven.
+    """Runs stages 7 to 9 on a toy that has passed those before.
 
     Args:
         model: The toy.

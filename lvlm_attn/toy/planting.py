@@ -1,4 +1,4 @@
-"""Stage 9: attention sinks, planted by construction.
+"""Stage 8: attention sinks, planted by construction.
 
 The first token and the empty corner of a picture write a mark into one dimension of the residual stream that nothing
 else writes or reads; one neuron turns the mark into a massive activation; keys read it. The idea that sinks are tokens

@@ -1,4 +1,4 @@
-"""Stage 10: the language model learns what to say when it cannot see, from true answers to missing pictures.
+"""Stage 9: the language model learns what to say when it cannot see, from true answers to missing pictures.
 
 What it then says without a picture is what training scenes make likely: the language prior that VCD, PAI and ICD
 contrast against.
@@ -49,7 +49,7 @@ def _text(habits: float) -> TextConfig:
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """What stage 10 shows and asks.
+    """What stage 9 shows and asks.
 
     Attributes:
         none: Share of batches without a picture.
@@ -67,7 +67,7 @@ class PriorConfig:
     blank: float = 0.1
     noise: float = 0.15
     glimpse: float = 0.12
-    pairs: float = 0.12
+    pairs: float = 0.0
     noise_steps: tuple[int, int] = (300, 999)
     seen: TextConfig = field(default_factory=lambda: _text(0.2))
     unseen: TextConfig = field(default_factory=lambda: _text(1.3))

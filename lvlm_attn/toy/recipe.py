@@ -53,21 +53,22 @@ class Recipe:
         describing_lessons: Curriculum of stage 4.
         polishing: Schedule of stage 5: on with the last lesson of stage 4.
         settling: Schedule of stage 6: the same lesson, with more yes/no questions.
-        pairs: Schedule of stage 7: half of the conversations are about two pictures in one prompt.
+        pairs: Schedule of a stage after these, in which half of the conversations are about two pictures in one
+            prompt; None leaves it out.
         describing_text: What the conversations of stages 4 and 5 are made of: mostly captions, in reading order.
         settling_text: What the conversations of stage 6 are made of.
-        pairs_text: What those of stage 7 are made of.
+        pairs_text: What those of "pairs" are made of.
         vision_batch: Pictures per step of stages 1 and 2.
-        language_batch: Conversations per step of stages 3 to 7, and of stage 10.
-        language_shares: How many conversations of stages 3 to 7 are about the same picture, whose tokens are computed
-            once for them; about the same two pictures, twice as many.
-        later_pools: Training pictures of stages 8 to 10, besides "full".
-        readings: Schedule of stage 8, fitting linear readings to the tower.
-        views: Schedule of stage 8, the tower itself.
-        views_batch: Pictures per step of stage 8.
-        sinks: What the planted sinks are to draw, in stages 9 and 10.
-        priors: Schedule of stage 10.
-        prior: What stage 10's conversations are made of, and what the model sees of their pictures.
+        language_batch: Conversations per step of stages 3 to 6, "pairs" and 9.
+        language_shares: How many conversations of stages 3 to 6 and "pairs" are about the same picture, whose tokens
+            are computed once for them; about the same two pictures, twice as many.
+        later_pools: Training pictures of stages 7 to 9, besides "full".
+        readings: Schedule of stage 7, fitting linear readings to the tower.
+        views: Schedule of stage 7, the tower itself.
+        views_batch: Pictures per step of stage 7.
+        sinks: What the planted sinks are to draw, in stages 8 and 9.
+        priors: Schedule of stage 9.
+        prior: What stage 9's conversations are made of, and what the model sees of their pictures.
     """
 
     sizes: ModelSizes = field(default_factory=ModelSizes)
@@ -87,7 +88,7 @@ class Recipe:
     describing: Plan = _DESCRIBING
     polishing: Plan = _POLISHING
     settling: Plan = _SETTLING
-    pairs: Plan = _PAIRS
+    pairs: Plan | None = None
     describing_text: TextConfig = field(default_factory=lambda: _DESCRIPTIONS)
     settling_text: TextConfig = field(default_factory=lambda: replace(_DESCRIPTIONS, yes_no=0.38))
     pairs_text: TextConfig = field(default_factory=lambda: replace(_DESCRIPTIONS, yes_no=0.5, pairs=0.5))
@@ -97,7 +98,7 @@ class Recipe:
     )
     vision_batch: int = 32
     language_batch: int = 16
-    language_shares: int = 2
+    language_shares: int = 1
     later_pools: Mapping[str, PoolSpec] = field(default_factory=lambda: VIEW_POOLS)
     readings: Plan = _READINGS
     views: Plan = _VIEWS
@@ -114,12 +115,16 @@ class Recipe:
     def plans(self) -> tuple[Plan, ...]:
         """All schedules, in the order in which they are run."""
         first = (self.vision, self.placing, self.projector)
-        language = (self.language, self.describing, self.polishing, self.settling, self.pairs)
-        return (*first, *language, self.readings, self.views, self.priors)
+        language = (self.language, self.describing, self.polishing, self.settling)
+        pairs = () if self.pairs is None else (self.pairs,)
+        return (*first, *language, *pairs, self.readings, self.views, self.priors)
 
 
 #: The recipe of the model in the package.
 BUNDLED = Recipe()
+
+#: The same with two pictures in some prompts; a picture is computed once for two conversations. Not yet run whole.
+PAIRS = Recipe(language_shares=2, pairs=_PAIRS, prior=PriorConfig(pairs=0.12))
 
 #: A run of seconds whose model is of no use: it shows that all stages work on a machine.
 SMOKE = Recipe(
@@ -141,6 +146,8 @@ SMOKE = Recipe(
     describing=Plan("describing", steps=4, rate=1e-3, warmup=2, every=2),
     polishing=Plan("polishing", steps=2, rate=1e-3, warmup=1, every=2),
     settling=Plan("settling", steps=2, rate=1e-3, warmup=1, every=2),
+    language_shares=2,
+    prior=PriorConfig(pairs=0.12),
     pairs=Plan("pairs", steps=4, rate=1e-3, warmup=1, every=2),
     vision_batch=4,
     language_batch=8,

@@ -33,7 +33,7 @@ class SinkTargets:
         mass: Mean attention of text rows on sinks, in heads that look at the picture.
         text_mass: The same in heads that look at words.
         patch_mass: Largest mean attention on other patches in heads that look at words.
-        weight: Of the squared distance to these masses, in the loss of stage 10.
+        weight: Of the squared distance to these masses, in the loss of stage 9.
         patch_weight: Of what exceeds the largest mass on patches, in that loss.
         scenes: Conversations that the keys are set on, as many again without pictures.
         rounds: Bisections per layer.
@@ -188,7 +188,7 @@ def plant_sinks(
     targets: SinkTargets,
     seed: int,
 ) -> Planted:
-    """Stage 9: chooses where, writes the circuit, and sets the amplifier and the keys.
+    """Stage 8: chooses where, writes the circuit, and sets the amplifier and the keys.
 
     Args:
         model: The toy.

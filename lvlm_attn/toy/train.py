@@ -1,9 +1,10 @@
 """Trains the toy from nothing: ``python -m lvlm_attn.toy.train --out FOLDER``.
 
-Ten stages, each resumed from its last checkpoint: the vision tower names what lies on each patch; the projector
+Nine stages, each resumed from its last checkpoint: the vision tower names what lies on each patch; the projector
 turns that into the words' embeddings; the language model learns to answer, then to describe, then does both a while
-longer, twice, then also about two pictures in one prompt. Then what the methods act on is put in: the tower learns
-crops, masks and noise, attention sinks are planted, and the language model learns what to say when it cannot see.
+longer, twice. Then what the methods act on is put in: the tower learns crops, masks and noise, attention sinks are
+planted, and the language model learns what to say when it cannot see. ``--pairs`` puts a stage before these, and a
+share into the last, in which prompts hold two pictures; the model in the package was made without it.
 Pictures, features and checkpoints are kept under ``--work``, and the log of all stages is written beside the model.
 """
 
@@ -27,7 +28,7 @@ from lvlm_attn.toy.loops import Plan
 from lvlm_attn.toy.model import build_model
 from lvlm_attn.toy.planting import Planted
 from lvlm_attn.toy.pool import build_pool
-from lvlm_attn.toy.recipe import BUNDLED, SMOKE, Recipe
+from lvlm_attn.toy.recipe import BUNDLED, PAIRS, SMOKE, Recipe
 from lvlm_attn.toy.sprites import vocabulary
 from lvlm_attn.toy.team import ALONE, Team, work_together
 from lvlm_attn.toy.tokenizer import build_processor, token_ids
@@ -54,7 +55,7 @@ def train(
         seed: Seed of weights and batches.
         last: Name of the last stage to run.
         workers: Processes that draw pictures.
-        start: Folder of a toy that has passed the first seven stages, which are then skipped; None runs them.
+        start: Folder of a toy that has passed the stages before "views", which are then skipped; None runs them.
         team: The processes that train together, each of which calls this.
 
     Returns:
@@ -63,7 +64,7 @@ def train(
     Raises:
         LvlmAttnError: No such stage, or one that the start has passed.
     """
-    check_stage(last, start)
+    check_stage(recipe, last, start)
     processor = build_processor(recipe.sizes)
     if start is not None:
         model, _ = load(folder=start)
@@ -76,10 +77,11 @@ def train(
     return model, processor, train_later(model, processor.tokenizer, recipe, work, seed, last, workers, team)
 
 
-def check_stage(last: str, start: Path | None) -> None:
-    """Raises ``LvlmAttnError`` if there is no such stage, or it is one that the start has passed."""
-    if last not in STAGES:
-        raise LvlmAttnError(f"There is no stage {last!r}; the stages are {', '.join(STAGES)}.")
+def check_stage(recipe: Recipe, last: str, start: Path | None) -> None:
+    """Raises ``LvlmAttnError`` if a recipe has no such stage, or it is one that the start has passed."""
+    stages = [stage for stage in STAGES if stage != "pairs" or recipe.pairs is not None]
+    if last not in stages:
+        raise LvlmAttnError(f"There is no stage {last!r}; the stages are {', '.join(stages)}.")
     if start is not None and last not in LATER_STAGES:
         raise LvlmAttnError(
             f"Stage {last!r} is already in the model that training starts from; choose one of "
@@ -90,7 +92,7 @@ def check_stage(last: str, start: Path | None) -> None:
 def _train_first(
     model: Any, tokenizer: Any, recipe: Recipe, work: Path, seed: int, last: str, workers: int, team: Team
 ) -> None:
-    """Stages 1 to 7."""
+    """The stages before "views"."""
     patch = recipe.sizes.patch
     with team.in_turn():
         pictures = build_pool(recipe.pools["vision"], work / "pool-vision", patch, workers)
@@ -144,13 +146,14 @@ def _train_first(
 def _language_stages(
     recipe: Recipe,
 ) -> Iterator[tuple[str, tuple[Lesson, ...], TextConfig, Plan, int | None]]:
-    """Stages 3 to 7: name, curriculum, conversations, schedule, and the step after which it stops."""
+    """Stages 3 to 6, and "pairs": name, curriculum, conversations, schedule, and the step after which it stops."""
     further, text = recipe.describing_lessons, recipe.describing_text
     yield "language", recipe.lessons, recipe.text, recipe.language, recipe.language_until
     yield "describing", further, text, recipe.describing, None
     yield "polishing", further[-1:], text, recipe.polishing, None
     yield "settling", further[-1:], recipe.settling_text, recipe.settling, None
-    yield "pairs", further[-1:], recipe.pairs_text, recipe.pairs, None
+    if recipe.pairs is not None:
+        yield "pairs", further[-1:], recipe.pairs_text, recipe.pairs, None
 
 
 def train_and_save(
@@ -194,7 +197,7 @@ def main(
     ] = STAGES[-1],
     start: Annotated[
         Path | None,
-        typer.Option(help="Folder of a toy that has passed the first seven stages, to run only the others."),
+        typer.Option(help="Folder of a toy that has passed all stages before 'views', to run only the others."),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads, of all processes together.")] = 2,
     processes: Annotated[
@@ -203,6 +206,9 @@ def main(
             min=1, help="Processes that share the language model's steps, at most as many as threads."
         ),
     ] = 2,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Train on two pictures in one prompt, too; not yet run whole.")
+    ] = False,
     smoke: Annotated[
         bool, typer.Option(help="A run of seconds that only shows that everything works.")
     ] = False,
@@ -211,9 +217,10 @@ def main(
 
     With another number of processes or threads sums are rounded otherwise.
     """
-    arguments = (SMOKE if smoke else BUNDLED, work, out, seed, stage, start)
+    recipe = SMOKE if smoke else PAIRS if pairs else BUNDLED
+    arguments = (recipe, work, out, seed, stage, start)
     try:
-        check_stage(stage, start)
+        check_stage(recipe, stage, start)
         processes = min(processes, threads)
         if processes == 1:
             torch.set_num_threads(threads)

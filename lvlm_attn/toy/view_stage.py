@@ -1,4 +1,4 @@
-"""Stage 8: the vision tower learns crops, black masks, blur and noise, and to tell an empty corner."""
+"""Stage 7: the vision tower learns crops, black masks, blur and noise, and to tell an empty corner."""
 
 from __future__ import annotations
 

@@ -197,7 +197,9 @@ def main(
     ] = STAGES[-1],
     start: Annotated[
         Path | None,
-        typer.Option(help="Folder of a toy that has passed all stages before 'views', to run only the others."),
+        typer.Option(
+            help="Folder of a toy that has passed all stages before 'views', to run only the others."
+        ),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads, of all processes together.")] = 2,
     processes: Annotated[

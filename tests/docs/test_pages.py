@@ -1,12 +1,15 @@
 """The documentation's code runs as it is printed, in the order of the page, and no method or family lacks a page."""
 
 import re
+import runpy
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from lvlm_attn.families import models
+from lvlm_attn.families.family import TextMask
 from lvlm_attn.hooks.index import index
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -54,6 +57,15 @@ def test_every_method_has_a_page_with_its_parameters(name):
 def test_every_family_is_in_the_table():
     table = (DOCS / "families.md").read_text()
     assert [name for name in models() if f"`{name}`" not in table] == []
+
+
+def test_every_family_gets_a_page():
+    site = runpy.run_path(str(DOCS / "_site" / "families.py"))
+    assert set(site["_MASKS"]) == set(get_args(TextMask))
+    for name, family in models().items():
+        page = site["page_of"](family)
+        assert f"`{name}`" in page, name
+        assert "$" not in page, name
 
 
 def test_the_site_lists_every_page():

@@ -90,7 +90,7 @@ def batches(scenes: int, batch: int, repeats: int, method: str) -> dict[str, Any
     return {"ratio": ratio, "ratio_95": [low, high], "samples_per_s": rates, "outside_generate": outside}
 
 
-def processes(count: int, scenes: int, batch: int, repeats: int) -> dict[str, Any]:
+def processes(count: int, scenes: int, batch: int, repeats: int, method: str) -> dict[str, Any]:
     """Seconds of `lvlm-attn eval pope` with one process and with several, interleaved."""
     launchers = {
         1: ["-m", "lvlm_attn"],
@@ -113,6 +113,7 @@ def processes(count: int, scenes: int, batch: int, repeats: int) -> dict[str, An
                 command = [
                     sys.executable, *launchers[number], "eval", "pope", "--model", "toy", "--data", "toy",
                     "--split", "dev", "--scenes", str(scenes), "--batch-size", str(batch), "--out", f"{folder}/run",
+                    *(["--intervene", method] if method else []),
                 ]  # fmt: skip
                 for kept in (seconds, starts):
                     begin = time.perf_counter()
@@ -157,12 +158,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.processes:
         name, scenes = "batching_processes", options.scenes or 250
-        found = processes(options.processes, scenes, options.batch, options.repeats)
+        found = processes(options.processes, scenes, options.batch, options.repeats, options.intervene)
     else:
         name, scenes = "batching", options.scenes or 30
         found = batches(scenes, options.batch, options.repeats, options.intervene)
     if options.save:
-        print(save(name, {"scenes": scenes, "batch": options.batch, **found}), file=sys.stderr)
+        print(
+            save(name, {"scenes": scenes, "batch": options.batch, "method": options.intervene, **found}),
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

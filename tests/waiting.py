@@ -21,10 +21,8 @@ _ROOT, _TORCH = lvlm_attn.__path__[0], torch.__path__[0]
 _OF_THE_HOST = {
     ("families/family.py", "prompt_layout"),  # the ids that it is given were brought there in one copy
     ("runtime/text_pass.py", "of"),
-    ("layout/prompt.py", "crop"),
-    ("layout/prompt.py", "select"),
-    ("interventions/context.py", "extended_validity"),
     ("runtime/prompt_state.py", "_check_images"),
+    ("runtime/prompt_state.py", "_set_layout"),
     ("maps/recording.py", "of"),
     ("maps/recording.py", "wanted_rows"),
     ("hooks/record.py", "_begin_call"),

@@ -292,8 +292,13 @@ def image_features(image_inputs: ImageInputs) -> list[Tensor] | None:
 
     Each is `(tokens, hidden)`. A prefill cut into chunks gives one entry for all image tokens of the chunk.
     """
+    return encoded_features(image_inputs, "image")
+
+
+def encoded_features(image_inputs: ImageInputs, kind: Literal["image", "video"]) -> list[Tensor] | None:
+    """What `generate` encoded before the prefill of one kind, `(tokens, hidden)` each, else None."""
     encoded = image_inputs.call.get("mm_encoder_outputs")
-    output = encoded.get("image") if encoded else None
+    output = encoded.get(kind) if encoded else None
     if output is None:
         return None
     return list(output if isinstance(output, Tensor | list | tuple) else features_of(output))

@@ -5,17 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.families.family import ImageInputs, features_of
+from lvlm_attn.families.family import ImageInputs, encoded_features
 from lvlm_attn.layout.grids import ImageGrid, video_grid
-
-
-def video_features(image_inputs: ImageInputs) -> list[Tensor] | None:
-    """The features `(tokens, hidden)` of each video as `generate` encoded them before the prefill, else None."""
-    encoded = image_inputs.call.get("mm_encoder_outputs")
-    output = encoded.get("video") if encoded else None
-    if output is None:
-        return None
-    return list(output if isinstance(output, Tensor | list | tuple) else features_of(output))
 
 
 def grids_of_frames(image_inputs: ImageInputs, rows: int, cols: int, after: int = 0) -> list[ImageGrid]:
@@ -27,7 +18,8 @@ def grids_of_frames(image_inputs: ImageInputs, rows: int, cols: int, after: int 
     Raises:
         LvlmAttnError: if nothing tells the number of frames, or the features fill no whole number of them.
     """
-    features, pixels = video_features(image_inputs), image_inputs.call.get("pixel_values_videos")
+    features = encoded_features(image_inputs, "video")
+    pixels = image_inputs.call.get("pixel_values_videos")
     if features is not None:
         counts = []
         for number, feature in enumerate(features):

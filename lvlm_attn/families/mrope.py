@@ -8,6 +8,7 @@ the sizes are not given, the positions tell them; where they are, the positions 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -22,6 +23,9 @@ _PLAIN = (
     "pass mm_token_type_ids and image_grid_thw as the processor returns them"
 )
 
+Size = tuple[int, int, int]
+"""Frames, rows and columns."""
+
 
 def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
     """One grid for each run of image tokens, from `image_grid_thw` or from the rotary positions.
@@ -31,20 +35,10 @@ def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
         UnsupportedError: if a chunk of the prompt ends inside an image.
     """
     runs = image_runs(image_inputs.input_ids, image_token_id(image_inputs.config))
-    given = image_inputs.call.get("image_grid_thw")
-    merge = int(image_inputs.config.vision_config.spatial_merge_size)
-    sizes = None
-    if given is not None:
-        triples = cast("list[list[int]]", torch.as_tensor(given).tolist())
-        sizes = [(t, height // merge, width // merge) for t, height, width in triples]
-    if image_inputs.position_ids is None:
-        if sizes is None or image_inputs.call.get("mm_token_type_ids") is None:
-            raise LvlmAttnError(f"{_PLAIN}.")
-        return [grid_of_size(*size) for size in sizes]
-    axes = image_inputs.position_ids
-    if axes.dim() != 3 or axes.shape[0] < 3:
-        raise LvlmAttnError(f"{_PLAIN}.")
-    axes = axes[-3:].expand(3, image_inputs.input_ids.shape[0], -1)
+    sizes = told_sizes(image_inputs, "image_grid_thw")
+    axes = axes_of(image_inputs, sizes, _PLAIN)
+    if axes is None:
+        return [grid_of_size(*size) for size in sizes or ()]
     found = [_size_from_positions(axes[:, row, start:stop]) for row, start, stop in runs]
     for (row, start, stop), size, place in zip(runs, found, sizes or found):
         if size is None and stop == image_inputs.input_ids.shape[1]:
@@ -62,6 +56,32 @@ def grids(image_inputs: ImageInputs) -> list[ImageGrid]:
     return [grid_of_size(*size) for size in (sizes or found) if size is not None]
 
 
+def told_sizes(image_inputs: ImageInputs, name: str) -> list[Size] | None:
+    """Frames, rows and columns of tokens of each image or video, by the argument `name`; None if it is not given."""
+    given = image_inputs.call.get(name)
+    if given is None:
+        return None
+    merge = int(image_inputs.config.vision_config.spatial_merge_size)
+    triples = cast("list[list[int]]", torch.as_tensor(given).tolist())
+    return [(frames, height // merge, width // merge) for frames, height, width in triples]
+
+
+def axes_of(image_inputs: ImageInputs, sizes: Sequence[Size] | None, plain: str) -> Tensor | None:
+    """Rotary positions `(3, batch, length)` for time, rows and columns; None where the model makes them of the sizes.
+
+    Raises:
+        LvlmAttnError: `plain`, if positions are plain or will be.
+    """
+    axes = image_inputs.position_ids
+    if axes is None:
+        if sizes is None or image_inputs.call.get("mm_token_type_ids") is None:
+            raise LvlmAttnError(f"{plain}.")
+        return None
+    if axes.dim() != 3 or axes.shape[0] < 3:
+        raise LvlmAttnError(f"{plain}.")
+    return axes[-3:].expand(3, image_inputs.input_ids.shape[0], -1)
+
+
 def grid_of_size(frames: int, rows: int, cols: int) -> ImageGrid:
     """The grid of an image of one frame, or of `frames` frames one after another."""
     if frames == 1:
@@ -69,7 +89,7 @@ def grid_of_size(frames: int, rows: int, cols: int) -> ImageGrid:
     return ImageGrid((Block(rows, cols, "frame"),) * frames)
 
 
-def _size_from_positions(axes: Tensor) -> tuple[int, int, int] | None:
+def _size_from_positions(axes: Tensor) -> Size | None:
     """Frames, rows and columns that `(3, tokens)` positions span, or None if they fill no grid."""
     place = axes - axes[:, :1]
     size = cast("list[int]", (place.amax(1) + 1).tolist())

@@ -8,14 +8,13 @@ itself, with words for its time around it, and give it positions as to an image.
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
-
 import torch
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.families.family import ImageInputs, image_runs, image_token_id
-from lvlm_attn.families.frames import video_features
+from lvlm_attn.families.family import ImageInputs, encoded_features, image_token_id
+from lvlm_attn.families.mrope import Size, axes_of, told_sizes
+from lvlm_attn.families.tiles import Run, runs_of
 from lvlm_attn.families.videos import video_token_id
 from lvlm_attn.layout.grids import ImageGrid, video_grid
 
@@ -24,21 +23,6 @@ _PLAIN = (
     "pass mm_token_type_ids and video_grid_thw as the processor returns them"
 )
 _REMEDY = "build ids and videos with one processor call, and pass prefill_chunk_size=None"
-
-Size = tuple[int, int, int]
-
-
-class Run(NamedTuple):
-    """Neighbouring tokens of frames: positions `start` to `stop` of a row."""
-
-    row: int
-    start: int
-    stop: int
-
-    @property
-    def tokens(self) -> int:
-        """How many there are."""
-        return self.stop - self.start
 
 
 def whole_videos(image_inputs: ImageInputs) -> list[ImageGrid]:
@@ -63,24 +47,12 @@ def _grids(image_inputs: ImageInputs, token: int | None, *, is_split: bool) -> l
         LvlmAttnError: if the tokens of the frames are not as many as the videos take, or have plain positions or
             those of other sizes.
     """
-    config = image_inputs.config
-    runs = [Run(*run) for run in image_runs(image_inputs.input_ids, cast("int", token))]
-    merge = int(config.vision_config.spatial_merge_size)
-    frames = int(config.vision_config.temporal_patch_size)
-    sizes: list[Size] | None = None
-    if (given := image_inputs.call.get("video_grid_thw")) is not None:
-        triples = cast("list[list[int]]", torch.as_tensor(given).tolist())
-        sizes = [(count, height // merge, width // merge) for count, height, width in triples]
-    if image_inputs.position_ids is None:
-        if sizes is None or image_inputs.call.get("mm_token_type_ids") is None:
-            raise LvlmAttnError(f"{_PLAIN}.")
-        _by_video(runs, [count * rows * cols for count, rows, cols in sizes], is_split)
-        return [video_grid(*size, frames=frames) for size in sizes]
-    axes = image_inputs.position_ids
-    if axes.dim() != 3 or axes.shape[0] < 3:
-        raise LvlmAttnError(f"{_PLAIN}.")
-    axes = axes[-3:].expand(3, image_inputs.input_ids.shape[0], -1)
-    groups = _by_video(runs, _lengths(image_inputs, sizes), is_split)
+    frames = int(image_inputs.config.vision_config.temporal_patch_size)
+    sizes = told_sizes(image_inputs, "video_grid_thw")
+    axes = axes_of(image_inputs, sizes, _PLAIN)
+    groups = _by_video(runs_of(image_inputs, token), _lengths(image_inputs, sizes), is_split)
+    if axes is None:
+        return [video_grid(*size, frames=frames) for size in sizes or ()]
     found = [_size_of(axes, group) for group in groups]
     for group, size, told in zip(groups, found, sizes or found):
         where = f"row {group[0].row}, from position {group[0].start}"
@@ -98,7 +70,7 @@ def _lengths(image_inputs: ImageInputs, sizes: list[Size] | None) -> list[int]:
     """How many tokens each video takes."""
     if sizes is not None:
         return [count * rows * cols for count, rows, cols in sizes]
-    features = video_features(image_inputs)
+    features = encoded_features(image_inputs, "video")
     if features is None:
         raise LvlmAttnError(
             f"The prompt holds frames of videos, but neither video_grid_thw nor video features; {_REMEDY}."

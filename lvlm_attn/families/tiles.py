@@ -26,11 +26,12 @@ class Run(NamedTuple):
         return self.stop - self.start
 
 
-def runs_of(image_inputs: ImageInputs) -> list[Run]:
-    """All runs of image tokens, in flat order; `before` begins at the start of the row for the first one."""
+def runs_of(image_inputs: ImageInputs, token: int | None = None) -> list[Run]:
+    """All runs of image tokens, or of `token`, in flat order; `before` of the first in a row begins with the row."""
+    token = image_token_id(image_inputs.config) if token is None else token
     found: list[Run] = []
     ids = image_inputs.input_ids.tolist()
-    for row, start, stop in image_runs(image_inputs.input_ids, image_token_id(image_inputs.config)):
+    for row, start, stop in image_runs(image_inputs.input_ids, token):
         last = found[-1].stop if found and found[-1].row == row else 0
         found.append(Run(row, start, stop, tuple(ids[row][last:start])))
     return found

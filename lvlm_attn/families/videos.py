@@ -35,15 +35,15 @@ class Videos:
 
 
 def video_token_id(config: Any) -> int | None:
-    """The id that stands at every video position; None where there is none."""
+    """The id that stands at every video position; None where there is none but that of images (Molmo 2)."""
     found = getattr(config, "video_token_id", None)
-    return found if isinstance(found, int) else None
+    return found if isinstance(found, int) and found != getattr(config, "image_token_id", None) else None
 
 
-def are_given(image_inputs: ImageInputs) -> bool:
-    """Whether the call holds videos."""
-    encoded = image_inputs.call.get("mm_encoder_outputs") or {}
-    return image_inputs.call.get("pixel_values_videos") is not None or encoded.get("video") is not None
+def has_video_tokens(config: Any, ids: Tensor) -> bool:
+    """Whether token ids hold the id of videos."""
+    token = video_token_id(config)
+    return token is not None and bool((ids == token).any())
 
 
 def holds_videos(family: Family, image_inputs: ImageInputs) -> bool:
@@ -54,13 +54,8 @@ def holds_videos(family: Family, image_inputs: ImageInputs) -> bool:
             that writes both with one id.
     """
     config = image_inputs.config
-    token, is_given = video_token_id(config), are_given(image_inputs)
-    # Molmo 2 has one id for images and videos.
-    has_token = (
-        token is not None
-        and token != getattr(config, "image_token_id", None)
-        and bool((image_inputs.input_ids == token).any())
-    )
+    is_given = _are_given(image_inputs, "pixel_values_videos", "video")
+    has_token = has_video_tokens(config, image_inputs.input_ids)
     if family.videos is None:
         if is_given or has_token:
             raise UnsupportedError(
@@ -72,11 +67,10 @@ def holds_videos(family: Family, image_inputs: ImageInputs) -> bool:
         return has_token
     if has_token:
         raise LvlmAttnError(
-            f"The prompt holds the placeholder of a video, id {token}, which the processor of {family.title} replaces "
-            f"by frames; build ids and videos with one processor call."
+            f"The prompt holds the placeholder of a video, id {video_token_id(config)}, which the processor of "
+            f"{family.title} replaces by frames; build ids and videos with one processor call."
         )
-    encoded = image_inputs.call.get("mm_encoder_outputs") or {}
-    if is_given and (image_inputs.call.get("pixel_values") is not None or encoded.get("image") is not None):
+    if is_given and _are_given(image_inputs, "pixel_values", "image"):
         raise UnsupportedError(
             f"videos: {family.title} writes frames and images with one token id and cannot take both in one call; put "
             f"images and videos into calls of their own."
@@ -156,7 +150,7 @@ def refuse_videos(title: str, layout: Any, reason: str) -> None:
         raise UnsupportedError(f"{title}: videos: {reason}; pass single frames as images.")
 
 
-def has_video_tokens(family: Family, config: Any, ids: Tensor) -> bool:
-    """Whether token ids hold tokens of a video, in a family that writes them with an id of their own."""
-    token = video_token_id(config)
-    return family.videos is not None and token is not None and bool((ids == token).any())
+def _are_given(image_inputs: ImageInputs, pixels: str, kind: str) -> bool:
+    """Whether a call holds images or videos, as pixels or encoded."""
+    encoded = image_inputs.call.get("mm_encoder_outputs") or {}
+    return image_inputs.call.get(pixels) is not None or encoded.get(kind) is not None

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from lvlm_attn.families.encoder_patches import Encoded
 from lvlm_attn.families.target import Target
@@ -17,7 +16,7 @@ from lvlm_attn.kernels.call import Memo
 from lvlm_attn.kernels.dispatch import Dispatch
 from lvlm_attn.kernels.spec import Geometry
 from lvlm_attn.kernels.torch_path import Rows
-from lvlm_attn.layout.prompt import Kind, PromptLayout
+from lvlm_attn.layout.prompt import PromptLayout
 
 T = TypeVar("T")
 
@@ -233,10 +232,3 @@ def extended(layout: PromptLayout, length: int) -> PromptLayout:
     if length < layout.length:
         return layout.crop(length)
     return layout.append(length - layout.length) if length > layout.length else layout
-
-
-def extended_validity(layout: PromptLayout, length: int) -> Tensor | None:
-    """`(batch, length)`, False at padding; None where nothing is padded. Generated positions are valid."""
-    if not bool((layout.kind == Kind.PAD).any()):
-        return None
-    return pad(layout.is_valid, (0, length - layout.length), value=True)

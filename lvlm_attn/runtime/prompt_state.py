@@ -15,7 +15,7 @@ from lvlm_attn.families import ImageInputs, image_token_id, prompt_layout
 from lvlm_attn.families.target import Target
 from lvlm_attn.families.videos import has_video_tokens
 from lvlm_attn.interventions.base import Intervention, Situation
-from lvlm_attn.interventions.context import extended, extended_validity
+from lvlm_attn.interventions.context import extended
 from lvlm_attn.layout.prompt import PromptLayout
 from lvlm_attn.runtime.arguments import padding_mask
 from lvlm_attn.runtime.generate_frame import GenerateCall, running_generate
@@ -188,8 +188,7 @@ class PromptState:
 
     def _set_layout(self, layout: PromptLayout, device: torch.device) -> None:
         self.layout = layout.to(device)
-        valid = extended_validity(layout, layout.length)
-        self._is_valid = None if valid is None else self.layout.is_valid
+        self._is_valid = self.layout.is_valid if bool(layout.is_pad.any()) else None
 
     def _check_images(self, layout: PromptLayout, generation: GenerateCall | None) -> None:
         is_chunked = generation is not None and generation.is_chunked
@@ -213,7 +212,7 @@ class PromptState:
     def _refuse_cut_marks(self, ids: Tensor) -> None:
         family, config = self._target.family, cast("Any", self._target.parts.base).config
         token = image_token_id(config)
-        if has_video_tokens(family, config, ids):
+        if family.videos is not None and has_video_tokens(config, ids):
             raise UnsupportedError(
                 "videos: the chunked prefill may cut a video, whose frames cannot be told from a part of it; pass "
                 "prefill_chunk_size=None."

@@ -175,8 +175,7 @@ class PackedCall:
 
     @property
     def _place(self) -> tuple[Hashable, ...]:
-        geometry = self.call.geometry
-        return (geometry.keys, geometry.window, self.call.query.device, *self.visibility)
+        return _place(self.call, self.visibility)
 
     def _plan(self, rows: Rows) -> RowsPlan:
         def made() -> RowsPlan:
@@ -239,9 +238,13 @@ class ShortPlan:
 
 def _packed(call: AttentionCall, visibility: Sequence[Visibility]) -> PackedVisibility:
     """The attention mask over groups, which layers of a call share."""
-    geometry, device = call.geometry, call.query.device
-    key = PackedVisibility, geometry.keys, geometry.window, device, *visibility
-    return call.memo.shared(key, partial(pack_visibility, visibility, geometry, device))
+    make = partial(pack_visibility, visibility, call.geometry, call.query.device)
+    return call.memo.shared((PackedVisibility, *_place(call, visibility)), make)
+
+
+def _place(call: AttentionCall, visibility: Sequence[Visibility]) -> tuple[Hashable, ...]:
+    """Tells calls apart whose positions stand elsewhere, or attend otherwise."""
+    return call.geometry.keys, call.geometry.window, call.query.device, *visibility
 
 
 def _is_over(item: Visibility, geometry: Geometry) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 _MASKS = {
     "causal": "every token attends to what comes before it",
     "bidirectional_images": "tokens of an image attend to each other both ways, all others to what comes before",
-    "bidirectional_vision": "tokens of all images and their markers attend to one another both ways, all others to what "
+    "bidirectional_vision": "tokens of images and their markers attend to one another both ways, all others to what "
     "comes before",
     "bidirectional_prompt": "the whole prompt attends to itself both ways; the answer is causal",
     "chunked": "every token attends to what comes before it in its own chunk of the sequence, in most layers",

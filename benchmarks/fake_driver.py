@@ -6,6 +6,7 @@ counts; the driver's own, a few microseconds, is not in it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import triton
@@ -24,11 +25,13 @@ class FakeDriver:
     Attributes:
         target: the GPU.
         launches: how many launches there were.
+        watch: called with what is launched, if given.
     """
 
     def __init__(self, chip: str):
         self.target = TARGETS[chip]
         self.launches = 0
+        self.watch: Callable[..., object] | None = None
         self.utils = _Utils()
 
     def get_current_device(self) -> int:
@@ -48,6 +51,8 @@ class FakeDriver:
 
         def launch(*given: Any) -> None:
             self.launches += 1
+            if self.watch is not None:
+                self.watch(*given)
 
         return launch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -49,6 +49,15 @@ class Memo:
     def clear(self) -> None:
         """Forgets all values."""
         self.kept.clear()
+
+
+class Inputs(NamedTuple):
+    """The tensors of an attention call and the factor on its scores; see `AttentionCall`."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
 
 
 @dataclass(frozen=True, eq=False)

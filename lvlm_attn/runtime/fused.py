@@ -66,7 +66,7 @@ def attend_fused(
     counts = edits.counts(attention.query.device)
     total: Tensor | None = None
     if call.plans is not None and edits.given is not None and not ours.visibility and not edits.readouts:
-        call.plans[edits.edits[0].layer.index] = Planned.of(ours, edits, backend)
+        call.plans[edits.edits[0].layer.index] = Planned.of(ours, edits, backend, call.plans.values())
     if ours.visibility or (ours.is_short and ours.has_edits):
         if ours.is_corrected:
             total = attention.query.new_empty(attention.query.shape[:3], dtype=torch.float32)

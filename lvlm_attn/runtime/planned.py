@@ -6,7 +6,7 @@ of the call are of the same form, all that was checked and packed holds still; w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.interventions.context import Call
-from lvlm_attn.kernels.call import AttentionCall
-from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution
+from lvlm_attn.kernels.call import AttentionCall, Inputs
+from lvlm_attn.kernels.packing import PackedEdits
+from lvlm_attn.kernels.spec import Amplification, Redistribution
 from lvlm_attn.runtime.active import Answers
 from lvlm_attn.runtime.collected import CollectedEdits
 from lvlm_attn.runtime.row_counts import counts_of
 
 if TYPE_CHECKING:
-    from lvlm_attn.kernels.triton.path import PackedCall, ShortPlan
+    from lvlm_attn.kernels.triton.path import PackedCall
+    from lvlm_attn.kernels.triton.steps import Steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,8 @@ class Planned:
         since: position from which on the visibilities among that act on no query.
         moving: place of the intervention that moves weight, or None.
         amplifying: place of the one that changes scores, or None.
-        kernel: computes a call.
+        steps: launch the kernels; layers with edits of one form share them.
+        packed: the edits as the kernels take them.
         backend: name of the user's backend.
         form: of the tensors of a call, see `_form`.
         settings: what the model said beside the tensors, see `_settings`.
@@ -45,22 +48,32 @@ class Planned:
     since: int
     moving: int | None
     amplifying: int | None
-    kernel: ShortPlan
+    steps: Steps
+    packed: PackedEdits
     backend: str
     form: tuple[object, ...]
     settings: tuple[object, ...]
     scaling: float
 
     @staticmethod
-    def of(ours: PackedCall, edits: CollectedEdits, backend: str) -> Planned:
-        """A plan from the first call of one generated token, with edits of one wrap that the kernels can compute."""
-        call, specs = ours.call, list(enumerate(edits.specs))
+    def of(ours: PackedCall, edits: CollectedEdits, backend: str, others: Iterable[Planned]) -> Planned:
+        """A plan from the first call of one generated token, with edits of one wrap that the kernels can compute.
+
+        Args:
+            ours: the call.
+            edits: its edits.
+            backend: name of the user's backend.
+            others: the plans of other layers.
+        """
+        call, specs, steps = ours.call, list(enumerate(edits.specs)), ours.steps
+        known = (plan.steps for plan in others if plan.steps.form == steps.form)
         return Planned(
             edits.given or (),
             max((item.group.shape[1] for item in edits.visible), default=0),
             next((place for place, spec in specs if isinstance(spec, Redistribution)), None),
             next((place for place, spec in specs if isinstance(spec, Amplification)), None),
-            ours.short,
+            next(known, steps),
+            ours.edits,
             backend,
             _form(call.query, call.key, call.value),
             _settings(call.kwargs),
@@ -97,16 +110,17 @@ class Planned:
             return None
         if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
             return None
-        keys, window, memo = key.shape[2], kwargs.get("sliding_window"), call.memo
-        geometry = memo.kept.get((Geometry, keys, window))
-        if geometry is None:
-            geometry = memo.kept[Geometry, keys, window] = call.geometry(keys, window)
+        steps, memo, keys = self.steps, call.memo, key.shape[2]
+        if not steps.is_at(memo, keys):
+            geometry = call.geometry(keys, kwargs.get("sliding_window"))
+            steps.move(AttentionCall(query, key, value, geometry, self.scaling, memo=memo), self.packed)
         call.kernels.count("triton")
         moving, amplifying, device = self.moving, self.amplifying, query.device
-        return self.kernel.run(
-            AttentionCall(query, key, value, geometry, self.scaling, kwargs=kwargs, memo=memo),
-            moved=None if moving is None else counts_of(answers.layers[moving], device),
-            amplified=None if amplifying is None else counts_of(answers.layers[amplifying], device),
+        return steps.run(
+            Inputs(query, key, value, self.scaling),
+            self.packed,
+            None if moving is None else counts_of(answers.layers[moving], device),
+            None if amplifying is None else counts_of(answers.layers[amplifying], device),
         )
 
 

@@ -50,16 +50,27 @@ def test_kernels_compile_and_fit(compile_for, chip):
         assert len([line for line in lines if line["head_dim"] in (64, 128)]) >= 10
 
 
-@pytest.mark.slow
-def test_a_decoding_step_launches_two_kernels_per_layer(tmp_path):
-    """With a driver that runs nothing, which needs a process of its own."""
+def run_without_a_gpu(tmp_path, *command):
+    """What a module prints with a driver that runs nothing, which needs a process of its own."""
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     env |= {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.host_time"]
-    command += ["--layers", "2", "--tokens", "2", "--repeats", "1"]
+    command = [sys.executable, "-W", "ignore", "-m", *command]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "launches per acting layer and step: 2.0" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_decoding_step_launches_two_kernels_per_layer(tmp_path):
+    sizes = ("--layers", "2", "--tokens", "2", "--repeats", "1")
+    told = run_without_a_gpu(tmp_path, "benchmarks.host_time", *sizes)
+    assert "launches per acting layer and step: 2.0" in told
+
+
+@pytest.mark.slow
+def test_what_is_launched_as_before_is_what_would_be_looked_up(tmp_path):
+    """Over the ends of blocks of keys, where the number of parts changes."""
+    assert run_without_a_gpu(tmp_path, "tests.kernels.launches").split() == ["var", "360", "pai", "360"]
 
 
 def test_a_kernel_that_does_not_fit_is_found():

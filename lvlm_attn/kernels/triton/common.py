@@ -7,7 +7,7 @@ Importing this module needs Triton; `lvlm_attn.kernels.dispatch` imports it only
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -22,6 +22,9 @@ from lvlm_attn.kernels.packing import PackedEdits, PackedVisibility, Shape
 from lvlm_attn.kernels.triton.tiles import Tile, padded_head_dim
 
 LOG_2 = 0.6931471805599453
+
+Launch = Callable[..., Any]
+"""Launches a kernel that is compiled, without a look at what it is given."""
 
 
 class Mask(NamedTuple):
@@ -193,12 +196,17 @@ class Launcher:
     def __init__(self, kernel: Any, grid: tuple[int, int, int], constants: tuple[Any, ...], **options: Any):
         self.kernel, self.grid = kernel, grid
         self.constants, self.options = constants, {"enable_fp_fusion": True} | options
-        self.known: dict[int, Any] = {}
+        self.known: dict[int, Launch] = {}
 
     def __call__(
         self, tensors: tuple[Tensor | None, ...], change: Change, strides: tuple[int, ...], *rest: Any
-    ) -> None:
-        """Launches the kernel; `rest` is the same at every launch, or differs in floats alone."""
+    ) -> Launch | None:
+        """Launches the kernel; `rest` is the same at every launch, or differs in floats alone.
+
+        Returns:
+            What launches it with other tensors, None where they are None now, as long as they and the strides are
+            multiples of 16; None if it is to be looked up again.
+        """
         bits, missing, place = 0, 0, 1
         for item in (*tensors, *change):
             if item is None:
@@ -212,7 +220,7 @@ class Launcher:
         run = self.known.get(missing) if is_plain else None
         if run is not None:
             run(*tensors, change, strides, *rest, *self.constants)
-            return
+            return run
         key = self._key((*tensors, *change), rest) if is_plain and not is_interpreted() else None
         compiled = _COMPILED.get(key) if key is not None else None
         if compiled is None:
@@ -221,9 +229,11 @@ class Launcher:
             )
         else:
             compiled[self.grid](*tensors, change, strides, *rest, *self.constants)
-        if key is not None and compiled is not None:
-            _COMPILED[key] = compiled
-            self.known[missing] = compiled[self.grid]
+        if key is None or compiled is None:
+            return None
+        _COMPILED[key] = compiled
+        self.known[missing] = compiled[self.grid]
+        return self.known[missing]
 
     def _key(self, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]) -> Hashable:
         """What a kernel is compiled for, or None where that is not all."""

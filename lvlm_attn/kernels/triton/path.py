@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -29,6 +28,7 @@ from lvlm_attn.kernels.triton.correct import CorrectPlan
 from lvlm_attn.kernels.triton.prefill import attend_all
 from lvlm_attn.kernels.triton.readout import read
 from lvlm_attn.kernels.triton.rows import RowsPlan
+from lvlm_attn.kernels.triton.steps import Steps
 from lvlm_attn.kernels.triton.tiles import chip_of, prefill_tile
 from lvlm_attn.kernels.visibility import Visibility
 
@@ -84,9 +84,9 @@ class PackedCall:
         return self.call.geometry.queries <= MAX_QUERIES
 
     @property
-    def short(self) -> ShortPlan:
-        """What a short call and those like it have in common."""
-        return ShortPlan(self.edits, self.visibility, (*self._form, self.call.query.device, *self.visibility))
+    def steps(self) -> Steps:
+        """What serves later calls of one token like this one."""
+        return Steps((*self._form, self.call.query.device, self.call.geometry.window))
 
     @property
     def has_edits(self) -> bool:
@@ -118,7 +118,10 @@ class PackedCall:
         """
         if not self.is_short:
             return attend_all(self.call, packed=self._packed, lists=self._lists, log_sum_exp=log_sum_exp)
-        return self.short.run(self.call, moved=moved, amplified=amplified)
+        batch, heads, queries, dim = self.call.query.shape
+        output = self.call.query.new_empty(batch, queries, heads, dim)
+        self._plan(None).run(self.call, self.edits, output, moved=moved, amplified=amplified)
+        return output
 
     def edited_rows(
         self,
@@ -159,7 +162,11 @@ class PackedCall:
 
     @property
     def _packed(self) -> PackedVisibility:
-        return _packed(self.call, self.visibility)
+        """The attention mask over groups, which layers of a call share."""
+        geometry, device = self.call.geometry, self.call.query.device
+        return self._shared(
+            ("packed", *self._place), lambda: pack_visibility(self.visibility, geometry, device)
+        )
 
     @property
     def _lists(self) -> BlockLists:
@@ -175,10 +182,16 @@ class PackedCall:
 
     @property
     def _place(self) -> tuple[Hashable, ...]:
-        return _place(self.call, self.visibility)
+        """Tells calls apart whose positions stand elsewhere, or attend otherwise."""
+        geometry = self.call.geometry
+        return geometry.keys, geometry.window, self.call.query.device, *self.visibility
 
-    def _plan(self, rows: Rows) -> RowsPlan:
+    def _plan(self, rows: Rows | None) -> RowsPlan:
+        """The launches for some rows, or for all of a short call."""
+
         def made() -> RowsPlan:
+            if rows is None:
+                return RowsPlan.of(self.call, self._packed, self.edits)
             return RowsPlan.of(self.call, self._packed, self.edits, index=self._index(rows), is_every=False)
 
         return self._shared(("rows", rows, *self._form, *self._place), made)
@@ -208,43 +221,6 @@ class PackedCall:
 
     def _shared(self, key: tuple[Hashable, ...], make: Callable[[], Made]) -> Made:
         return self.call.memo.shared((PackedCall, *key), make)
-
-
-@dataclass(frozen=True, eq=False)
-class ShortPlan:
-    """What is done in short calls of one shape, all of it in one pass over the keys; it serves later calls, too.
-
-    Attributes:
-        edits: what is done to scores and weights, packed.
-        visibility: what queries may attend to beyond or below causality.
-        form: tells calls apart that need another plan of rows, beside where their positions stand.
-    """
-
-    edits: PackedEdits
-    visibility: Sequence[Visibility]
-    form: tuple[Hashable, ...]
-
-    def run(self, call: AttentionCall, *, moved: Tensor | None, amplified: Tensor | None) -> Tensor:
-        """Computes every row of a call; see `PackedCall.every_row`."""
-        geometry, (batch, heads, queries, dim) = call.geometry, call.query.shape
-        key, kept = (ShortPlan, geometry.keys, geometry.window, self.form), call.memo.kept
-        rows = kept.get(key)
-        if rows is None:
-            rows = kept[key] = RowsPlan.of(call, _packed(call, self.visibility), self.edits)
-        output = call.query.new_empty(batch, queries, heads, dim)
-        rows.run(call, self.edits, output, moved=moved, amplified=amplified)
-        return output
-
-
-def _packed(call: AttentionCall, visibility: Sequence[Visibility]) -> PackedVisibility:
-    """The attention mask over groups, which layers of a call share."""
-    make = partial(pack_visibility, visibility, call.geometry, call.query.device)
-    return call.memo.shared((PackedVisibility, *_place(call, visibility)), make)
-
-
-def _place(call: AttentionCall, visibility: Sequence[Visibility]) -> tuple[Hashable, ...]:
-    """Tells calls apart whose positions stand elsewhere, or attend otherwise."""
-    return call.geometry.keys, call.geometry.window, call.query.device, *visibility
 
 
 def _is_over(item: Visibility, geometry: Geometry) -> bool:

@@ -14,7 +14,7 @@ Splitting decode over keys: Dao, Haziza, Massa, Sizov, "Flash-Decoding for long-
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,9 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lvlm_attn.kernels.call import AttentionCall
+from lvlm_attn.kernels.call import AttentionCall, Inputs
 from lvlm_attn.kernels.packing import LOG2E, PackedEdits, PackedVisibility
 from lvlm_attn.kernels.triton.common import (
+    Launch,
     Launcher,
     change_of,
     check_call,
@@ -84,6 +85,9 @@ class RowsPlan:
         parts: `(batch, heads, rows, entries, head_dim)`, what the parts give; None if only keys are read.
         tops: `(2, batch, heads, rows, entries)`, their maxima and denominators.
         shared: the arguments of both that all layers share.
+        cut: how rows and keys are cut up.
+        grid: of the splits: tiles of all key heads, splits, samples.
+        block: keys of a tile.
     """
 
     splits: Launcher
@@ -93,6 +97,8 @@ class RowsPlan:
     tops: Tensor
     shared: tuple[Any, ...]
     cut: Cut
+    grid: tuple[int, int, int]
+    block: int
 
     # Long because all that layers share is decided here.
     @staticmethod
@@ -132,12 +138,7 @@ class RowsPlan:
         if slots > 1 and packed.shape.lines > 1:
             tile = tile._replace(block_n=min(tile.block_n, 32))  # reaches need registers of their own
         tiles = triton.cdiv(shared, tile.block_m // slots)
-        geometry = call.geometry
-        written = min(geometry.keys, geometry.length - geometry.first_key)
-        if splits is None:
-            columns = min(written, (geometry.window or written) + queries)
-            splits = choose_splits(batch * kv_heads * tiles, columns, processors_of(query), tile.block_n)
-        length = triton.cdiv(triton.cdiv(max(written, 1), splits), tile.block_n) * tile.block_n
+        splits, length = _parts(call, batch * kv_heads * tiles, tile.block_n, splits)
         cut = Cut(rows, splits, length, kv_heads, heads // kv_heads)
         fresh: dict[str, Any] = {"dtype": torch.float32, "device": query.device}
         entries = splits * slots
@@ -152,18 +153,33 @@ class RowsPlan:
             torch.empty(2, batch, heads, rows, entries, **fresh),
             (mask_of(packed), place_of(call, edits), Cut(*map(hidden, cut))),
             cut,
+            grid,
+            tile.block_n,
         )
+
+    def for_later(self, call: AttentionCall, packed: PackedVisibility, edits: PackedEdits) -> RowsPlan | None:
+        """This plan, its room included, for a call of the same form that has other keys; None if it needs another.
+
+        Args:
+            call: the call.
+            packed: see `of`.
+            edits: see there.
+        """
+        tiles, _, batch = self.grid
+        if _parts(call, tiles * batch, self.block, None) != (self.cut.splits, self.cut.length):
+            return None
+        return replace(self, shared=(mask_of(packed), place_of(call, edits), self.shared[2]))
 
     def run(
         self,
-        call: AttentionCall,
+        call: AttentionCall | Inputs,
         edits: PackedEdits,
         output: Tensor | None,
         *,
         moved: Tensor | None = None,
         amplified: Tensor | None = None,
         seen: Tensor | None = None,
-    ) -> None:
+    ) -> tuple[Launch | None, Launch | None]:
         """Computes the rows of a call.
 
         Args:
@@ -176,13 +192,16 @@ class RowsPlan:
             amplified: the same of rows whose scores are changed, which move no weight.
             seen: `(batch, heads, rows, SEEN)` fp32, what was seen; its first number is the natural logarithm of the
                 softmax's denominator, minus infinity in rows without any key.
+
+        Returns:
+            What both launches called; see `Launcher`.
         """
         query, key = call.query, call.key
         value = call.value if output is not None else None
         change, strides = change_of(edits), (*query.stride()[:3], *key.stride()[:3])
         mask, place, cut = self.shared
         with on_device(query):
-            self.splits(
+            split = self.splits(
                 (query, key, value, self.index, self.parts, self.tops, edits.key_class),
                 change,
                 strides + (call.value.stride()[:3] if value is not None else (0, 0, 0)),
@@ -191,7 +210,7 @@ class RowsPlan:
                 cut,
                 call.scaling * LOG2E,
             )
-            self.join(
+            join = self.join(
                 (output, self.index, self.parts, self.tops, edits.moved, moved, amplified, seen),
                 change,
                 output.stride()[:3] if output is not None else (0, 0, 0),
@@ -199,6 +218,17 @@ class RowsPlan:
                 cut,
                 edits.settings,
             )
+        return split, join
+
+
+def _parts(call: AttentionCall, programs: int, block: int, splits: int | None) -> tuple[int, int]:
+    """How many parts the keys of a call are cut into, and keys in each: whole blocks."""
+    geometry = call.geometry
+    written = min(geometry.keys, geometry.length - geometry.first_key)
+    if splits is None:
+        columns = min(written, (geometry.window or written) + geometry.queries)
+        splits = choose_splits(programs, columns, processors_of(call.query), block)
+    return splits, triton.cdiv(triton.cdiv(max(written, 1), splits), block) * block
 
 
 def attend_rows(

@@ -141,6 +141,8 @@ def _images(layout: PromptLayout, request: Any, target: Target) -> tuple[tuple[M
     found = []
     for row, grids in enumerate(layout.grids):
         pictures = None if known is None else known[row * len(known) // layout.batch]
+        if pictures is not None and len(pictures) != len(grids):  # a processor cut crops out of them
+            pictures = None
         found.append(
             tuple(
                 MapImage.of(grid, None if pictures is None else pictures[number], config, target.processor)

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
 from lvlm_attn.families import ImageInputs, image_token_id, prompt_layout
+from lvlm_attn.families.fixed_grids import refuse_other_grids
 from lvlm_attn.families.target import Target
 from lvlm_attn.families.videos import has_video_tokens
 from lvlm_attn.interventions.base import Intervention, Situation
@@ -184,7 +185,11 @@ class PromptState:
             inputs_embeds=kwargs["inputs_embeds"],
             after=after,
         )
-        return prompt_layout(self._target.family, image_inputs, mask)
+        layout = prompt_layout(self._target.family, image_inputs, mask)
+        generation = running_generate(self._target.parts.base)
+        if after is None and not (generation is not None and generation.is_chunked):
+            refuse_other_grids(self._target.family, image_inputs, layout)
+        return layout
 
     def _set_layout(self, layout: PromptLayout, device: torch.device) -> None:
         self.layout = layout.to(device)

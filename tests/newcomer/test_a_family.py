@@ -93,6 +93,22 @@ def test_every_position_is_known(model):
             ) == want
 
 
+@pytest.mark.parametrize("is_fixed", [True, False])
+def test_grids_that_are_a_part_of_an_image_are_refused(model, is_fixed):
+    def lines(inputs):
+        (block,) = grids(inputs)[0].blocks
+        return repeat_over_tokens(ImageGrid((Block(1, block.cols, "base"),)), inputs)
+
+    register_family(dataclasses.replace(FAMILY, grids=lines, grid_is_fixed=is_fixed))
+    row = rows(model)[0]
+    with la.wrap(model, Lean()):
+        for call in (model, lambda **given: model.generate(**given, max_new_tokens=1)):
+            with pytest.raises(
+                la.LvlmAttnError, match=r"say 3 image\(s\) of 3 tokens each, .* given (1 image|images of 9)"
+            ):
+                call(**row)
+
+
 def test_a_method_under_its_mask(model):
     register_family(FAMILY)
     for row in rows(model):

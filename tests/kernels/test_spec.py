@@ -218,6 +218,37 @@ def test_an_amplification_without_gain_or_bias_changes_nothing():
     assert torch.equal(amplified(scores, spec, Geometry(1, 1, 2), spec.is_touched), scores)
 
 
+@pytest.mark.parametrize("shape", [(5,), (2, 5), (3, 2, 5), (4, 3, 2, 5)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_columns_are_picked_per_sample_or_for_all(shape, shared):
+    batch, keys = 3, shape[-1]
+    values = torch.rand(1 if shared else batch, *shape[:-1], keys)
+    assert at_columns(values, None) is values
+    every = torch.tensor([4, 0, 0])
+    assert torch.equal(at_columns(values, every), values[..., [4, 0, 0]])
+    own = torch.tensor([[1, 2], [4, 0], [3, 3]])
+    picked = at_columns(values, own)
+    assert picked.shape == (batch, *shape[:-1], 2)
+    for sample in range(batch):
+        assert torch.equal(picked[sample], values[0 if shared else sample][..., own[sample]])
+
+
+def test_rows_whose_scores_change_are_touched_ones_in_heads_that_are():
+    is_touched = torch.tensor([[True, False, True], [False, True, True]])
+    index = torch.tensor([[2, 1], [0, 2]])
+    per_head = torch.tensor([[0.0, 1.0, 0.5, -1.0], [1.0, 0.0, 0.0, 2.0]])
+    for heads in (None, per_head, per_head[0]):
+        spec = Amplification(is_touched, gain=torch.ones(2, 3), heads=heads)
+        found = spec.changes(index, 4)
+        assert found.shape == (2, 4, 2)
+        for sample in range(2):
+            for head in range(4):
+                factor = 1.0 if heads is None else heads.expand(2, 4)[sample, head]
+                for row in range(2):
+                    want = bool(is_touched[sample, index[sample, row]]) and float(factor) != 0
+                    assert bool(found[sample, head, row]) == want
+
+
 def test_what_is_made_lies_where_the_tensors_lie():
     """Tensors without data stand for those of another device: an operation of both is an error."""
     meta = torch.device("meta")

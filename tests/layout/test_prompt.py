@@ -213,6 +213,20 @@ class TestGrowing:
         layout = self.layout()
         assert PromptLayout(*layout.tensors, layout.grids).unfinished == (0, 0)
 
+    def test_text_after_a_single_patch_is_after_an_image(self) -> None:
+        dot = ImageGrid((Block(1, 1, "base"),))
+        layout = PromptLayout.build(torch.tensor([[5, 9, 6, 7]]), IMAGE, [dot])
+        assert layout.after_image.tolist() == [[False, False, True, True]]
+
+    def test_what_was_laid_out_on_the_host_stays_known_there(self) -> None:
+        layout = PromptLayout.build(torch.tensor([[5, 9, 9, 9, 9, 6]]), IMAGE, [SQUARE])
+        assert layout.on_host is layout
+        moved = layout.to("meta")  # nothing could be read there
+        assert moved.device.type == "meta"
+        assert (moved.grids, moved.unfinished) == (layout.grids, layout.unfinished)
+        assert moved.on_host is layout
+        assert moved.to("meta") is moved
+
     def test_to_keeps_a_layout_that_is_there(self) -> None:
         layout = self.layout()
         assert layout.to("cpu") is layout
@@ -261,6 +275,11 @@ class TestMismatch:
             PromptLayout.build(torch.tensor([[7, 8]]), IMAGE, [], after=cut, may_end_inside_image=True)
         with pytest.raises(LvlmAttnError, match="goes on with text after 3 of the 4 tokens"):
             PromptLayout.build(torch.tensor([[9, 9, 9, 7]]), IMAGE, [SQUARE], may_end_inside_image=True)
+
+    def test_a_row_with_a_whole_image_may_go_on_beside_a_cut_one(self) -> None:
+        ids = torch.tensor([[9, 9, 9, 9, 5], [5, 6, 9, 9, 9]])
+        layout = PromptLayout.build(ids, IMAGE, [SQUARE, SQUARE], may_end_inside_image=True)
+        assert layout.unfinished == (0, 3)
 
     def test_one_row_that_breaks_an_image_off_is_enough(self) -> None:
         ids = torch.tensor([[5, 6, 7], [9, 9, 7]])

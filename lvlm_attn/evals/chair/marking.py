@@ -30,7 +30,7 @@ def marked(text: str, objects: Iterable[str], mode: str = "strict") -> list[tupl
     pieces: list[tuple[str, Kind]] = []
     at = 0
     for mention in read_caption(text, mode).mentions:
-        words = r"\W+".join(re.escape(word) for word in mention.surface.split())
+        words = r"\W+".join(re.findall(r"\w+", mention.surface))
         found = re.compile(rf"(?<![^\W_]){words}(?![^\W_])", re.IGNORECASE).search(text, at)
         if found is None:
             continue

@@ -24,6 +24,7 @@ def test_objects_are_marked_where_they_are_named():
         (" lay.", "text"),
     ]
     assert marked("dog dog", ["cat"]) == [("dog", "hallucinated"), (" ", "text"), ("dog", "hallucinated")]
+    assert marked("A T.V. set.", ["tv"]) == [("A ", "text"), ("T.V", "there"), (". set.", "text")]
     assert marked("Nothing.", ["dog"]) == [("Nothing.", "text")]
     assert marked("", ["dog"]) == []
 

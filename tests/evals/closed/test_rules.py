@@ -68,6 +68,7 @@ def test_an_option_inside_the_other_is_not_taken_for_it():
 def test_options_are_said_without_their_marks():
     assert strict_letter("It is open", (" Open. ", "Closed.")) == "yes"
     assert strict_letter("It is closed!", ("Open", " Closed ")) == "no"
+    assert strict_letter("It is a box.", ("BAG", "BOX.")) == "no"
     assert strict_letter("It is closed. Sure.", ("", "Closed")) == "no"
     assert strict_letter("It is green", ("Red", "Blue", "Green")) == "unknown"
     assert strict_letter("It is (b) and opened", ("Open", "Closed")) == "no"

@@ -28,6 +28,13 @@ _DTYPES = {
     "float64": torch.float64,
 }
 
+_UNREGISTERED = {
+    "does not recognize this architecture": "does not know the model type in its config.json",
+    "Unrecognized configuration class": "has no model for the configuration of its type",
+    "Unrecognized processing class": "has no processor for its type",
+}
+"""What transformers says of types whose classes it lacks, and the same in short."""
+
 
 def load(
     name: str | Path,
@@ -163,9 +170,14 @@ def _refuse_incomplete(name: str | Path, told: Any) -> None:
     """Refuses weights that do not fill the model: what is left out would be random."""
     missing = sorted(told.get("missing_keys") or ())
     if missing:
+        unknown = sorted(told.get("unexpected_keys") or ())
+        held = remedy = ""
+        if unknown:
+            held = f", and holds {len(unknown)} that the model does not know, the first is {unknown[0]!r}"
+            remedy = " under the names of this model"
         raise LvlmAttnError(
-            f"Model {shown(str(name))} lacks {len(missing)} of its weights, the first is {missing[0]!r}; they would be "
-            f"random numbers, so fetch or save the checkpoint again."
+            f"Model {shown(str(name))} lacks {len(missing)} of its weights, the first is {missing[0]!r}{held}; what it "
+            f"lacks would be random numbers, so fetch or save the checkpoint again{remedy}."
         )
     mismatched = sorted(told.get("mismatched_keys") or (), key=str)
     if mismatched:
@@ -192,6 +204,14 @@ def _reason(error: Exception) -> str:
         )
     if isinstance(error, (SafetensorError, EOFError, zipfile.BadZipFile)):
         return f"a file of weights is damaged or was not downloaded to its end ({first}). Fetch it again."
+    if unknown := next((words for sign, words in _UNREGISTERED.items() if sign in text), None):
+        from transformers import __version__
+
+        return (
+            f"transformers {__version__} {unknown}. Register the classes of a type of your own with "
+            f"AutoConfig.register, AutoModelForImageTextToText.register and AutoProcessor.register before loading, "
+            f"on the command line in the file of --plugin; for a published type take a transformers that has it."
+        )
     if "custom code" in text:
         return (
             "it asks to run code of its own. Take a model that transformers knows, or pass trust_remote_code=True if "

@@ -2,16 +2,24 @@
 
 import copy
 import dataclasses
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 import lvlm_attn as la
 from lvlm_attn import families
+from lvlm_attn.hooks.plugins import load_plugin
 from lvlm_attn.interventions.sites import SITES
+from tests.families.more_processors import MAKERS
 from tests.tiny import IMAGE, tiny_inputs, tiny_model, tiny_rows
+from tests.tiny_processors import tokenizer
 
 PAGE = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -106,6 +114,63 @@ def test_a_family_with_a_mask_that_is_not_causal(monkeypatch):
     monkeypatch.setitem(families._FAMILIES, "my_gemma", causal)
     with pytest.raises(la.UnsupportedError, match="its family says that it is causal"):
         logits(model, inputs, method)
+
+
+def test_a_folder_of_a_type_that_transformers_does_not_know_loads_with_its_plugin(monkeypatch, tmp_path):
+    for table in (CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PROCESSOR_MAPPING):
+        monkeypatch.setattr(table, "_extra_content", dict(table._extra_content))
+    monkeypatch.setattr(families, "_FAMILIES", dict(families._FAMILIES))
+    folder = tmp_path / "model"
+    tiny_model("gemma3").config.save_pretrained(folder)
+    MAKERS["gemma3"]().save_pretrained(folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"model_type": "my_gemma"}))
+    processor = json.loads((folder / "processor_config.json").read_text())
+    (folder / "processor_config.json").write_text(
+        json.dumps(processor | {"processor_class": "MyGemmaProcessor"})
+    )
+    with pytest.raises(
+        la.LvlmAttnError, match=r"does not know the model type.*AutoConfig\.register.*--plugin"
+    ):
+        la.load(folder, device="cpu")
+    file = tmp_path / "my_family.py"
+    blocks = [block for block in BLOCKS if re.search(r"^(FAMILY =|AutoConfig\.)", block, re.MULTILINE)]
+    assert len(blocks) == 2
+    file.write_text("\n".join(blocks))
+    load_plugin(file)
+    own = transformers.AutoConfig.from_pretrained(folder)
+    made = transformers.AutoModelForImageTextToText.from_config(own)
+    made.load_state_dict(tiny_model("gemma3").state_dict())
+    made.save_pretrained(folder)
+    model, found = la.load(folder, device="cpu")
+    assert type(model).__name__ == "MyGemma"
+    assert type(found).__name__ == "MyGemmaProcessor"
+    inputs = tiny_inputs("gemma3", model, BATCH)
+    want = logits(tiny_model("gemma3"), inputs, la.PAI(alpha=0.5, gamma=1))
+    assert torch.equal(logits(model, inputs, la.PAI(alpha=0.5, gamma=1)), want)
+
+
+def test_what_is_not_registered_is_named(monkeypatch, tmp_path):
+    for table in (CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PROCESSOR_MAPPING):
+        monkeypatch.setattr(table, "_extra_content", dict(table._extra_content))
+    monkeypatch.setattr(families, "_FAMILIES", dict(families._FAMILIES))
+    la.register_family(dataclasses.replace(families.models()["gemma3"], name="my_gemma"))
+    tiny_model("gemma3").save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"model_type": "my_gemma"}))
+    own = type("MyGemmaConfig", (transformers.Gemma3Config,), {"model_type": "my_gemma"})
+    transformers.AutoConfig.register("my_gemma", own)
+    with pytest.raises(la.LvlmAttnError, match=r"has no processor for its type.*AutoProcessor\.register"):
+        la.load(tmp_path, device="cpu")  # nothing of a processor
+    tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(la.LvlmAttnError, match=r"has no processor for its type.*AutoProcessor\.register"):
+        la.load(tmp_path, device="cpu")  # a tokenizer alone
+    MAKERS["gemma3"]().save_pretrained(tmp_path)
+    with pytest.raises(
+        la.LvlmAttnError, match=r"has no model for the config.*ImageTextToText\.register"
+    ) as caught:
+        la.load(tmp_path, device="cpu")
+    assert "AriaConfig" not in str(caught.value)
 
 
 def test_a_misspelt_site_names_the_nearest():

@@ -136,7 +136,14 @@ def configured(**values: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (weights(lambda held, name: held.pop(name)), r"lacks 1 of its weights.*random"),
+        (
+            weights(lambda held, name: held.pop(name)),
+            r"lacks 1 of its weights, the first is '[\w.]+'; what.*random",
+        ),
+        (
+            weights(lambda held, name: held.update({"old." + name: held.pop(name)})),
+            r"lacks 1 of its weights.*, and holds 1 that the model does not know, the first is 'old\.",
+        ),
         (weights(lambda held, name: held.update({name: held[name][:1].clone()})), r"another shape.*\(1,"),
         (cut(0.5), "Fetch it again"),
         (cut(0.99), "Fetch it again"),
@@ -152,6 +159,7 @@ def configured(**values: Any) -> Callable[[Path], None]:
     ],
     ids=[
         "missing",
+        "renamed",
         "shape",
         "half",
         "end",

@@ -22,16 +22,20 @@ def load_processor(name: str, **hub: Any) -> Any:
     Raises:
         OSError: if the files cannot be found.
         ImportError: if something other than the video part needs a missing package.
+        ValueError: if the type has no processor.
     """
     from transformers import AutoProcessor
     from transformers.utils import is_torchvision_available
 
     try:
-        return AutoProcessor.from_pretrained(name, **hub)
+        found = AutoProcessor.from_pretrained(name, **hub)
     except (ImportError, TypeError, ValueError) as error:
         if is_torchvision_available():
             raise
         return _without_video(name, error, **hub)
+    if not hasattr(found, "tokenizer"):  # a part is what is loaded where no processor is known
+        raise ValueError(f"Unrecognized processing class in {name}: {type(found).__name__} is a part of one.")
+    return found
 
 
 def _without_video(name: str, error: Exception, **hub: Any) -> Any:

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 DataSet = Annotated[str | None, typer.Option("--data", help="`toy`: the bundled scenes.", show_default=False)]
 Scenes = Annotated[int, typer.Option("--scenes", min=1, help="Toy data: how many scenes.")]
+PopeScenes = Annotated[
+    int,
+    typer.Option(
+        "--scenes",
+        min=1,
+        help="Toy data: from how many scenes; those with fewer than 3 kinds of objects are passed over.",
+    ),
+]
 Images = Annotated[
     Path | None, typer.Option("--images", help="Folder that holds the pictures.", show_default=False)
 ]

@@ -36,7 +36,7 @@ from lvlm_attn.cli.common import (
     read_interventions,
     run_benchmark,
 )
-from lvlm_attn.cli.data import DataSet, FixTypo, Ids, Images, Parser, Scenes, chair_of, pope_of
+from lvlm_attn.cli.data import DataSet, FixTypo, Ids, Images, Parser, PopeScenes, Scenes, chair_of, pope_of
 from lvlm_attn.errors import LvlmAttnError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def pope(
     images: Images = None,
     data: DataSet = None,
     split: Split = "test",
-    scenes: Scenes = 100,
+    scenes: PopeScenes = 100,
     intervene: Intervene = None,
     parser: Parser = "strict",
     fix_typo: FixTypo = False,

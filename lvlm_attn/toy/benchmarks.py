@@ -5,6 +5,7 @@ Tune on ``dev``, report on ``test``; the pictures of the two are disjoint.
 
 from __future__ import annotations
 
+from lvlm_attn.errors import LvlmAttnError, count_of
 from lvlm_attn.evals.chair.benchmark import PROMPT, Chair
 from lvlm_attn.evals.chair.vocab import nodes_of
 from lvlm_attn.evals.pope.benchmark import Pope
@@ -13,6 +14,8 @@ from lvlm_attn.toy import scenes
 
 QUESTION_SEED = 0
 PAIRS = 3
+ENOUGH = 20
+"""So many scenes are enough in every split."""
 CAPTION_TOKENS = 64
 """Length limit of captions of the toy's scenes, which take 30 tokens; everywhere, so that commands agree."""
 
@@ -34,7 +37,14 @@ def toy_pope(
     """
     shown = tuple(scenes(split, count))  # drawn once, then read several times
     pictures = [ImageObjects(scene.id, scene.names) for scene in shown]
-    built = build_questions(pictures, k=PAIRS, seed=QUESTION_SEED)
+    try:
+        built = build_questions(pictures, k=PAIRS, seed=QUESTION_SEED)
+    except LvlmAttnError as error:
+        raise LvlmAttnError(
+            f"POPE needs more than the first {count_of(len(shown), 'scene')} of the toy's {split} split: some with at "
+            f"least {PAIRS} kinds of objects, and others that lack them; take more (--scenes, or count), such as "
+            f"{ENOUGH}."
+        ) from error
     questions = [question for rows in built.values() for question in rows]
     dataset = {
         "data": "toy",

@@ -125,8 +125,8 @@ def remarks(
     if dropped:
         what = "sample is" if dropped == 1 else "samples are"
         found.append(
-            f"{dropped} {what} left out, which not every run has answered ({len(common)} remain): run an interrupted "
-            "evaluation again with the same --out to finish it."
+            f"{dropped} {what} left out, which not every run has answered ({len(common)} remain): "
+            f"{_why_left_out(reference, run)}"
         )
     if reference.failed or run.failed:
         found.append(f"{reference.failed} and {run.failed} samples failed and have no answer.")
@@ -163,6 +163,17 @@ def remarks(
                 f"where single answers give {change.p:.3f}; trust the former."
             )
     return found
+
+
+def _why_left_out(reference: Run, run: Run) -> str:
+    if reference.limit == run.limit:
+        return "run an interrupted evaluation again with the same --out to finish it."
+    first, second = (
+        "no --limit" if item.limit is None else f"--limit {item.limit}" for item in (reference, run)
+    )
+    return (
+        f"{reference.name} was run with {first} and {run.name} with {second}; run one again with the other's."
+    )
 
 
 def _recall_hint(tally: Tally) -> str:

@@ -36,6 +36,33 @@ def test_eval_pope_on_toy_scenes(capsys, untrained, tmp_path):  # noqa: F811
     assert (code, "holds a run with other settings" in err) == (2, True)
 
 
+def test_a_run_keeps_the_limit_it_was_last_run_with(capsys, untrained, tmp_path):  # noqa: F811
+    common = ["eval", "pope", "--data", "toy", "--split", "dev", "--scenes", 6, "--model", untrained]
+    kept = []
+    for limit in (["--limit", 1], ["--limit", 2], []):
+        code, _, err = call(capsys, *common, *limit, "--out", tmp_path / "r")
+        assert code == 0, err
+        kept.append(json.loads((tmp_path / "r/config.json").read_text()))
+    assert [config.pop("limit", None) for config in kept] == [1, 2, None]
+    assert kept[0] == kept[1] == kept[2]
+    assert call(capsys, *common, "--limit", 2, "--out", tmp_path / "s")[0] == 0
+    code, out, err = call(capsys, "eval", "compare", tmp_path / "r", tmp_path / "s")
+    assert code == 0, err
+    assert "r was run with no --limit and s with --limit 2" in " ".join((out + err).split())
+
+
+def test_too_few_scenes_for_pope_ask_for_more(capsys):
+    code, _, err = call(
+        capsys, "eval", "pope", "--model", "toy", "--data", "toy", "--split", "dev", "--scenes", 2
+    )
+    assert code == 2
+    assert "POPE needs more than the first 2 scenes of the toy's dev split" in err
+    assert "--scenes" in err
+    assert "smaller k" not in err
+    code, out, _ = call(capsys, "eval", "pope", "--help")
+    assert "fewer than 3 kinds" in " ".join(out.replace("│", " ").split())
+
+
 def test_a_folder_is_one_model_however_it_is_spelt(capsys, untrained, tmp_path):  # noqa: F811
     common = ["eval", "pope", "--data", "toy", "--split", "dev", "--scenes", 6, "--limit", 1]
     for spelt in (untrained, f"{untrained}/", f"{untrained}/../{untrained.name}/."):

@@ -175,6 +175,18 @@ def test_common_samples_are_compared_and_the_rest_is_counted(pair):
     assert text.count("90 samples") == 1
 
 
+def test_another_limit_is_told_where_samples_are_left_out(tmp_path, pair):
+    folders = [write_run(tmp_path / name, lines) for name, lines in (("a", pair[0][:6]), ("b", pair[1][:18]))]
+    (interrupted,) = compare(folders).runs["b"].warnings[:1]
+    assert "12 samples are left out" in interrupted
+    assert "run an interrupted evaluation again" in interrupted
+    config = json.loads((folders[0] / "config.json").read_text())
+    (folders[0] / "config.json").write_text(json.dumps({**config, "limit": 6}))
+    (told,) = compare(folders).runs["b"].warnings[:1]
+    assert "a was run with --limit 6 and b with no --limit; run one again" in told
+    assert "interrupted" not in told
+
+
 def test_what_no_question_asks_about_is_a_dash_and_null(tmp_path, pair):
     only_yes = [[line for line in lines if line["label"] == "yes"][:10] for lines in pair]
     only_yes = [[{**line, "image": "0.jpg"} for line in lines] for lines in only_yes]

@@ -83,6 +83,7 @@ class AmberCaptions:
         if not pictures:
             raise LvlmAttnError("AMBER: there are no generative queries; pass the folder of its data.")
         self.pictures, self.lists, self._images = tuple(pictures[:limit]), lists, images
+        self.limit = limit
 
     @classmethod
     def from_folder(

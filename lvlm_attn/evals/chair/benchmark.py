@@ -58,7 +58,7 @@ class Chair:
         surface_table(mode)
         if limit is not None and limit < 1:
             raise LvlmAttnError(f"limit is {limit}; it must be at least 1.")
-        self._subsets = dict(subsets or {})
+        self._subsets, self.limit = dict(subsets or {}), limit
         self._images = dict(_first_of_each(images, self._subsets, limit))
         missing = [name for name in self._images if image_key(name) not in truth]
         if missing:

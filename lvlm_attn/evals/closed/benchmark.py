@@ -56,7 +56,7 @@ class ClosedBenchmark:
             raise LvlmAttnError(f"{spec.title}: question {repeated} is there twice; fetch the files again.")
         require_rule(parser, any(item.options for item in questions))
         self.spec, self.remarks = spec, tuple(remarks)
-        self.questions = _first(_of_parts(spec, questions, subsets), limit)
+        self.questions, self.limit = _first(_of_parts(spec, questions, subsets), limit), limit
         self.name, self.max_new_tokens = spec.name, spec.max_new_tokens
         self.asks_letters = any(item.options for item in self.questions)
         self.asks_yes_no = not all(item.options for item in self.questions)

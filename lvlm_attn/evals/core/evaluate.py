@@ -159,7 +159,9 @@ class _Asked:
         samples, removed = remove_image_tokens(benchmark.samples(), self.processor)
         share = self.decoding.decode == "greedy"
         place = out or default_folder(settings)
-        with RunFolder(place, settings, {"scoring": benchmark.scoring()}, ranks) as folder:
+        limit = getattr(benchmark, "limit", None)  # no setting: a run may go on with a larger one
+        notes = {"scoring": benchmark.scoring(), **({} if limit is None else {"limit": limit})}
+        with RunFolder(place, settings, notes, ranks) as folder:
             with answerer:
                 made = {**environment(self.model, self.processor, samples), "ranks": ranks.count}
                 if noted := removed_sentence({METRIC: removed}):

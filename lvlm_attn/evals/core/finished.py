@@ -9,7 +9,7 @@ from typing import Any
 
 from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.evals.core.records import latest_by_id, read_object, read_records
-from lvlm_attn.evals.core.run_shape import SCORING, SETTINGS, require_line, require_shape
+from lvlm_attn.evals.core.run_shape import SCORING, SETTINGS, WHOLE, require_line, require_shape
 
 SEED_FOLDERS = "seed-"
 
@@ -27,6 +27,7 @@ class Run:
         environment: what ``env.json`` says.
         seeds: the answered lines, one list per seed; one list where decoding has no seed.
         failed: how many samples have no answer.
+        limit: the `--limit` it was last run with; None for all samples.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Run:
     seeds: tuple[tuple[Mapping[str, Any], ...], ...]
     failed: int = 0
     inner: tuple[Run, ...] = field(default=())
+    limit: int | None = None
 
     @property
     def lines(self) -> tuple[Mapping[str, Any], ...]:
@@ -120,6 +122,7 @@ def _read_one(path: Path, name: str) -> Run:
         or require_shape(config.get("environment", {}), {}, where, "environment"),
         seeds=(answered,),
         failed=len(lines) - len(answered),
+        limit=require_shape(config.get("limit") or 0, WHOLE, where, "limit") or None,
     )
 
 
@@ -146,6 +149,7 @@ def _joined(path: Path, name: str, parts: Sequence[Run]) -> Run:
         seeds=tuple(part.lines for part in parts),
         failed=sum(part.failed for part in parts),
         inner=tuple(parts),
+        limit=first.limit,
     )
 
 

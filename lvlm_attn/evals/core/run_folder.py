@@ -69,7 +69,8 @@ class RunFolder:
     Args:
         path: the folder; it is made if need be.
         settings: everything that decides the answers; compared on resuming.
-        notes: further entries of ``config.json``, such as scoring; written, not compared.
+        notes: further entries of ``config.json``, such as scoring; written, not compared, and of a run that goes on
+            only ``limit`` is written anew.
         ranks: this process among those that share the run.
 
     Raises:
@@ -104,6 +105,7 @@ class RunFolder:
         config = self.path / "config.json"
         if config.exists():
             self._require_same(config)
+            self._note_limit(config, notes)
         elif (self.path / SAMPLES).exists():
             raise LvlmAttnError(
                 f"{self.path / SAMPLES} has no config.json beside it; choose another --out, nothing was changed."
@@ -124,6 +126,15 @@ class RunFolder:
                     f"{self.path} holds a run with other settings ({key} was {_short(before.get(key))}, "
                     f"now {_short(self.settings.get(key))}); choose another --out, or delete that folder."
                 )
+
+    @staticmethod
+    def _note_limit(config: Path, notes: Mapping[str, Any]) -> None:
+        """A run may go on with another limit, the one thing in the file that may change."""
+        before = read_object(config, "run settings")
+        if before.get("limit") != notes.get("limit"):
+            without = {key: value for key, value in before.items() if key != "limit"}
+            with saying_what_failed(config):
+                write_json(config, {**without, **_limit_of(notes)})
 
     def _rank_files(self) -> list[Path]:
         found = [path for path in self.path.glob("samples.rank*.jsonl") if re.search(r"rank\d+\.", path.name)]
@@ -298,3 +309,7 @@ def _cut_torn_line(path: Path) -> None:
 def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _limit_of(notes: Mapping[str, Any]) -> dict[str, Any]:
+    return {} if notes.get("limit") is None else {"limit": notes["limit"]}

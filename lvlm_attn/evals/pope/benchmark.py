@@ -45,7 +45,7 @@ class Pope:
     ) -> None:
         get_parser(parser)
         self.remarks = tuple(remarks)
-        self.questions = first_of_each(questions, limit)
+        self.questions, self.limit = first_of_each(questions, limit), limit
         self._images, self._dataset, self._parser = images, dict(dataset), parser
         bare = next((item for item in self.questions if item.label is None), None)
         if bare is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar, Self, cast
@@ -76,6 +77,8 @@ class Intervention(AttentionSites, StreamSites, RequestSites):
         """Refuses a keyword that is no parameter, with the closest one."""
         names = [item.name for item in parameters(cls) if item.init]
         for key in kwargs:
+            if key in undeclared(cls) and key not in names and "__init__" not in vars(cls):
+                raise LvlmAttnError(f"{cls.__name__} has no parameter named {key!r}. {no_dataclass(cls)}")
             if names and key not in names:
                 raise LvlmAttnError(
                     f"{cls.__name__} has no parameter named {key!r}.{closest(key, names)} It takes {', '.join(names)}."
@@ -151,3 +154,21 @@ class Intervention(AttentionSites, StreamSites, RequestSites):
 def parameters(kind: type[Intervention]) -> tuple[dataclasses.Field[Any], ...]:
     """The parameters of a kind of intervention: its dataclass fields, none if it is no dataclass."""
     return dataclasses.fields(cast("Any", kind)) if hasattr(kind, "__dataclass_fields__") else ()
+
+
+def undeclared(kind: type[Intervention]) -> list[str]:
+    """What would be parameters of a kind, were it a dataclass itself: its own annotations."""
+    if "__dataclass_fields__" in vars(kind):
+        return []
+    return [name for name, told in inspect.get_annotations(kind).items() if "ClassVar" not in str(told)]
+
+
+def no_dataclass(kind: type[Intervention]) -> str:
+    """How `undeclared` fields become parameters, one sentence; empty where there are none."""
+    names = undeclared(kind)
+    if not names:
+        return ""
+    return (
+        f"{kind.__name__} is no dataclass; put @dataclass(frozen=True) above it, so that {', '.join(names)} "
+        f"{'is a parameter' if len(names) == 1 else 'are parameters'}."
+    )

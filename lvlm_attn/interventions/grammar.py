@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lvlm_attn.errors import LvlmAttnError, closest, shown
-from lvlm_attn.interventions.base import Intervention, parameters
+from lvlm_attn.interventions.base import Intervention, no_dataclass, parameters
 
 MOST_TEXT = 65_536
 """Characters that are read; parameters are bounded so that what is written stays far below."""
@@ -58,7 +58,8 @@ def _parse_one(text: str, known: Mapping[str, type[Intervention]]) -> Interventi
     if name not in known:
         raise LvlmAttnError(
             f"There is no method named {shown(name)}.{closest(name, known)} "
-            f"The methods are {', '.join(sorted(known))}; la.register and --plugin add your own."
+            f"The methods are {', '.join(sorted(known))}. One of your own is known once its file is given with "
+            f"--plugin FILE on the command line, or its class to la.register in Python."
         )
     kind = known[name]
     names = [item.name for item in parameters(kind)]
@@ -68,7 +69,9 @@ def _parse_one(text: str, known: Mapping[str, type[Intervention]]) -> Interventi
         if not equals:
             raise LvlmAttnError(f"{name}: {shown(pair)} is not of the form key=value.")
         if key not in names:
-            listed = f"It takes {', '.join(names)}." if names else "It takes no parameters."
+            listed = no_dataclass(kind) or (
+                f"It takes {', '.join(names)}." if names else "It takes no parameters."
+            )
             raise LvlmAttnError(f"{name} has no parameter named {shown(key)}.{closest(key, names)} {listed}")
         if key in arguments:
             raise LvlmAttnError(f"{name}: parameter {key!r} is given twice; give it once.")

@@ -2,12 +2,14 @@
 
 import time
 from contextlib import suppress
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import lvlm_attn as la
+from lvlm_attn.interventions.grammar import parse_interventions
 from tests.fuzzing import drawn, value_or_sentence
 
 UNIT = st.floats(0, 1).map(lambda x: round(x, 4))
@@ -100,6 +102,50 @@ def test_mistakes_are_named(text, words):
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+class Halve(la.Intervention):
+    """Its author forgot the decorator."""
+
+    name: ClassVar[str] = "halve"
+    factor: float = 0.5
+
+
+class MoreVAR(la.VAR):
+    """A dataclass above it makes it none."""
+
+    factor: float = 0.5
+
+
+class Doubles(la.Intervention):
+    """Takes parameters in its own way."""
+
+    factor: float
+
+    def __init__(self, factor: float) -> None:
+        object.__setattr__(self, "factor", factor)
+
+
+def test_annotations_of_a_class_that_is_no_dataclass_are_named():
+    with pytest.raises(
+        la.LvlmAttnError, match=r"halve has no parameter.*Halve is no dataclass.*factor is a param"
+    ):
+        parse_interventions("halve:factor=2", {"halve": Halve})
+    with pytest.raises(
+        la.LvlmAttnError, match=r"Halve has no parameter named 'factor'. Halve is no dataclass"
+    ):
+        Halve(factor=2)
+    with pytest.raises(
+        la.LvlmAttnError, match=r"MoreVAR is no dataclass; put @dataclass\(frozen=True\) above"
+    ):
+        parse_interventions("more:factor=2", {"more": MoreVAR})
+    with pytest.raises(
+        la.LvlmAttnError, match=r"MoreVAR has no parameter named 'factor'. MoreVAR is no dataclass"
+    ):
+        MoreVAR(factor=2)
+    assert Doubles(factor=2).factor == 2
+    with pytest.raises(la.LvlmAttnError, match=r"It takes rho"):
+        la.VAR(factor=2)
 
 
 def test_equal_presets_are_equal_objects():

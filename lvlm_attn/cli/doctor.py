@@ -35,6 +35,7 @@ def doctor(as_json: Json = False) -> None:
         "kernels": _kernels(),
         "backends": {name: _try(probe) for name, probe in BACKENDS.items()},
         "extras": {name: _extra(modules) for name, modules in EXTRAS.items()},
+        "plugins": _plugins(),
         "lmms-eval": _lmms_plugin(),
         "toy": _toy(),
     }
@@ -45,7 +46,7 @@ def doctor(as_json: Json = False) -> None:
         if isinstance(value, dict):
             typer.echo(name)
             for key, text in value.items():
-                typer.echo(f"  {key:<22}{text}")
+                typer.echo(f"  {key:<21} {text}")
         else:
             typer.echo(f"{name:<24}{value}")
 
@@ -170,6 +171,15 @@ BACKENDS: dict[str, Callable[[], None]] = {
 def _extra(modules: tuple[str, ...]) -> str:
     missing = [name for name in modules if util.find_spec(name) is None]
     return "installed" if not missing else f"missing {', '.join(missing)}"
+
+
+def _plugins() -> dict[str, str] | str:
+    """What files of --plugin brought, and what installed packages offer."""
+    from lvlm_attn.hooks.entry_points import entry_points
+    from lvlm_attn.hooks.plugins import BROUGHT
+
+    offered = {point.name: f"entry point {point.value}" for point in entry_points()}
+    return {**BROUGHT, **offered} or "none; give one with --plugin FILE"
 
 
 def _lmms_plugin() -> str:

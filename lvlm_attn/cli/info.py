@@ -34,7 +34,7 @@ def methods(
         if name not in known:
             raise LvlmAttnError(
                 f"there is no method named {name!r}.{closest(name, known)} "
-                f"The methods are {', '.join(known)}."
+                f"The methods are {', '.join(known)}. One of your own needs --plugin FILE."
             )
         if as_json:
             print_json(dataclasses.asdict(known[name]))

@@ -75,7 +75,7 @@ class Method:
         text: the rest of it, up to the parameters.
         parameters: in the order of the dataclass.
         presets: settings by name, and those for single models.
-        source: where it was published, from the docstring of its module.
+        source: where it was published, from the paragraph `Source: ...` of its docstring, or of its module's.
         example: one written form.
     """
 
@@ -131,8 +131,10 @@ def method_of(kind: type) -> Method:
     for method in methods_in(text):
         if method.class_name == kind.__name__:
             return method
-    summary, _, rest = (inspect.getdoc(kind) or "").partition("\n")
-    return Method(str(getattr(kind, "name", "")), kind.__name__, summary, rest.strip(), (), (), "", "")
+    sections = _sections(inspect.getdoc(kind) or "")
+    summary, _, rest = sections[""].partition("\n")
+    source = " ".join(sections.get("Source", "").split())
+    return Method(str(getattr(kind, "name", "")), kind.__name__, summary, rest.strip(), (), (), source, "")
 
 
 def methods_in(source: str) -> Iterator[Method]:
@@ -184,7 +186,8 @@ def _method(node: ast.ClassDef, name: str, constants: Mapping[str, Any], module:
     summary, _, rest = sections.get("", "").partition("\n")
     told = _described(sections.get("Args", ""))
     ranges = _ranges(node, constants)
-    source = re.search(r"(?:Source|After)\b.*?(?=\n\n|\Z)", module, re.DOTALL)
+    paragraph = re.search(r"(?:Source|After)\b.*?(?=\n\n|\Z)", module, re.DOTALL)
+    source = sections.get("Source") or (paragraph.group() if paragraph else module.partition("\n")[2])
     example = re.search(rf"'({re.escape(name)}(?::[^']*)?)'", sections.get("Example", ""))
     return Method(
         name=name,
@@ -193,9 +196,7 @@ def _method(node: ast.ClassDef, name: str, constants: Mapping[str, Any], module:
         text=rest.strip(),
         parameters=tuple(_parameters(node, constants, told, ranges)),
         presets=tuple(_presets(constants)),
-        source=" ".join((source.group() if source else module.partition("\n")[2]).split()).removeprefix(
-            "Source: "
-        ),
+        source=" ".join(source.split()).removeprefix("Source: "),
         example=example.group(1) if example else name,
     )
 
@@ -205,6 +206,12 @@ def _sections(text: str) -> dict[str, str]:
     found: dict[str, list[str]] = {"": []}
     current = ""
     for line in text.splitlines():
+        if source := re.fullmatch(r"Sources?:(.*)", line):
+            current = "Source"
+            found[current] = [source.group(1)]
+            continue
+        if current == "Source" and not line.strip():
+            current = ""
         heading = re.fullmatch(r"(Args|Attributes|Raises|Returns|Example|Examples|Note|Notes):", line)
         if heading:
             current = heading.group(1).removesuffix("s") if line.startswith("Examples") else heading.group(1)

@@ -13,6 +13,9 @@ from lvlm_attn.families import Family, models, register_family
 from lvlm_attn.hooks.catalogue import register
 from lvlm_attn.interventions.base import Intervention
 
+BROUGHT: dict[str, str] = {}
+"""What each file that was loaded brought, in words."""
+
 
 def load_plugin(path: str | Path) -> tuple[str, ...]:
     """Runs a Python file and registers the methods and model families it defines, unless it did so itself.
@@ -65,6 +68,12 @@ def load_plugin(path: str | Path) -> tuple[str, ...]:
     for family in families:
         if models().get(family.name) is not family:
             register_family(family)
+    if is_new:
+        parts = {
+            "method": sorted(kind.name for kind in kinds),
+            "family": sorted({family.name for family in families} | models().keys() - known.keys()),
+        }
+        BROUGHT[str(path)] = "; ".join(f"{what} {', '.join(names)}" for what, names in parts.items() if names)
     return tuple(kind.name for kind in kinds)
 
 

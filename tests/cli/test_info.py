@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
+from lvlm_attn import families
 from lvlm_attn._version import __version__
-from lvlm_attn.hooks import catalogue
+from lvlm_attn.hooks import catalogue, plugins
 from tests.cli.test_cli import call, refused
 from tests.hooks.test_plugins import QUIET
 
@@ -63,3 +64,49 @@ def test_plugins_may_be_named_anywhere(capsys, tmp_path, monkeypatch):
         assert "Silences one head." in out
         assert "head=1" in out
     assert "does not exist" in refused(capsys, "models", "--plugin", tmp_path / "no.py")
+
+
+def test_doctor_lists_plugins_with_what_they_brought(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "_METHODS", dict(catalogue._METHODS))
+    monkeypatch.setattr(families, "_FAMILIES", dict(families._FAMILIES))
+    monkeypatch.setattr(plugins, "BROUGHT", {})
+    assert "--plugin FILE" in json.loads(call(capsys, "doctor", "--json")[1])["plugins"]
+    path = tmp_path / "still.py"
+    path.write_text(
+        QUIET.replace("{name}", "stilled")
+        + "import dataclasses\nFAMILY = dataclasses.replace(la.models()['llava'], name='stilled_vlm')\n"
+    )
+    code, out, err = call(capsys, "--plugin", path, "doctor")
+    assert code == 0, err
+    assert f"  {path} method stilled; family stilled_vlm\n" in out
+
+
+@pytest.mark.parametrize(
+    "command", [["methods", "boost"], ["eval", "pope", "--model", "toy", "--data", "toy"]]
+)
+def test_an_unknown_method_hints_at_the_plugin(capsys, command):
+    given = command if command[0] == "methods" else [*command, "--intervene", "boost"]
+    assert "--plugin FILE" in refused(capsys, *given)
+
+
+TOLD = {
+    "before": "Source: A. Author, 2026.\n\n    More words.\n\n    Args:\n        head: which head.",
+    "after": "More words.\n\n    Args:\n        head: which head.\n\n    Source: A. Author,\n    2026.",
+    "several": "More words.\n\n    Sources: A. Author, 2026.\n\n    Args:\n        head: which head.",
+    "module": "More words.\n\n    Args:\n        head: which head.",
+}
+
+
+@pytest.mark.parametrize("where", TOLD)
+def test_the_source_of_ones_own_method_is_read_from_its_docstring(capsys, tmp_path, monkeypatch, where):
+    monkeypatch.setattr(catalogue, "_METHODS", dict(catalogue._METHODS))
+    name = f"sourced_{where}"
+    text = QUIET.replace("{name}", name)
+    text = text.replace("Silences one head.", f"Silences one head.\n\n    {TOLD[where]}\n    ")
+    path = tmp_path / f"{name}.py"
+    path.write_text(("'''Ours.\n\nSource: A. Author, 2026.\n'''\n" if where == "module" else "") + text)
+    code, out, err = call(capsys, "--plugin", path, "methods", name)
+    assert code == 0, err
+    assert "Source: A. Author, 2026." in out.splitlines()
+    assert out.count("A. Author") == out.count("More words.") == 1
+    assert "      which head." in out.splitlines()

@@ -101,6 +101,7 @@ _FAMILIES: dict[str, Family] = {
 }
 
 
+_HOW_TO_ADD = "'Add a model family' in https://github.com/lvlm-attn/lvlm-attn/blob/main/CONTRIBUTING.md"
 _Q_FORMER = (
     "its generate never calls the model: it encodes the picture, and the instruction with it, and calls generate of "
     "the text decoder on embeddings, so a wrap of the model sees neither the prompt nor its picture"
@@ -146,8 +147,8 @@ def family_of(model: nn.Module | Any) -> Family:
         )
     raise UnsupportedError(
         f"Model type {name!r} ({type(model).__name__}) is not supported.{closest(str(name), _FAMILIES)} "
-        f"Supported are {', '.join(sorted(_FAMILIES))}; CONTRIBUTING.md says how to add a family "
-        f"with la.register_family."
+        f"Supported are {', '.join(sorted(_FAMILIES))}; la.register_family adds one of your own (on the command line "
+        f"--plugin FILE): {_HOW_TO_ADD} says how."
     )
 
 

@@ -42,7 +42,8 @@ def test_an_overlay_says_who_was_asked_what_and_what_its_marks_mean():
     shown = words_of(maps.overlay("dog"))
     for part in ("Model: made.", "Prompt: “Say it:”", "Answer (var:rho=0.5): “A hotdog. A dog.”", "Ring: "):
         assert part in shown
-    assert "mean of layers 0 to 1 of 6" in shown
+    assert "mean of layers 0 to 1 (of 0 to 5)" in shown
+    assert "layer 1 (of 0 to 5)," in words_of(maps.layer(1).overlay("dog"))
     assert "mean of all 2 layers" in words_of(replace(maps, meta={**maps.meta, "layers": 2}).overlay("dog"))
     assert f"{100 * maps['dog'].grid()[0].max():.2g} %" in shown
     assert shown.count("pixels from the left") == shown.count("pixels from the top") == 2

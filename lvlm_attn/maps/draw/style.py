@@ -70,11 +70,11 @@ def quoted(maps: AttentionMaps) -> str:
 def chosen(maps: AttentionMaps) -> str:
     """Which layers, heads and view maps show.
 
-    Example: ``mean of layers 2 to 4 of 6, mean of 4 heads, raw weights``.
+    Example: ``mean of layers 2 to 4 (of 0 to 5), mean of 4 heads, raw weights``.
     """
     layers, depth = maps.layers, maps.meta.get("layers")
     count = len(layers)
-    of = f" of {depth}" if isinstance(depth, int) and count < depth else ""
+    of = f" (of 0 to {depth - 1})" if isinstance(depth, int) and count < depth else ""
     if layers == ("mean",):
         part = "layers averaged while recording"
     elif layers == ("rollout",):

@@ -106,7 +106,7 @@ class Dispatch:
             return f"{picked or 'torch'} ({'; '.join(self.fallbacks)})"
         if self.wanted == "torch":
             return "torch, as asked for"
-        return picked or self.wanted
+        return picked or "none used"
 
 
 def requested(argument: str = "auto") -> str:

@@ -116,6 +116,8 @@ def test_off_a_gpu_torch_is_taken_without_a_word(monkeypatch):
         _, _, report = outcome("llava", [la.VAR(**VAR)], "auto")
     assert report.kernels == "torch"
     assert "kernels torch" in str(report)
+    _, _, report = outcome("llava", [la.VHR()], "auto")
+    assert report.kernels == "none used"
 
 
 @pytest.mark.parametrize(

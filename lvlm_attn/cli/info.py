@@ -15,6 +15,8 @@ from lvlm_attn.errors import LvlmAttnError, closest
 from lvlm_attn.evals.core.tables import Table, show, terminal_width
 from lvlm_attn.hooks.index import Method, Parameter, index, method_of
 
+_GLUE = {ord(" "): "\ue000", ord("-"): "\ue001"}
+_UNGLUE = {0xE000: " ", 0xE001: "-"}
 _LAYERS = "none, a number, a range like 18..31, a slice like 2:-1, or a list of them in brackets"
 
 
@@ -50,7 +52,7 @@ def methods(
         )
         return
     for item in known.values():
-        head = textwrap.wrap(f"{item.name}  {item.summary}", terminal_width(), subsequent_indent="    ")
+        head = wrapped(f"{item.name}  {item.summary}", terminal_width(), subsequent_indent="    ")
         typer.echo("\n".join(head))
         if item.parameters:
             typer.echo("\n".join(_at_commas(f"    {item.name}:{_defaults(item)}", 8)))
@@ -92,35 +94,45 @@ def _at_commas(text: str, indent: int) -> Iterator[str]:
 def _explained(item: Method) -> Iterator[str]:
     width = terminal_width()
     yield f"{item.name} ({item.class_name})"
-    yield from textwrap.wrap(item.summary, width)
+    yield from wrapped(item.summary, width)
     for paragraph in filter(None, item.text.split("\n\n")):
         yield ""
         for line in _paragraph(paragraph):
-            yield from textwrap.wrap(line, width, subsequent_indent="  " if line.startswith("- ") else "")
+            yield from wrapped(line, width, subsequent_indent="  " if line.startswith("- ") else "")
     if item.parameters:
         yield ""
         yield "Parameters"
     for part in item.parameters:
         default = "has to be given" if part.default is None else part.default
         allowed = _allowed(part)
-        yield from textwrap.wrap(
+        yield from wrapped(
             f"{part.name}={default}  {allowed}", width, initial_indent="  ", subsequent_indent="      "
         )
-        yield from textwrap.wrap(part.text, width, initial_indent="      ", subsequent_indent="      ")
+        yield from wrapped(part.text, width, initial_indent="      ", subsequent_indent="      ")
     if item.presets:
         yield ""
         yield "Presets, which set what is left out; `auto` is what is taken by itself"
     for preset in item.presets:
-        yield from textwrap.wrap(preset.name, width, initial_indent="  ", subsequent_indent="    ")
+        yield from wrapped(preset.name, width, initial_indent="  ", subsequent_indent="    ")
         yield from _at_commas(f"      {preset.settings}", 8)
         if preset.generate:
             yield f"      with generate(..., {preset.generate})"
-        yield from textwrap.wrap(
+        yield from wrapped(
             f"From: {preset.source}", width, initial_indent="      ", subsequent_indent="        "
         )
     yield ""
-    yield from textwrap.wrap(f"Source: {item.source or 'not said'}", width, subsequent_indent="  ")
-    yield from textwrap.wrap(f"Example: --intervene {item.example}", width, subsequent_indent="  ")
+    yield from wrapped(f"Source: {item.source or 'not said'}", width, subsequent_indent="  ")
+    yield from wrapped(f"Example: --intervene {item.example}", width, subsequent_indent="  ")
+
+
+def wrapped(text: str, width: int, **indents: str) -> list[str]:
+    """Lines of a text, in which what stands in backticks is not broken."""
+    kept = re.sub(
+        r"`[^`]*`",
+        lambda found: found[0].translate(_GLUE) if len(found[0]) <= width // 2 else found[0],
+        text,
+    )
+    return [line.translate(_UNGLUE) for line in textwrap.wrap(kept, width, **indents)]  # type: ignore[arg-type]
 
 
 def _paragraph(text: str) -> list[str]:
@@ -167,8 +179,16 @@ def sinks(
     """Find the dimensions that mark a model's attention sinks."""
     from lvlm_attn.measures.diagnostics import find_sinks
 
-    found = find_sinks(*load_model(model, device, dtype, device_map))
+    loaded = load_model(model, device, dtype, device_map)
+    found = find_sinks(*loaded)
     if as_json:
         print_json({"model": model, **dataclasses.asdict(found)})
         return
     typer.echo(str(found))
+    if found.source == "measured":
+        most = loaded[0].config.get_text_config().hidden_size ** 0.5
+        told = (
+            f"The sink score is the activation of the first token in that dimension over the root mean square of all "
+            f"(median over layers and texts); it is at most {most:.1f}, the root of the hidden size."
+        )
+        typer.echo("\n".join(wrapped(told, terminal_width())))

@@ -6,6 +6,7 @@ Torch and transformers are imported when a command needs them, so that ``--help`
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -29,6 +30,7 @@ from lvlm_attn.cli import (
 from lvlm_attn.cli import map as map_pictures
 from lvlm_attn.cli.common import Plugin, Stopped
 from lvlm_attn.errors import LvlmAttnError, printable
+from lvlm_attn.evals.core.tables import terminal_width
 
 app = typer.Typer(
     name="lvlm-attn",
@@ -90,8 +92,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (LvlmAttnError, OSError) as error:
         if debug:
             raise
-        print(f"error: {printable(' '.join(_sentence(error).split()))}", file=sys.stderr)
+        _print_error(f"error: {printable(' '.join(_sentence(error).split()))}")
         raise SystemExit(2) from None
+
+
+def _print_error(text: str) -> None:
+    """One sentence, over several lines on a terminal and on one where something else reads it."""
+    if sys.stderr.isatty():
+        lines = textwrap.wrap(text, terminal_width(), break_long_words=False, break_on_hyphens=False)
+        text = "\n".join(lines)
+    print(text, file=sys.stderr)
 
 
 def _taken(arguments: list[str], option: str) -> tuple[list[str], list[str]]:

@@ -84,7 +84,7 @@ class SinkDims:
     source: str
 
     def __str__(self) -> str:
-        listed = ", ".join(f"{dim} ({score:.1f})" for dim, score in zip(self.dims, self.scores))
+        listed = ", ".join(f"{dim} (sink score {score:.1f})" for dim, score in zip(self.dims, self.scores))
         if self.source == "known":
             return f"sink dimensions {', '.join(map(str, self.dims))} (known for this base model)"
         remark = "" if self.is_confident else "; none stands out, these are the largest"

@@ -8,6 +8,7 @@ import pytest
 
 from lvlm_attn import families
 from lvlm_attn._version import __version__
+from lvlm_attn.cli.info import wrapped
 from lvlm_attn.hooks import catalogue, plugins
 from tests.cli.test_cli import call, refused
 from tests.hooks.test_plugins import QUIET
@@ -48,6 +49,26 @@ def test_a_method_is_explained_within_80_columns(capsys, monkeypatch):
     assert "Did you mean 'var'" in refused(capsys, "methods", "vra")
     told = json.loads(call(capsys, "methods", "vhr", "--json")[1])
     assert told["parameters"][0]["default"] == "2.0"
+
+
+def test_what_stands_in_backticks_is_not_broken():
+    for width in range(20, 60):
+        lines = wrapped("Words and then `lvlm-attn methods` and at long last `a b` in the end", width)
+        text = "\n".join(lines)
+        assert "`lvlm-attn methods`" in text or width < 38
+        assert "`a b`" in text
+        assert max(map(len, lines)) <= width
+        assert (
+            " ".join(lines) == "Words and then `lvlm-attn methods` and at long last `a b` in the end"
+            or width < 38
+        )
+
+
+def test_sinks_say_what_the_number_is(capsys):
+    code, out, err = call(capsys, "sinks", "--model", "toy", "--device", "cpu")
+    assert code == 0, err
+    assert "(sink score 11.2)" in out
+    assert "at most 11.3" in " ".join(out.split())
 
 
 def test_plugins_may_be_named_anywhere(capsys, tmp_path, monkeypatch):

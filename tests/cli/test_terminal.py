@@ -69,6 +69,20 @@ def test_an_error_about_an_odd_name_is_one_line(capsys):
     assert "\x1b" not in err
 
 
+def test_an_error_is_wrapped_on_a_terminal_alone(monkeypatch):
+    shown = []
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setattr("sys.stderr", stream)
+        with pytest.raises(SystemExit):
+            main(["generate", "--model", "toy", "--image", "a.png", "--prompt", "x", "--intervene", "boost"])
+        shown.append(stream.getvalue())
+    wrapped, plainly = shown
+    assert plainly.count("\n") == 1 < wrapped.count("\n")
+    assert max(map(len, wrapped.splitlines())) <= 80
+    assert " ".join(wrapped.split()) == plainly.strip()
+
+
 @pytest.mark.parametrize("seed", [0, 7, 2**63 - 1, 2**63, 2**64, 10**100, -1, -(2**70)])
 def test_any_whole_number_is_a_seed(seed):
     import torch

@@ -36,7 +36,7 @@ from lvlm_attn.cli.common import (
     say,
     tell,
 )
-from lvlm_attn.cli.data import FixTypo, Ids, Images, Scenes, chair_of, pope_of
+from lvlm_attn.cli.data import FixTypo, Ids, Images, chair_of, pope_of
 from lvlm_attn.errors import LvlmAttnError, closest
 from lvlm_attn.evals.closed.catalogue import CLOSED
 
@@ -71,7 +71,14 @@ def sweep(
         ),
     ] = None,
     subset: Subset = None,
-    scenes: Scenes = 100,
+    scenes: Annotated[
+        int,
+        typer.Option(
+            "--scenes",
+            min=1,
+            help="Toy data: how many scenes; pope passes over those with fewer than 3 kinds of objects.",
+        ),
+    ] = 100,
     questions: Annotated[
         list[Path] | None,
         typer.Option("--questions", help="POPE question file; repeat for several.", show_default=False),

@@ -59,8 +59,9 @@ def test_too_few_scenes_for_pope_ask_for_more(capsys):
     assert "POPE needs more than the first 2 scenes of the toy's dev split" in err
     assert "--scenes" in err
     assert "smaller k" not in err
-    code, out, _ = call(capsys, "eval", "pope", "--help")
-    assert "fewer than 3 kinds" in " ".join(out.replace("│", " ").split())
+    for command in ("pope", "sweep"):
+        code, out, _ = call(capsys, "eval", command, "--help")
+        assert "fewer than 3 kinds" in " ".join(out.replace("│", " ").split())
 
 
 def test_a_folder_is_one_model_however_it_is_spelt(capsys, untrained, tmp_path):  # noqa: F811

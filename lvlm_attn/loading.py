@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ _DTYPES = {
 }
 
 _UNREGISTERED = {
-    "does not recognize this architecture": "does not know the model type in its config.json",
+    "does not recognize this architecture": "does not know its model type",
     "Unrecognized configuration class": "has no model for the configuration of its type",
     "Unrecognized processing class": "has no processor for its type",
 }
@@ -207,8 +208,10 @@ def _reason(error: Exception) -> str:
     if unknown := next((words for sign, words in _UNREGISTERED.items() if sign in text), None):
         from transformers import __version__
 
+        found = re.search(r"model type `(\w{1,60})`", text)
+        named = f" {found[1]!r}" if found else ""
         return (
-            f"transformers {__version__} {unknown}. Register the classes of a type of your own with "
+            f"transformers {__version__} {unknown}{named}. Register the classes of a type of your own with "
             f"AutoConfig.register, AutoModelForImageTextToText.register and AutoProcessor.register before loading, "
             f"on the command line in the file of --plugin; for a published type take a transformers that has it."
         )

@@ -130,7 +130,7 @@ def test_a_folder_of_a_type_that_transformers_does_not_know_loads_with_its_plugi
         json.dumps(processor | {"processor_class": "MyGemmaProcessor"})
     )
     with pytest.raises(
-        la.LvlmAttnError, match=r"does not know the model type.*AutoConfig\.register.*--plugin"
+        la.LvlmAttnError, match=r"does not know its model type 'my_gemma'.*AutoConfig\.register.*--plugin"
     ):
         la.load(folder, device="cpu")
     file = tmp_path / "my_family.py"

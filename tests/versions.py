@@ -12,6 +12,9 @@ FAULTS = {
     ("paligemma", "no cache"): ("5.17", "5.18", "generated tokens join the prefix that sees both ways"),
     ("llava", "images of beams"): ("5.17", "5.19", "beams mix up several images of a prompt"),
     ("qwen2_5_vl", "images of beams"): ("5.18", "5.19", "beams mix up several images of a prompt"),
+    ("mistral3", "two beams"): ("5.17", "5.19", "beams mix up several images of a prompt"),
+    ("llava_next_video", "two beams"): ("5.17", "5.19", "beams mix up several images of a prompt"),
+    ("qwen3_5", "two beams"): ("5.18", "5.21", "beams mix up the grids of several images"),
     ("llama4", "static cache"): ("5.17", "5.20", "the masks of chunked attention raise a TypeError"),
     ("gemma4", "static cache"): ("5.17", "5.23", "image tokens see no later token of their image"),
 }

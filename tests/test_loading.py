@@ -133,6 +133,7 @@ def configured(**values: Any) -> Callable[[Path], None]:
     return change
 
 
+@needs_own_image_processors
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

@@ -17,6 +17,7 @@ from lvlm_attn.families.target import Target
 from lvlm_attn.families.videos import has_video_tokens
 from lvlm_attn.interventions.base import Intervention, Situation
 from lvlm_attn.interventions.context import extended
+from lvlm_attn.kernels.host import reading_is_free
 from lvlm_attn.layout.prompt import PromptLayout
 from lvlm_attn.runtime.arguments import padding_mask
 from lvlm_attn.runtime.generate_frame import GenerateCall, running_generate
@@ -87,10 +88,11 @@ class PromptState:
         self.length = start + queries
         return is_prompt
 
-    def goes_on(self, ids: Tensor, start: int, cache: object) -> bool:
+    def goes_on(self, given: Mapping[str, Any], ids: Tensor, start: int, cache: object) -> bool:
         """Adds the position of a call that is one generated token for sure; returns whether it is.
 
         Args:
+            given: arguments of the model.
             ids: the token ids of the call.
             start: how many tokens the cache holds.
             cache: the cache.
@@ -105,10 +107,11 @@ class PromptState:
             return False
         if not layout.length <= start <= self.length:
             return False
-        if start == layout.length:  # else it is after a generated token, as in `_go_on`
-            generation = running_generate(self._target.parts.base)
-            if generation is not None and start < generation.prompt_length:
-                return False
+        generation = running_generate(self._target.parts.base)
+        if generation is not None and start == layout.length < generation.prompt_length:
+            return False
+        if generation is None:
+            self._note_mask(given, start + 1)
         self.length = start + 1
         return True
 
@@ -145,10 +148,12 @@ class PromptState:
                 f"The batch grew from {self.layout.batch} to {ids.shape[0]} rows after the prompt was processed; "
                 f"repeat the rows before the prompt."
             )
-        if queries == 1 and start > self.layout.length:
-            return False
         generation = running_generate(self._target.parts.base)
-        if generation is None and queries == 1:
+        if queries == 1 and (
+            start > self.layout.length or (generation is None and start == self.layout.length)
+        ):
+            if generation is None:
+                self._note_mask(given, start + 1)
             return False
         if generation is not None and start >= generation.prompt_length:
             if start < self.layout.length:
@@ -161,7 +166,24 @@ class PromptState:
         if generation is not None and generation.is_chunked:
             self._check_images(layout, generation)
         self._set_layout(layout, ids.device)
+        self._note_mask(given, start + queries)
         return True
+
+    def _note_mask(self, given: Mapping[str, Any], length: int) -> None:
+        """Takes from the mask of a later call what it says of all positions, which may be other than before.
+
+        Where reading would have to be waited for, a mask is taken for one that hides something. A dense one of queries
+        by keys says what it says to the attention itself.
+        """
+        mask = given.get("attention_mask")
+        if mask is not None and not (
+            isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= length
+        ):
+            return
+        is_valid = None if mask is None else mask[:, :length] != 0
+        if is_valid is not None and reading_is_free(is_valid.device) and bool(is_valid.all()):
+            is_valid = None
+        self._is_valid = is_valid
 
     def _lay_out(
         self,

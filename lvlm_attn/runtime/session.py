@@ -187,7 +187,7 @@ class Session:
             return False
         if self._labels is not None or self._embedders or (mode.request is None and self._needy):
             return False
-        if not self._prompt.goes_on(ids, int(cache.get_seq_length()), cache):
+        if not self._prompt.goes_on(given, ids, int(cache.get_seq_length()), cache):
             return False
         if self._changes is not None:
             self._changes.settle()

@@ -17,6 +17,7 @@ from lvlm_attn.runtime.changes import Changes
 from tests.runtime.every_site import SITES, bare, outcome
 from tests.samples import VAR
 from tests.tiny import tiny_inputs, tiny_model
+from tests.versions import needs_pre_encoding
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -88,6 +89,7 @@ def compiled(model, backend, **options):
 FAMILIES = [("llava", None, [(1,), (2,)]), ("qwen2_vl", "static", [(1,)])]
 
 
+@needs_pre_encoding
 @pytest.mark.parametrize(("family", "cache", "batch"), FAMILIES, ids=lambda value: str(value))
 def test_prefill_and_decode_are_a_graph_each(family, cache, batch):
     model = tiny_model(family, layers=2)

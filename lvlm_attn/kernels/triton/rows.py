@@ -27,6 +27,7 @@ from lvlm_attn.kernels.packing import LOG2E, PackedEdits, PackedVisibility
 from lvlm_attn.kernels.triton.common import (
     Launch,
     Launcher,
+    Mask,
     change_of,
     check_call,
     class_of,
@@ -166,6 +167,9 @@ class RowsPlan:
             edits: see there.
         """
         tiles, _, batch = self.grid
+        before: Mask = self.shared[0]
+        if (packed.key_group is None) != (before.key_group is None):
+            return None
         if _parts(call, tiles * batch, self.block, None) != (self.cut.splits, self.cut.length):
             return None
         return replace(self, shared=(mask_of(packed), place_of(call, edits), self.shared[2]))

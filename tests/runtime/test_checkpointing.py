@@ -36,7 +36,6 @@ def adapter(model):
 
 METHODS = {
     "mma": lambda: [la.MMA()],
-    "crosslmm": lambda: [la.CrossLMM.reuse(grid=2, rule="R1", lam=0.3)],
     "var": lambda: [la.VAR(sink_dims=(3,), **VAR)],
     "vhr": lambda: [la.VHR(layers=(0, 1, 2))],
     "dola": lambda: [la.DoLa(layers=(0, 2))],

@@ -101,7 +101,9 @@ def test_masks_come_and_go_while_an_answer_is_decoded(given, kernels):
 @pytest.mark.parametrize("method", ["nothing", "var"])
 def test_a_second_turn_of_generate_may_hide_a_part_of_the_first(given, kernels, method):
     model, inputs = given
-    make = Nothing if method == "nothing" else lambda: la.VAR(sink_dims=(DIM,), layers="0:", rho=0, mass_floor=0)
+    make = (
+        Nothing if method == "nothing" else lambda: la.VAR(sink_dims=(DIM,), layers="0:", rho=0, mass_floor=0)
+    )
     options = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True}
 
     def run():
@@ -137,9 +139,7 @@ def test_what_follows_a_cache_cut_into_the_prompt_is_what_it_is(given, kernels, 
     def run(pieces):
         cache = model(**inputs, use_cache=True).past_key_values
         cache.crop(kept - inputs["input_ids"].shape[1])
-        found = [
-            model(input_ids=piece, past_key_values=cache).logits for piece in words.split(pieces, 1)
-        ]
+        found = [model(input_ids=piece, past_key_values=cache).logits for piece in words.split(pieces, 1)]
         return torch.cat(found, 1)
 
     with torch.no_grad():

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lvlm_attn.errors import UnsupportedError
 from lvlm_attn.families.target import Target
 from lvlm_attn.interventions.context import Call
 from lvlm_attn.kernels.torch_path import Rows
@@ -45,11 +46,35 @@ def image_keys(
 
     Returns:
         By layer, keys and values `(batch, kv_heads, patches, head_dim)`; those of padding rows are no
-        patches of the sample.
+        patches of the sample. A backward pass that would need their gradient is refused.
     """
     if source == "S2":
-        return _whole(target, call, embeds, rows, layers)
-    return _one_by_one(target, call, embeds, rows, layers, is_deep=source == "S1")
+        found = _whole(target, call, embeds, rows, layers)
+    else:
+        found = _one_by_one(target, call, embeds, rows, layers, is_deep=source == "S1")
+    if not torch.is_grad_enabled():
+        return found
+    weights = (weight for weight in target.parts.language_model.parameters() if weight.requires_grad)
+    asks = embeds if embeds.requires_grad else next(weights, None)
+    if asks is None:
+        return found
+    refusing = cast("Any", _Constant).apply
+    return {layer: (refusing(key, asks), refusing(value, asks)) for layer, (key, value) in found.items()}
+
+
+class _Constant(torch.autograd.Function):
+    """What was made without gradients of something that asks for one: it refuses to pass on none in silence."""
+
+    @staticmethod
+    def forward(ctx: Any, made: Tensor, asks: Tensor) -> Tensor:
+        return made.view_as(made)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise UnsupportedError(
+            "CrossLMM: a backward pass would leave out of the model's gradients what its keys and values of un-pooled "
+            "patches add, which are made without; freeze the model (model.requires_grad_(False)) and train the adapter."
+        )
 
 
 def _whole(target: Target, call: Call, embeds: Tensor, rows: Rows, layers: Sequence[int]) -> KeysValues:

@@ -91,6 +91,25 @@ def test_only_the_adapter_learns_when_the_model_is_frozen():
     assert abs(slope - float(value.grad)) < 0.05 * abs(slope) + 1e-3
 
 
+@pytest.mark.parametrize("source", ["S0", "S1", "S2"])
+@pytest.mark.parametrize("part", ["projector", "decoder"])
+def test_gradients_that_would_lack_a_part_are_refused(source, part):
+    """Keys and values of un-pooled patches are made without gradients, and depend on projector and decoder."""
+    model = tiny_model("llava", seed=3).requires_grad_(False)
+    trained = {
+        "projector": model.model.multi_modal_projector,
+        "decoder": model.model.language_model.layers[0],
+    }
+    trained[part].requires_grad_(True)
+    inputs = tiny_inputs("llava", model, [(1, 2, 6)])
+    with la.wrap(model, CrossLMM.reuse(grid=2, source=source)):
+        loss = model(**inputs).logits[0, -1].square().mean()
+        with pytest.raises(la.UnsupportedError, match=r"freeze the model .*requires_grad_\(False\)"):
+            loss.backward()
+        with torch.no_grad():
+            assert torch.equal(model(**inputs).logits[0, -1].square().mean(), loss)
+
+
 def test_a_file_gives_back_the_adapter(tmp_path):
     model = tiny_model("llava_next", seed=3)
     adapter = random_adapter(model, K=2, grid=(2, 3), v2v_scope="frame", kv_norm=True).float()

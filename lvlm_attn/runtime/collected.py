@@ -15,6 +15,7 @@ from lvlm_attn.kernels.readouts import Readout
 from lvlm_attn.kernels.spec import Amplification, Redistribution, Reweighing
 from lvlm_attn.kernels.visibility import Visibility
 from lvlm_attn.runtime.active import Answers, Asked
+from lvlm_attn.runtime.checked import Form, checked_answer
 from lvlm_attn.runtime.row_counts import counts_of
 
 
@@ -49,8 +50,17 @@ class CollectedEdits(NamedTuple):
     given: Sequence[Any] | None = None
 
     @staticmethod
-    def of(wraps: Sequence[Asked], answers: Sequence[Answers]) -> CollectedEdits:
-        """What wraps ask at a layer, in order, from what their sites said."""
+    def of(wraps: Sequence[Asked], answers: Sequence[Answers], form: Form) -> CollectedEdits:
+        """What wraps ask at a layer, in order, from what their sites said.
+
+        Args:
+            wraps: the wraps.
+            answers: what their sites said.
+            form: what the answers have to fit.
+
+        Raises:
+            LvlmAttnError: if a site said what is no answer to it, or does not fit the call.
+        """
         edits: list[Edit] = []
         specs: list[Reweighing | None] = []
         by_site: dict[str, list[tuple[Edit, Any]]] = {}
@@ -58,7 +68,9 @@ class CollectedEdits(NamedTuple):
             first = len(edits)
             edits += [Edit(layer, item) for layer, (item, _) in zip(layers, asked.editors)]
             specs += [None] * len(layers)
-            for (site, place, _), answer in zip(asked.questions, given):
+            for (site, place, _), said in zip(asked.questions, given):
+                layer, item = edits[first + place]
+                answer = checked_answer(site, item, layer, said, form)
                 if site == "reweigh":
                     specs[first + place] = answer
                 elif answer is not None:

@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lvlm_attn.errors import LvlmAttnError, UnsupportedError
-from lvlm_attn.interventions.base import Intervention
-from lvlm_attn.interventions.context import Call, Layer
+from lvlm_attn.errors import UnsupportedError
+from lvlm_attn.interventions.context import Call
 from lvlm_attn.kernels.call import AttentionCall
 from lvlm_attn.kernels.extra import ExtraKeys, add_gated, with_extra
 from lvlm_attn.kernels.readouts import Reading, Readout, read, read_weights
@@ -24,6 +23,7 @@ from lvlm_attn.kernels.torch_path import Rows, redistribute, row_outputs, row_we
 from lvlm_attn.kernels.unlocked import attend_unlocked
 from lvlm_attn.kernels.visibility import Visibility
 from lvlm_attn.kernels.visible_path import visible_mask, write_visible
+from lvlm_attn.runtime.checked import checked_weights
 from lvlm_attn.runtime.collected import CollectedEdits, Edit
 from lvlm_attn.runtime.corrected import correct, may_correct
 from lvlm_attn.runtime.row_counts import count_amplified, count_free, count_moved
@@ -174,21 +174,12 @@ def _weights(
             weights = new if is_lone else torch.where(is_row[..., None], new, weights)
             is_changed = is_changed | is_row
         if item.overrides("edit_weights"):
-            edited = _freely_edited(layer, item, weights)
-            if edited is not weights:
-                count_free(layer, weights, edited)
-                weights, is_changed = edited, torch.ones_like(is_changed)
+            given = weights.clone()  # it may write into what it is given
+            edited = checked_weights(item, layer, item.edit_weights(layer, given), given)
+            count_free(layer, weights, edited)
+            is_row = (edited != weights).any(-1) if edited is given else torch.ones_like(is_changed)
+            weights, is_changed = edited, is_changed | is_row
     return weights, is_changed
-
-
-def _freely_edited(layer: Layer, item: Intervention, weights: Tensor) -> Tensor:
-    edited = item.edit_weights(layer, weights)
-    if edited.shape != weights.shape:
-        raise LvlmAttnError(
-            f"{item.title}.edit_weights returned shape {tuple(edited.shape)} at layer {layer.index}; it "
-            f"must keep {tuple(weights.shape)}, which is (batch, heads, queries, keys)."
-        )
-    return edited
 
 
 def _readouts(

@@ -18,6 +18,7 @@ from lvlm_attn.interventions.sites import is_in_prompts
 from lvlm_attn.interventions.summary import add
 from lvlm_attn.runtime.active import Editor
 from lvlm_attn.runtime.arguments import entering_hidden, with_hidden
+from lvlm_attn.runtime.checked import checked_added, checked_frozen, checked_heads, checked_modules
 from lvlm_attn.runtime.hooks import Hooks
 from lvlm_attn.runtime.operators import Bodies, Body, traced_act
 from lvlm_attn.runtime.uncompiled import called_by_python
@@ -134,7 +135,8 @@ def _scaler(index: int, editors: Sequence[Editor], call_of: CallOf, count: int) 
         heads = joined.view(*joined.shape[:-1], count, -1)
         before = heads
         for item, state in editors:
-            scaled = item.scale_heads(Layer(index, call, state), heads)
+            layer = Layer(index, call, state)
+            scaled = checked_heads(item, layer, item.scale_heads(layer, heads), heads)
             if scaled is not None:
                 add(state.counts, "rows_scaled", scaled.shape[0] * scaled.shape[1], index)
                 heads = scaled
@@ -155,11 +157,14 @@ def _adder(index: int, editors: Sequence[Editor], call_of: CallOf) -> tuple[Any,
             return None
         before, attended = call.entering, first
         for item, state in editors:
-            function = item.modules(Layer(index, call, state))
-            added = None if function is None else function(before.to(attended.device) + attended)
+            layer = Layer(index, call, state)
+            function = checked_modules(item, layer, item.modules(layer))
+            if function is None:
+                continue
+            added = checked_added(item, layer, function(before.to(attended.device) + attended), attended)
             if added is not None:
                 add(state.counts, "rows_added_to", added.shape[0] * added.shape[1], index)
-                attended = attended + added.to(attended.dtype)
+                attended = attended + added
         return None if attended is first else attended
 
     return keep, add_modules
@@ -172,7 +177,8 @@ def _freezer(index: int, editors: Sequence[Editor], call_of: CallOf) -> Any:
             return None
         before = hidden
         for item, state in editors:
-            is_frozen = item.frozen(Layer(index, call, state))
+            layer = Layer(index, call, state)
+            is_frozen = checked_frozen(item, layer, item.frozen(layer), hidden)
             if is_frozen is not None:
                 add(state.counts, "rows_frozen", is_frozen.sum(), index)
                 is_frozen = is_frozen.to(hidden.device)[..., None]

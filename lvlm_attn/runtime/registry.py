@@ -21,6 +21,7 @@ from lvlm_attn.kernels.log_sum_exp import with_log_sum_exp
 from lvlm_attn.kernels.visible_path import attend_few
 from lvlm_attn.runtime.active import ACTIVE, INSTALLED, TRACED, Acting, TextPass, text_pass
 from lvlm_attn.runtime.attention_names import AttentionNames
+from lvlm_attn.runtime.checked import Form
 from lvlm_attn.runtime.collected import CollectedEdits
 from lvlm_attn.runtime.corrected import wants_log_sum_exp
 from lvlm_attn.runtime.edits import apply_edits
@@ -104,7 +105,7 @@ def _attend(
         output = None if plan is None else plan.attend(call, answers[0], query, key, value, kwargs, backend)
         if output is not None:
             return output, None
-    edits = CollectedEdits.of(wraps, answers)
+    edits = CollectedEdits.of(wraps, answers, Form.of(call, query, key))
     if edits.is_nothing:
         return run()
     attention = _attention_call(call, query, key, value, attention_mask, kwargs)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import IntEnum
+from numbers import Real
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from lvlm_attn.errors import LvlmAttnError
+from lvlm_attn.errors import LvlmAttnError, shown
 
 
 class KeyClass(IntEnum):
@@ -122,9 +123,12 @@ class Redistribution:
         key_class: `(batch, positions)`, the `KeyClass` of each position; later positions are text.
         is_touched: `(batch, queries)`, the rows that may be changed.
         removed_fraction: share of every sink's weight that is taken, in [0, 1].
-        rho: least share of the image weight that lies on patches that are no sinks.
-        mass_floor: least weight on patches.
+        rho: least share of the image weight that lies on patches that are no sinks, in [0, 1].
+        mass_floor: least weight on patches, in [0, 1].
         kept: what is made of `key_class`, if the caller keeps it from call to call: an empty dictionary at first.
+
+    Raises:
+        LvlmAttnError: if a setting is no number in its bounds.
     """
 
     key_class: Tensor
@@ -133,6 +137,12 @@ class Redistribution:
     rho: float
     mass_floor: float
     kept: dict[Hashable, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("removed_fraction", "rho", "mass_floor"):
+            value: Any = getattr(self, name)
+            if not isinstance(value, Real) or not 0 <= float(value) <= 1:  # NaN is neither
+                raise LvlmAttnError(f"Redistribution: {name}={shown(value)} must be a number from 0 to 1.")
 
 
 def class_indicator(key_class: Tensor, dtype: torch.dtype) -> Tensor:
@@ -180,6 +190,9 @@ class Amplification:
         head_cap: scale gain and bias per head and row by the weight on keys of nonzero gain relative to its mean
             over heads, at most this much; None for all heads alike.
         signed: whether the gain is on the score itself instead of its size.
+
+    Raises:
+        LvlmAttnError: if `head_cap` is no number above 0.
     """
 
     is_touched: Tensor
@@ -188,6 +201,11 @@ class Amplification:
     heads: Tensor | None = None
     head_cap: float | None = None
     signed: bool = False
+
+    def __post_init__(self) -> None:
+        cap: Any = self.head_cap
+        if cap is not None and not (isinstance(cap, Real) and float(cap) > 0):
+            raise LvlmAttnError(f"Amplification: head_cap={shown(cap)} must be a number above 0, or None.")
 
     @staticmethod
     def multiplying(is_touched: Tensor, factor: Tensor, heads: Tensor | None = None) -> Amplification:

@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from lvlm_attn.errors import LvlmAttnError, shown
 from lvlm_attn.kernels.spec import Geometry, at_columns
 
 ALL = 2**30
@@ -41,6 +43,10 @@ class Visibility:
         touches: `(batch, positions)`, where `predicate` may forbid a key that plain causality allows; required
             with it.
 
+    Raises:
+        LvlmAttnError: if a table is not square, the tables differ in size, a reach is no whole number from 0 on, the
+            strength is outside (0, 1], or a predicate comes without `touches`.
+
     Example:
         >>> group = torch.tensor([[0, 1, 1, 0]])  # text, two patches, text
         >>> mask = Visibility(group, earlier=((ALL, ALL), (ALL, 0)))  # patches attend to no other patch
@@ -55,6 +61,24 @@ class Visibility:
     strength: float = 1.0
     predicate: Callable[[Tensor, Tensor], Tensor] | None = None
     touches: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("earlier", "later"):
+            table: Any = getattr(self, name)
+            if (table is not None or name == "earlier") and not _is_table(table, self.earlier):
+                raise LvlmAttnError(
+                    f"Visibility: {name}={shown(table)} must have one line for each group, with one reach "
+                    f"for each group in it: a whole number from 0 on, or ALL; both tables are of one size."
+                )
+        strength: Any = self.strength
+        if not isinstance(strength, Real) or not 0 < float(strength) <= 1:
+            raise LvlmAttnError(
+                f"Visibility: strength={shown(strength)} must be a number above 0 and up to 1."
+            )
+        if self.predicate is not None and self.touches is None:
+            raise LvlmAttnError(
+                "Visibility: a predicate needs touches, the positions where it may forbid a key."
+            )
 
     @property
     def groups(self) -> int:
@@ -102,6 +126,18 @@ class Visibility:
         missing = geometry.queries - values.shape[1]
         values = torch.nn.functional.pad(values, (0, missing)) if missing else values
         return values if values.dtype == torch.bool else values.long()
+
+
+def _is_table(table: Any, other: Any) -> bool:
+    """Whether a table is square, as large as another, and holds reaches."""
+    if not isinstance(table, Sequence) or not table or len(table) != len(other):
+        return False
+    return all(
+        isinstance(row, Sequence)
+        and len(row) == len(table)
+        and all(isinstance(reach, Integral) and int(reach) >= 0 for reach in row)
+        for row in table
+    )
 
 
 def allowed_keys(

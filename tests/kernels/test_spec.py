@@ -271,3 +271,19 @@ def test_what_is_made_lies_where_the_tensors_lie():
     assert there.touched(Geometry(2, 3, 5)).device == meta
     alone = Visibility(group.to(meta), ((0, 0), (ALL, 0)))
     assert alone.self_only(Geometry(2, 3, 5)).device == meta
+
+
+@pytest.mark.parametrize("name", ["removed_fraction", "rho", "mass_floor"])
+@pytest.mark.parametrize("value", [2.5, -0.1, math.nan, "0.5", None])
+def test_settings_of_a_redistribution_are_shares(name, value):
+    settings = {"removed_fraction": 0.5, "rho": 0.0, "mass_floor": 1, name: value}
+    with pytest.raises(
+        LvlmAttnError, match=f"^Redistribution: {name}={value!r} must be a number from 0 to 1"
+    ):
+        Redistribution(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), **settings)
+
+
+@pytest.mark.parametrize("cap", [0, -1.0, math.nan, "2"])
+def test_a_cap_of_heads_is_above_0(cap):
+    with pytest.raises(LvlmAttnError, match=f"^Amplification: head_cap={cap!r} must be a number above 0"):
+        Amplification(torch.ones(1, 1, dtype=torch.bool), head_cap=cap)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.kernels import visible_path
 from lvlm_attn.kernels.call import AttentionCall, Memo
 from lvlm_attn.kernels.reference import attention
@@ -356,3 +357,22 @@ def test_no_mask_is_larger_than_a_chunk_of_rows_by_all_keys():
         write_visible(torch.zeros(1, length, 4, DIM), AttentionCall(query, key, value, geometry, 0.5), [item])
     assert sum(sizes) == rows.index.shape[1] == length - 5
     assert max(sizes) <= visible_path.CHUNK
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"earlier": ((ALL, ALL), (ALL,))}, r"earlier=\(\(.* one line for each group"),
+        ({"earlier": ()}, r"earlier=\(\)"),
+        ({"earlier": None}, "earlier=None"),
+        ({"earlier": ((-1,),)}, r"earlier=\(\(-1,\),\).* from 0 on"),
+        ({"earlier": ((2.5,),)}, r"earlier=\(\(2.5,\),\)"),
+        ({"earlier": ((ALL,),), "later": ((0, 0), (0, 0))}, "later=.* both tables are of one size"),
+        ({"earlier": ((ALL,),), "strength": 0}, "strength=0 must be a number above 0"),
+        ({"earlier": ((ALL,),), "strength": math.nan}, "strength=nan"),
+        ({"earlier": ((ALL,),), "predicate": lambda query, key: query > key}, "a predicate needs touches"),
+    ],
+)
+def test_what_is_no_mask_is_refused_when_it_is_made(fields, words):
+    with pytest.raises(LvlmAttnError, match=f"^Visibility: {words}"):
+        Visibility(torch.zeros(1, 3, dtype=torch.long), **fields)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lvlm_attn.errors import LvlmAttnError, UnsupportedError, closest
+from lvlm_attn.errors import LvlmAttnError, UnsupportedError, closest, shown
 from lvlm_attn.families import (
     aya_vision,
     cohere2_vision,
@@ -169,12 +169,16 @@ def register_family(family: Family) -> None:
     """Adds a family, so that models of its type can be wrapped.
 
     Raises:
-        LvlmAttnError: if the name is taken.
+        LvlmAttnError: if it is no `Family`, or its name is taken.
 
     Example:
         >>> import dataclasses
         >>> register_family(dataclasses.replace(models()["llava"], name="my_llava"))  # doctest: +SKIP
     """
+    if not isinstance(family, Family):
+        raise LvlmAttnError(
+            f"register_family takes a Family, and got {shown(family)}; make one as CONTRIBUTING shows."
+        )
     if family.name in _FAMILIES:
         raise LvlmAttnError(f"Model family {family.name!r} is registered already; give yours another name.")
     _FAMILIES[family.name] = family

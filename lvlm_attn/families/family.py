@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
+from lvlm_attn.families.checks import checked_grids, need_family, need_mask
 from lvlm_attn.families.fits import Fit
 from lvlm_attn.families.unwrap import unwrapped
 from lvlm_attn.families.videos import Videos, holds_videos, video_token_id, with_videos
@@ -94,6 +95,9 @@ class Family:
         logits_divisor: attribute of the text configuration that the model divides its logits by (DoLa).
         late_features: whether layers after the first add image features of their own (CrossLMM).
         videos: how videos are written; None where they are refused.
+
+    Raises:
+        LvlmAttnError: if it has no name or no function of grids, or says of its mask what no wrap knows.
     """
 
     name: str
@@ -124,6 +128,9 @@ class Family:
     late_features: bool = False
     videos: Videos | None = None
 
+    def __post_init__(self) -> None:
+        need_family(self, TextMask)
+
     def mask_of(self, config: Any, given: Mapping[str, Any] | None = None) -> TextMask:
         """The mask of a model of the family, or of one call of it.
 
@@ -131,7 +138,11 @@ class Family:
             config: configuration of the model.
             given: the arguments of a call; without the token types the model attends causally.
         """
-        kind = self.text_mask if isinstance(self.text_mask, str) else self.text_mask(config)
+        if isinstance(self.text_mask, str):
+            kind = self.text_mask
+        else:
+            kind = self.text_mask(config)
+            need_mask(self, kind, TextMask)
         is_told = not self.token_types or given is None or given.get(self.token_types) is not None
         return kind if is_told else "causal"
 
@@ -260,7 +271,7 @@ def prompt_layout(
         _refuse_cut_images(family, image_inputs, token)
     if has_images:
         _refuse_untold_images(family, image_inputs)
-    grids = family.grids(image_inputs) if has_images else []
+    grids = checked_grids(family, family.grids(image_inputs)) if has_images else []
     if has_videos:
         grids = with_videos(family, image_inputs, token, grids)
     return PromptLayout.build(

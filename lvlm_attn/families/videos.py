@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor
 
 from lvlm_attn.errors import LvlmAttnError, UnsupportedError
+from lvlm_attn.families.checks import checked_grids
 from lvlm_attn.layout.grids import ImageGrid
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def with_videos(
         images: the grids of the images.
     """
     assert family.videos is not None
-    videos = family.videos.grids(image_inputs)
+    videos = checked_grids(family, family.videos.grids(image_inputs), "video")
     if family.videos.are_images:
         return videos
     ids, own = image_inputs.input_ids, cast("int", video_token_id(image_inputs.config))

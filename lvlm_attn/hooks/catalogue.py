@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from lvlm_attn.errors import LvlmAttnError, shown
 from lvlm_attn.hooks.agla import AGLA
@@ -78,8 +79,18 @@ def register(kind: type[Intervention]) -> type[Intervention]:
         kind: a subclass of `Intervention` with a `name`.
 
     Raises:
-        LvlmAttnError: if the name is missing, taken by another class, or none that `parse` would read.
+        LvlmAttnError: if it is no such class, or its name is missing, taken by another class, or none that `parse`
+            would read.
     """
+    given: Any = kind
+    if isinstance(given, Intervention):
+        raise LvlmAttnError(
+            f"register takes a class, and got an object of {given.title}; pass the class {given.title} itself."
+        )
+    if not isinstance(given, type) or not issubclass(given, Intervention):
+        raise LvlmAttnError(
+            f"register takes a class, and got {shown(given)}; derive the class of your method from Intervention."
+        )
     if not kind.name:
         raise LvlmAttnError(
             f"{kind.__name__} has no name; set `name: ClassVar[str]` to a short lower-case one."

@@ -27,13 +27,15 @@ def load_plugin(path: str | Path) -> tuple[str, ...]:
         The names of its methods.
 
     Raises:
-        LvlmAttnError: the file is missing, fails, or defines neither.
+        LvlmAttnError: the file is missing or a folder, fails, or defines neither.
 
     Example:
         >>> load_plugin("quiet.py")  # doctest: +SKIP
         ('quiet',)
     """
     path = Path(path)
+    if path.is_dir():
+        raise LvlmAttnError(f"plugin {path} is a folder; name a Python file in it that defines a method.")
     if not path.is_file():
         raise LvlmAttnError(f"plugin {path} does not exist; name a Python file that defines a method.")
     known = models()

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import groupby
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal, get_args
+
+from lvlm_attn.errors import LvlmAttnError, closest, shown
 
 BlockKind = Literal["base", "tiles", "tile", "thumbnail", "frame", "unplaced"]
 
@@ -39,6 +42,9 @@ class Block:
         tile_col: column of a `tile` among the tiles, if known.
         time: which `frame` of a video it is, from 0; None if it is of no video.
         frames: how many frames of the video it shows; where it is several, `time` counts such groups.
+
+    Raises:
+        LvlmAttnError: if rows or columns are no whole numbers from 0 on, or the kind is none of these.
     """
 
     rows: int
@@ -49,6 +55,18 @@ class Block:
     tile_col: int | None = None
     time: int | None = None
     frames: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "cols"):
+            if not _is_count(getattr(self, name)):
+                raise LvlmAttnError(
+                    f"Block: {name}={shown(getattr(self, name))} must be a whole number from 0 on."
+                )
+        if self.kind not in get_args(BlockKind):
+            raise LvlmAttnError(
+                f"Block: kind={shown(self.kind)} must be one of {', '.join(get_args(BlockKind))}."
+                f"{closest(str(self.kind), get_args(BlockKind))}"
+            )
 
     @property
     def patches(self) -> int:
@@ -73,6 +91,9 @@ class ImageGrid:
         leading_fillers: image tokens before the first block (a class token).
         trailing_fillers: image tokens after the last block (a single newline).
 
+    Raises:
+        LvlmAttnError: if the blocks are no tuple of `Block`, or the fillers no whole numbers from 0 on.
+
     Example:
         >>> ImageGrid((Block(2, 2, "base"), Block(3, 4, "tiles", newline=True))).tokens
         19
@@ -81,6 +102,19 @@ class ImageGrid:
     blocks: tuple[Block, ...]
     trailing_fillers: int = 0
     leading_fillers: int = 0
+
+    def __post_init__(self) -> None:
+        blocks: Any = self.blocks
+        if not isinstance(blocks, tuple | list) or not all(isinstance(block, Block) for block in blocks):
+            raise LvlmAttnError(
+                f"ImageGrid: blocks={shown(blocks)} must be a tuple of Block, as in (Block(...),)."
+            )
+        object.__setattr__(self, "blocks", tuple(blocks))
+        for name in ("trailing_fillers", "leading_fillers"):
+            if not _is_count(getattr(self, name)):
+                raise LvlmAttnError(
+                    f"ImageGrid: {name}={shown(getattr(self, name))} must be a whole number from 0 on."
+                )
 
     @property
     def is_video(self) -> bool:
@@ -106,6 +140,10 @@ class ImageGrid:
         if self.trailing_fillers:
             parts.append(f"{self.trailing_fillers} trailing filler")
         return " + ".join(parts)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and int(value) >= 0
 
 
 def video_grid(count: int, rows: int, cols: int, *, frames: int = 1, trailing_fillers: int = 0) -> ImageGrid:

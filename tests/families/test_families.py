@@ -22,6 +22,7 @@ from lvlm_attn.families import (
     register_family,
 )
 from lvlm_attn.families.family import named_arguments
+from lvlm_attn.layout.grids import Block
 from tests.tiny import ALL_NAMES as NAMES
 from tests.tiny import IMAGE, tiny_config, tiny_inputs, tiny_model
 
@@ -219,6 +220,44 @@ class TestRefusals:
     def test_taken_name(self) -> None:
         with pytest.raises(LvlmAttnError, match="'llava' is registered already"):
             register_family(models()["llava"])
+
+    def test_no_family(self) -> None:
+        with pytest.raises(LvlmAttnError, match="takes a Family, and got 'llava'"):
+            register_family("llava")  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("fields", "words"),
+        [
+            ({"name": ""}, "Family: name='' must be the model type"),
+            ({"name": None}, "Family: name=None"),
+            ({"grids": None}, "Family 'llava': grids=None must be a function of ImageInputs"),
+            ({"text_mask": "casual"}, "text_mask='casual' must be one of causal, .* Did you mean 'causal'"),
+            ({"text_mask": None}, "text_mask=None must be one of"),
+        ],
+    )
+    def test_fields_of_another_kind(self, fields: dict[str, Any], words: str) -> None:
+        with pytest.raises(LvlmAttnError, match=words):
+            dataclasses.replace(models()["llava"], **fields)
+
+    def test_function_that_gives_no_known_mask(self) -> None:
+        family = dataclasses.replace(models()["llava"], text_mask=lambda config: "open")
+        with pytest.raises(LvlmAttnError, match="Family 'llava': text_mask='open' must be one of"):
+            family.mask_of(tiny_config("llava"))
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            (None, "grids gave None; it must give a list with one ImageGrid for each image"),
+            ((grid for grid in ()), "grids gave <generator"),
+            ([[Block(5, 5, "base")]], r"grids gave \[Block\(.* among others"),
+            ("base", "grids gave 'base'; it"),
+        ],
+    )
+    def test_grids_that_are_none(self, given: Any, words: str) -> None:
+        family = dataclasses.replace(models()["llava"], grids=lambda inputs: given)
+        ids = torch.full((1, 25), IMAGE)
+        with pytest.raises(LvlmAttnError, match=f"Family 'llava': {words}"):
+            prompt_layout(family, ImageInputs(tiny_config("llava"), ids))
 
     def test_missing_image_token(self) -> None:
         with pytest.raises(LvlmAttnError, match=r"image_token_id=None; set it"):

@@ -54,6 +54,8 @@ def test_files_that_bring_nothing_are_refused(tmp_path, text, message):
         plugins.load_plugin(written(tmp_path / "p.py", text))
     with pytest.raises(LvlmAttnError, match="does not exist"):
         plugins.load_plugin(tmp_path / "none.py")
+    with pytest.raises(LvlmAttnError, match="is a folder; name a Python file in it"):
+        plugins.load_plugin(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -93,3 +95,16 @@ def test_entry_points_are_loaded_once_and_failures_are_told(tmp_path, monkeypatc
         found = la.methods()
     assert {"theirs", "other", "var"} <= set(found)
     assert set(la.methods()) == set(found)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (la.VHR(), "got an object of VHR; pass the class VHR itself"),
+        (int, "got <class 'int'>; derive the class of your method from Intervention"),
+        ("vhr", "got 'vhr'; derive"),
+    ],
+)
+def test_what_is_no_class_of_a_method_is_not_registered(given, words):
+    with pytest.raises(LvlmAttnError, match=f"^register takes a class, and {words}"):
+        la.register(given)

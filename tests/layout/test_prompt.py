@@ -1,5 +1,8 @@
 """Layouts against a walk over the tokens, one by one, and against layouts written out by hand."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -366,3 +369,24 @@ class TestAnyPrompt:
             )
         assert layout is not None
         assert same(layout, whole)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Block(-5, 5, "base"), "Block: rows=-5 must be a whole number from 0 on"),
+        (lambda: Block(5, 5.0, "base"), "Block: cols=5.0 must be a whole number"),
+        (lambda: Block(5, 5, "tiels"), "Block: kind='tiels' must be one of .* Did you mean 'tiles'"),
+        (lambda: ImageGrid(Block(5, 5, "base")), r"ImageGrid: blocks=Block\(.* must be a tuple of Block"),
+        (lambda: ImageGrid(((5, 5),)), r"ImageGrid: blocks=\(\(5, 5\),\) must be a tuple of Block"),
+        (lambda: ImageGrid((), leading_fillers=-1), "ImageGrid: leading_fillers=-1 must be a whole number"),
+    ],
+)
+def test_what_is_no_grid_is_refused_when_it_is_made(make: Callable[[], Any], words: str) -> None:
+    with pytest.raises(LvlmAttnError, match=words):
+        make()
+
+
+def test_blocks_may_be_given_as_a_list() -> None:
+    block = Block(2, 3, "base")
+    assert ImageGrid([block]) == ImageGrid((block,))  # type: ignore[arg-type]

@@ -152,7 +152,7 @@ def received(encoded: Sequence[Encoded], rows: VisionRows, layout: PromptLayout,
 
 _MISMATCH = (
     "The images that were encoded are not those of the prompt; pass pixel_values and token ids of the same "
-    "processor call."
+    "processor call, and an attention_mask that hides no image token."
 )
 
 

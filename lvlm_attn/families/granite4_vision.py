@@ -9,8 +9,51 @@ Source: `Granite4VisionModel` of transformers 5.23; nothing was run on published
 
 from __future__ import annotations
 
-from lvlm_attn.families.family import Family
-from lvlm_attn.families.llava_next import grids
+from torch import Tensor
+
+from lvlm_attn.errors import UnsupportedError
+from lvlm_attn.families import llava_next
+from lvlm_attn.families.family import Family, ImageInputs, image_token_id
+from lvlm_attn.layout.grids import ImageGrid
+
+
+def grids(inputs: ImageInputs) -> list[ImageGrid]:
+    """The grids of LLaVA-NeXT.
+
+    Raises:
+        UnsupportedError: if the images do not fit the tokens because `generate` repeated them for beams one by one,
+            not prompt by prompt.
+    """
+    found = llava_next.grids(inputs)
+    counts = (inputs.input_ids == image_token_id(inputs.config)).sum(1).tolist()
+    sizes = [grid.tokens for grid in found]
+    if sum(sizes) == sum(counts) and not _fit(sizes, counts) and _are_beams(inputs.input_ids):
+        raise UnsupportedError(
+            "Granite 4 Vision: transformers itself gives beams each other's pictures where a prompt holds several; "
+            "pass num_beams=1, or one picture in each prompt."
+        )
+    return found
+
+
+def _are_beams(ids: Tensor) -> bool:
+    """Whether rows of token ids are prompts that stand there several times each, one after the other."""
+    count = len(ids)
+    return any(
+        count % beams == 0 and bool((ids.view(-1, beams, ids.shape[1]) == ids[::beams, None]).all())
+        for beams in range(2, count + 1)
+    )
+
+
+def _fit(sizes: list[int], counts: list[int]) -> bool:
+    """Whether images of some sizes, in this order, take the image tokens of the rows."""
+    left = list(sizes)
+    for count in counts:
+        while count > 0 and left:
+            count -= left.pop(0)
+        if count:
+            return False
+    return not left
+
 
 FAMILY = Family(
     name="granite4_vision",

@@ -81,3 +81,16 @@ def test_patches_receive_what_the_encoder_pays_them(name: str) -> None:
         for seen in found:
             assert torch.allclose(seen[place][inputs["input_ids"] == IMAGE].double(), want, atol=1e-6)
             assert not seen[place][inputs["input_ids"] != IMAGE].any()
+
+
+@pytest.mark.parametrize("method", [la.PAINT(), la.VMTC()], ids=str)
+def test_a_mask_that_hides_image_tokens_is_named_as_a_cause(method: Any) -> None:
+    model = tiny_model("llava")
+    inputs = tiny_inputs("llava", model, [(1,)])
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    inputs["attention_mask"][:, int((inputs["input_ids"][0] == IMAGE).nonzero()[0])] = 0
+    with (
+        la.wrap(model, method),
+        pytest.raises(la.LvlmAttnError, match="attention_mask that hides no image token"),
+    ):
+        model(**inputs)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import lvlm_attn as la
-from lvlm_attn.families import models
+from lvlm_attn.families import ImageInputs, models, prompt_layout
 from tests.families import rules
 from tests.families.oracle import Case, Edit, cases, decoder_of, plain, walk
 from tests.oracle import VarRule, VhrRule
@@ -251,6 +251,20 @@ def test_vmtc_hides_what_it_merged_from_every_token(name: str) -> None:
 
         want = walk(case, rules.masked(case, ALL, is_left), embeds=seen[0][0].double()).logits
         assert relative_error(got[~gone], want[~gone]) < 3e-5
+
+
+def test_beams_of_several_pictures_that_transformers_mixes_up_are_refused_for_that() -> None:
+    model = sink_model("granite4_vision")
+    mixed, repeated = (tiny_inputs("granite4_vision", model, batch) for batch in (BATCH, [(1,), (1,)]))
+    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 2}
+    with torch.no_grad(), la.wrap(model, la.VHR(), no_image="pass"):
+        with pytest.raises(la.UnsupportedError, match="beams each other's pictures"):
+            model.generate(**mixed, **options, num_beams=2)
+        assert len(model.generate(**mixed, **options)) == len(BATCH)
+        assert len(model.generate(**repeated, **options, num_beams=2)) == 2
+    too_few = {key: value[:1] for key, value in repeated.items()}
+    with pytest.raises(la.LvlmAttnError, match="no image is left"):  # not for the beams
+        prompt_layout(models()["granite4_vision"], ImageInputs(model.config, repeated["input_ids"], too_few))
 
 
 WAYS = {

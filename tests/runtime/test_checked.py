@@ -67,7 +67,7 @@ ANSWERS = {
 @pytest.mark.parametrize("name", ANSWERS)
 def test_one_row_stands_for_all(name, kernels):
     """In a prefill and at every token, from answers made anew and from the same ones, which are planned for."""
-    made = tiny_model("llava", layers=2)
+    made = tiny_model("llava", layers=1)
     inputs = tiny_inputs("llava", made, PAIR)
     site = "visibility" if name == "groups" else "reweigh"
 
@@ -283,3 +283,23 @@ def test_weights_may_be_changed_in_place(guard):
     assert torch.equal(placed, new)
     assert counted == wanted
     assert torch.equal(found(lambda weights: weights)[0], made(**inputs).logits)
+
+
+def test_one_row_of_a_readout_stands_for_all():
+    made = tiny_model("llava", layers=1)
+    inputs = tiny_inputs("llava", made, PAIR)
+
+    def found(rows):
+        seen = []
+
+        def readout(self, layer):
+            return Readout(rows_of(layer, rows), torch.ones(rows, 4, dtype=torch.int8), entropy=True)
+
+        def read(self, layer, reading):
+            seen.append((reading.entropy, reading.masses))
+
+        with torch.no_grad(), la.wrap(made, method(readout=readout, read=read)):
+            made(**inputs)
+        return seen[0]
+
+    assert all(torch.equal(one, two) for one, two in zip(found(1), found(2), strict=True))

@@ -99,6 +99,27 @@ def checked_heads(item: Intervention, layer: Layer, given: Any, heads: Tensor) -
     )
 
 
+def checked_embeds(item: Intervention, call: Layer, given: Any, embeds: Tensor) -> Tensor | None:
+    """What `edit_embeds` made of `(batch, queries, hidden)`, in their dtype, or None.
+
+    Raises:
+        LvlmAttnError: if it is anything else.
+    """
+    return _checked_tensor(_Asked(item, "edit_embeds", call), given, embeds, "(batch, queries, hidden)")
+
+
+def checked_logits(item: Intervention, call: Layer, given: Any, logits: Tensor) -> Tensor | None:
+    """What `edit_logits` made of `(batch, kept, vocabulary)`, in a precision of its own, or None.
+
+    Raises:
+        LvlmAttnError: if it is anything else.
+    """
+    if given is None:
+        return None
+    axes = "(batch, kept, vocabulary)"
+    return _of_same_shape(_Asked(item, "edit_logits", call), given, logits, axes, "return None")
+
+
 def checked_added(item: Intervention, layer: Layer, given: Any, attended: Tensor) -> Tensor | None:
     """What the function of `modules` made of `(batch, queries, hidden)`, in their dtype, or None.
 

@@ -34,6 +34,7 @@ from lvlm_attn.runtime.active import (
 )
 from lvlm_attn.runtime.arguments import has_dense_mask
 from lvlm_attn.runtime.changes import Changes
+from lvlm_attn.runtime.checked import checked_embeds, checked_logits
 from lvlm_attn.runtime.generate_frame import running_generate
 from lvlm_attn.runtime.generate_watch import GenerateWatch
 from lvlm_attn.runtime.hooks import Hooks
@@ -226,7 +227,8 @@ class Session:
         if changed:  # some decoders (gemma4) drop queries on the way, and every layer is told of all of them
             call.inputs["logits_to_keep"] = 0
         for item, state in self._embedders:
-            embeds = item.edit_embeds(Layer(None, call, state), call.inputs["inputs_embeds"])
+            context, before = Layer(None, call, state), call.inputs["inputs_embeds"]
+            embeds = checked_embeds(item, context, item.edit_embeds(context, before), before)
             if embeds is not None:
                 add(state.counts, "rows_embedded", embeds.shape[0] * embeds.shape[1])
                 call.inputs["inputs_embeds"], changed = embeds, True
@@ -277,7 +279,10 @@ class Session:
                         f"{item.title} changes the logits, of which the model has taken its loss by then; leave labels "
                         f"out, and take the loss of the logits that come back."
                     )
-                edited = item.edit_logits(Layer(None, call, state), output.logits)
+                context = Layer(None, call, state)
+                edited = checked_logits(
+                    item, context, item.edit_logits(context, output.logits), output.logits
+                )
                 output.logits = output.logits if edited is None else edited
         return output
 

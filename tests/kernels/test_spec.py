@@ -274,7 +274,7 @@ def test_what_is_made_lies_where_the_tensors_lie():
 
 
 @pytest.mark.parametrize("name", ["removed_fraction", "rho", "mass_floor"])
-@pytest.mark.parametrize("value", [2.5, -0.1, math.nan, "0.5", None])
+@pytest.mark.parametrize("value", [1.5, 2.5, -0.1, math.nan, "0.5", None])
 def test_settings_of_a_redistribution_are_shares(name, value):
     settings = {"removed_fraction": 0.5, "rho": 0.0, "mass_floor": 1, name: value}
     with pytest.raises(
@@ -287,3 +287,4 @@ def test_settings_of_a_redistribution_are_shares(name, value):
 def test_a_cap_of_heads_is_above_0(cap):
     with pytest.raises(LvlmAttnError, match=f"^Amplification: head_cap={cap!r} must be a number above 0"):
         Amplification(torch.ones(1, 1, dtype=torch.bool), head_cap=cap)
+    assert Amplification(torch.ones(1, 1, dtype=torch.bool), head_cap=0.5).head_cap == 0.5

@@ -42,6 +42,7 @@ JUDGED = (
             "tests/kernels/test_visibility.py::test_readable_keys_equal_a_double_loop",
             "tests/kernels/test_visibility.py::test_untouched_rows_read_what_causality_lets_them",
             "tests/kernels/test_visibility.py::test_a_strength_multiplies_the_exponentiated_score",
+            "tests/kernels/test_visibility.py::test_what_is_no_mask_is_refused_when_it_is_made",
             "tests/kernels/test_edges.py",
             "tests/kernels/test_amplification.py::test_scores_equal_loops",
             "tests/kernels/test_amplification.py::test_constant_gains_multiply_weights",

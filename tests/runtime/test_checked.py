@@ -224,6 +224,17 @@ WRONG = {
         lambda self, layer: torch.zeros(1, 2, dtype=torch.bool),
         r"of shape \(1, 2\) .*\(1, 37\)",
     ),
+    "embeds": (
+        "edit_embeds",
+        lambda self, context, embeds: embeds[:, 1:],
+        r"shape \(1, 36, 32\); it must keep \(1, 37, 32\)",
+    ),
+    "logits": (
+        "edit_logits",
+        lambda self, context, logits: logits[..., :5],
+        r"shape \(1, 37, 5\); it must keep .* vocabulary",
+    ),
+    "no logits": ("edit_logits", lambda self, context, logits: 2, "2, of type int; .* return None"),
     "frozen row": ("frozen", lambda self, layer: [True], r"\[True\], of type list, at layer 0"),
 }
 

@@ -39,10 +39,14 @@ TINY = {
 
 
 def interventions(variant: str, hidden: int) -> list[Any]:
-    """Floors of 0 and a low threshold for sinks, so that VAR changes every head and row it may."""
+    """Floors of 0 and a low threshold for sinks, so that VAR changes every head and row it may.
+
+    Of the few patches of the tiny model some have to be above it, too.
+    """
     import lvlm_attn as la
 
-    var = la.VAR(rho=0.0, mass_floor=0.0, tau=2.5, sink_dims=(3, hidden // 2))
+    tau = 2.5 if hidden > 64 else 1.0
+    var = la.VAR(rho=0.0, mass_floor=0.0, tau=tau, sink_dims=(3, hidden // 2))
     return {
         "idle": [],
         "var": [var],

@@ -9,6 +9,8 @@ from lvlm_attn.errors import LvlmAttnError
 
 _SHARE = 8 if "MUTANT_UNDER_TEST" in os.environ else 2
 _TIMES = int(os.environ.get("LVLM_ATTN_FUZZ", "1"))
+IS_FULL = _TIMES > 1
+"""Whether this is a run at full size, as before a release."""
 
 
 def drawn(count):

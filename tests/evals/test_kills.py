@@ -7,4 +7,4 @@ from tests.evals import kills
 
 @pytest.mark.slow
 def test_killed_evaluations_end_in_the_same_files(untrained, tmp_path):
-    assert kills.main(3, 1, seed=2, folder=tmp_path, model=untrained) == 3
+    assert kills.main(2, 1, seed=2, folder=tmp_path, model=untrained) == 2

@@ -39,8 +39,19 @@ class Favours(la.Intervention):
 
 @pytest.fixture(scope="module")
 def given():
-    model = make_sinks(tiny_model("llava", layers=2))
+    model = make_sinks(tiny_model("llava", layers=1))
     return model, tiny_inputs("llava", model, [(1, 3, 8)])
+
+
+CUTS = [
+    ("torch", [3], 4),
+    ("torch", [1, 1, 1], 4),
+    ("torch", [1, 2], 4),
+    ("torch", [3], 14),
+    ("torch", [1, 1, 1], 14),
+    ("triton", [1, 1, 1], 4),
+    ("triton", [1, 1, 1], 14),
+]
 
 
 def hiding(length, is_hiding=True):
@@ -51,8 +62,7 @@ def hiding(length, is_hiding=True):
 
 
 @pytest.mark.parametrize("kernels", ["torch", "triton"])
-@pytest.mark.parametrize("queries", [1, 2, 12])
-@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize(("queries", "before"), [(1, 0), (1, 2), (2, 0), (12, 2)])
 def test_a_later_mask_may_hide_what_was_seen(given, kernels, queries, before):
     model, inputs = given
     length = inputs["input_ids"].shape[1]
@@ -128,9 +138,7 @@ def test_a_second_turn_of_generate_may_hide_a_part_of_the_first(given, kernels, 
     assert torch.allclose(got, want, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("kernels", ["torch", "triton"])
-@pytest.mark.parametrize("pieces", [[3], [1, 1, 1], [1, 2]])
-@pytest.mark.parametrize("kept", [4, 14])
+@pytest.mark.parametrize(("kernels", "pieces", "kept"), CUTS)
 def test_what_follows_a_cache_cut_into_the_prompt_is_what_it_is(given, kernels, pieces, kept):
     """Before the image no image is left; inside it what is left of it is."""
     model, inputs = given

@@ -9,6 +9,7 @@ import pytest
 
 from lvlm_attn.cli.main import main
 from tests.evals.kills import ROOT, result
+from tests.fuzzing import IS_FULL
 
 LAUNCHERS = {
     # Without --multi_gpu accelerate starts a single process on a machine that has neither GPUs nor mpirun.
@@ -40,7 +41,8 @@ def launched(launcher, arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+# torchrun is tried on every day by what follows.
+@pytest.mark.parametrize("launcher", LAUNCHERS if IS_FULL else ["accelerate"])
 def test_two_processes_give_what_one_gives(untrained, tmp_path, launcher):
     if launcher == "accelerate":
         pytest.importorskip("accelerate")

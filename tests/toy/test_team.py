@@ -9,6 +9,7 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.toy.recipe import BUNDLED, PAIRS, SMOKE
 from lvlm_attn.toy.team import ALONE, Team, work_together
 from lvlm_attn.toy.train import train, train_and_save
+from tests.fuzzing import IS_FULL
 
 
 def test_parts_are_all_items_once_and_of_nearly_equal_size():
@@ -102,14 +103,16 @@ def test_two_processes_train_what_one_does_and_resume_equal(tmp_path):
 
     train(SMOKE, tmp_path / "alone", seed=1, workers=1)
     together("whole")
-    together("parts", last="polishing")
-    together("parts")
     for name in ("language", "pairs", "priors"):
         one = figures(tmp_path / "alone" / f"{name}.log")
         two = figures(tmp_path / "whole" / "work" / f"{name}.log")
         assert len(one) == len(two) > 0
         for first, second in zip(one, two):
             assert second == pytest.approx(first, abs=2e-3), name
+    if not IS_FULL:  # one process that resumes is tried on every day
+        return
+    together("parts", last="polishing")
+    together("parts")
     whole, parts = tmp_path / "whole" / "out", tmp_path / "parts" / "out"
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
     assert (whole / "training.log").read_text() == (parts / "training.log").read_text()

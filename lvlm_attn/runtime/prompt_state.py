@@ -124,7 +124,8 @@ class PromptState:
         if generation is not None and generation.beams > 1:
             self._refuse(Situation.BEAMS)
         length = queries if generation is None else min(queries, generation.prompt_length)
-        layout = self._lay_out(given, kwargs, ids[:, :length], padding_mask(given, kwargs, length))
+        mask = padding_mask(given, kwargs, length)
+        layout = self._lay_out(given, kwargs, ids[:, :length], mask, generation)
         self._check_images(layout, generation)
         self._set_layout(extended(layout, queries), ids.device)
 
@@ -162,7 +163,8 @@ class PromptState:
         if generation is not None and generation.is_chunked:
             self._refuse_cut_marks(ids)
         before = extended(self.layout.on_host, start)
-        layout = self._lay_out(given, kwargs, ids, padding_mask(given, kwargs, queries, start), before)
+        mask = padding_mask(given, kwargs, queries, start)
+        layout = self._lay_out(given, kwargs, ids, mask, generation, before)
         if generation is not None and generation.is_chunked:
             self._check_images(layout, generation)
         self._set_layout(layout, ids.device)
@@ -191,6 +193,7 @@ class PromptState:
         kwargs: dict[str, Any],
         ids: Tensor,
         mask: Tensor | None,
+        generation: GenerateCall | None,
         after: PromptLayout | None = None,
     ) -> PromptLayout:
         """The layout of a piece of the prompt and of what came before, on the host: one wait for the device."""
@@ -208,7 +211,6 @@ class PromptState:
             after=after,
         )
         layout = prompt_layout(self._target.family, image_inputs, mask)
-        generation = running_generate(self._target.parts.base)
         if after is None and not (generation is not None and generation.is_chunked):
             refuse_other_grids(self._target.family, image_inputs, layout)
         return layout

@@ -126,23 +126,29 @@ class Doubles(la.Intervention):
         object.__setattr__(self, "factor", factor)
 
 
-def test_annotations_of_a_class_that_is_no_dataclass_are_named():
-    with pytest.raises(
-        la.LvlmAttnError, match=r"halve has no parameter.*Halve is no dataclass.*factor is a param"
-    ):
-        parse_interventions("halve:factor=2", {"halve": Halve})
-    with pytest.raises(
-        la.LvlmAttnError, match=r"Halve has no parameter named 'factor'. Halve is no dataclass"
-    ):
-        Halve(factor=2)
-    with pytest.raises(
-        la.LvlmAttnError, match=r"MoreVAR is no dataclass; put @dataclass\(frozen=True\) above"
-    ):
-        parse_interventions("more:factor=2", {"more": MoreVAR})
-    with pytest.raises(
-        la.LvlmAttnError, match=r"MoreVAR has no parameter named 'factor'. MoreVAR is no dataclass"
-    ):
-        MoreVAR(factor=2)
+@pytest.mark.parametrize(
+    ("kind", "written", "made"),
+    [
+        (
+            Halve,
+            r"halve has no parameter.*Halve is no dataclass.*factor is a param",
+            r"Halve has no parameter named 'factor'. Halve is no dataclass",
+        ),
+        (
+            MoreVAR,
+            r"MoreVAR is no dataclass; put @dataclass\(frozen=True\) above",
+            r"MoreVAR has no parameter named 'factor'. MoreVAR is no dataclass",
+        ),
+    ],
+)
+def test_annotations_of_a_class_that_is_no_dataclass_are_named(kind, written, made):
+    with pytest.raises(la.LvlmAttnError, match=written):
+        parse_interventions("halve:factor=2", {"halve": kind})
+    with pytest.raises(la.LvlmAttnError, match=made):
+        kind(factor=2)
+
+
+def test_other_ways_to_take_parameters_stay():
     assert Doubles(factor=2).factor == 2
     with pytest.raises(la.LvlmAttnError, match=r"It takes rho"):
         la.VAR(factor=2)

@@ -104,8 +104,13 @@ class RunFolder:
         self._lock = _lock(self.path)
         config = self.path / "config.json"
         if config.exists():
-            self._require_same(config)
-            self._note_limit(config, notes)
+            before = read_object(config, "run settings")
+            self._require_same(config, before.get("settings"))
+            if before.get("limit") != notes.get("limit"):  # a run may go on with another one
+                kept = {key: value for key, value in before.items() if key != "limit"}
+                limit = {key: value for key, value in notes.items() if key == "limit"}
+                with saying_what_failed(config):
+                    write_json(config, {**kept, **limit})
         elif (self.path / SAMPLES).exists():
             raise LvlmAttnError(
                 f"{self.path / SAMPLES} has no config.json beside it; choose another --out, nothing was changed."
@@ -116,8 +121,7 @@ class RunFolder:
         _cut_torn_line(self.path / SAMPLES)
         self._merge()
 
-    def _require_same(self, config: Path) -> None:
-        before = read_object(config, "run settings").get("settings")
+    def _require_same(self, config: Path, before: object) -> None:
         if not isinstance(before, dict):
             raise LvlmAttnError(f"{config} holds no settings; choose another --out, nothing was changed.")
         for key in {**before, **self.settings}:
@@ -126,15 +130,6 @@ class RunFolder:
                     f"{self.path} holds a run with other settings ({key} was {_short(before.get(key))}, "
                     f"now {_short(self.settings.get(key))}); choose another --out, or delete that folder."
                 )
-
-    @staticmethod
-    def _note_limit(config: Path, notes: Mapping[str, Any]) -> None:
-        """A run may go on with another limit, the one thing in the file that may change."""
-        before = read_object(config, "run settings")
-        if before.get("limit") != notes.get("limit"):
-            without = {key: value for key, value in before.items() if key != "limit"}
-            with saying_what_failed(config):
-                write_json(config, {**without, **_limit_of(notes)})
 
     def _rank_files(self) -> list[Path]:
         found = [path for path in self.path.glob("samples.rank*.jsonl") if re.search(r"rank\d+\.", path.name)]
@@ -309,7 +304,3 @@ def _cut_torn_line(path: Path) -> None:
 def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _limit_of(notes: Mapping[str, Any]) -> dict[str, Any]:
-    return {} if notes.get("limit") is None else {"limit": notes["limit"]}

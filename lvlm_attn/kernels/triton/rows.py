@@ -87,7 +87,6 @@ class RowsPlan:
         tops: `(2, batch, heads, rows, entries)`, their maxima and denominators.
         shared: the arguments of both that all layers share.
         cut: how rows and keys are cut up.
-        grid: of the splits: tiles of all key heads, splits, samples.
         block: keys of a tile.
     """
 
@@ -98,7 +97,6 @@ class RowsPlan:
     tops: Tensor
     shared: tuple[Any, ...]
     cut: Cut
-    grid: tuple[int, int, int]
     block: int
 
     # Long because all that layers share is decided here.
@@ -154,7 +152,6 @@ class RowsPlan:
             torch.empty(2, batch, heads, rows, entries, **fresh),
             (mask_of(packed), place_of(call, edits), Cut(*map(hidden, cut))),
             cut,
-            grid,
             tile.block_n,
         )
 
@@ -166,7 +163,7 @@ class RowsPlan:
             packed: see `of`.
             edits: see there.
         """
-        tiles, _, batch = self.grid
+        tiles, _, batch = self.splits.grid
         before: Mask = self.shared[0]
         if (packed.key_group is None) != (before.key_group is None):
             return None

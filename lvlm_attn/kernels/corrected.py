@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lvlm_attn.kernels.call import AttentionCall
+from lvlm_attn.kernels.call import AttentionCall, Inputs
 from lvlm_attn.kernels.correction import (
     LIMITS,
     ByClass,
@@ -16,10 +16,9 @@ from lvlm_attn.kernels.correction import (
     amplified_few,
     few_of,
     few_weights,
-    per_group,
     redistributed,
 )
-from lvlm_attn.kernels.few_keys import Chosen, bias_of, choose, step_of, with_mask, written_and_valid
+from lvlm_attn.kernels.few_keys import Chosen, Step, bias_of, choose, written_and_valid
 from lvlm_attn.kernels.log_sum_exp import row_log_sum_exp
 from lvlm_attn.kernels.spec import Amplification, Redistribution, at_columns
 from lvlm_attn.kernels.torch_path import Rows, write_rows
@@ -47,36 +46,34 @@ def suits(amplifications: Sequence[Amplification], redistributions: Sequence[Red
 def corrected_query(
     output: Tensor,
     log_sum_exp: Tensor,
-    call: AttentionCall,
-    spec: Redistribution,
-    is_touched: Tensor | None,
-) -> Corrected | None:
-    """A redistribution in the only row of a decoding step.
+    inputs: Inputs,
+    step: Step,
+    bias: Tensor | None = None,
+    is_touched: Tensor | None = None,
+) -> Judged | None:
+    """A redistribution in the only row of a decoding step, where `LIMITS` has the dtype of its output.
 
     Args:
-        output: `(batch, 1, heads, width)`, changed in place.
-        log_sum_exp: `(batch, heads, 1)`.
-        call: the attention call; without a window, and with all columns from the first position on.
-        spec: what to move.
+        output: `(batch, 1, heads, width)`, contiguous, changed in place.
+        log_sum_exp: `(batch, heads, 1)`, of all keys that the row attends to.
+        inputs: of the attention call, the query contiguous; without a window, and with all columns from the first
+            position on.
+        step: what the step needs.
+        bias: what is added to the scores of its keys, see `few_keys.mask_of`.
         is_touched: `(batch, 1)`, which samples may change; None for all.
 
     Returns:
-        What became of it; None, with nothing changed, if the row is to be computed from all keys.
+        What was decided; None, with nothing changed, if the row is to be computed from all keys.
     """
-    limit = LIMITS.get(output.dtype)
-    step = step_of(spec, call) if limit is not None else None
-    if limit is None or step is None:
-        return None
-    columns, bias, by = step
-    if isinstance(call.mask, Tensor):
-        bias = with_mask(bias, call, columns)
-    key, value = (few_of(item, columns, call.score_dtype) for item in (call.key, call.value))
-    kv_heads = call.key.shape[1]
-    shape = call.key.shape[0] * kv_heads, call.query.shape[1] // kv_heads, -1
-    weights = few_weights(call.query.view(shape), key, bias, log_sum_exp.view(shape), call.scaling)
-    touched = None if is_touched is None else per_group(is_touched[..., None], kv_heads)
-    judged = redistributed(output.view(shape), weights, value, by, limit, touched)
-    return None if judged is None else Corrected(output, [judged])
+    query, key, value, scaling = inputs
+    (batch, heads), kv_heads = query.shape[:2], key.shape[1]
+    dtype = log_sum_exp.dtype
+    shape = batch * kv_heads, heads // kv_heads, -1
+    few = few_of(key, step.columns, dtype)
+    weights = few_weights(query.view(shape), few, bias, log_sum_exp.view(shape), scaling)
+    touched = None if is_touched is None else is_touched.expand(-1, heads).flatten().tolist()
+    few = few_of(value, step.columns, dtype)
+    return redistributed(output.view(shape), weights, few, step.by, LIMITS[output.dtype], touched)
 
 
 def corrected_rows(
@@ -158,7 +155,7 @@ class _Edit(NamedTuple):
         by = None
         if redistribution is not None:
             of_few = at_columns(kinds, chosen.columns)
-            by = ByClass.of(redistribution, of_few, chosen.base, dtype, call.key.shape[1])
+            by = ByClass.of(redistribution, of_few, chosen.base, dtype)
         added = [
             (item, at_columns(bias, chosen.columns) - level)
             for (item, bias), level in zip(given, chosen.levels)
@@ -175,7 +172,7 @@ class _Edit(NamedTuple):
         def grouped(values: Tensor) -> Tensor:
             return values.reshape(batch * kv_heads, heads // kv_heads * count, values.shape[3])
 
-        bias = bias_of(call, self.visibility, part, self.chosen.columns, self.chosen.is_few)
+        bias = bias_of(call, self.visibility, part, self.chosen.columns)
         new = grouped(part.take(output, 1).to(dtype, copy=True).transpose(1, 2))
         query = grouped(part.take(call.query).to(dtype))
         weights = few_weights(query, self.key, bias, grouped(total.to(dtype)[..., None]), call.scaling)
@@ -190,11 +187,11 @@ class _Edit(NamedTuple):
         judged = None
         if self.by is not None and self.redistribution is not None:
             touched = self.redistribution.is_touched.to(output.device).gather(1, part.index) & part.is_touched
-            is_row = grouped(touched[:, None].expand_as(is_changed)[..., None])
-            judged = redistributed(new, weights, self.value, self.by, self.limit, is_row)
+            of_heads = touched[:, None].expand_as(is_changed).flatten().tolist()
+            judged = redistributed(new, weights, self.value, self.by, self.limit, of_heads)
             if judged is None:
                 return None
-            is_changed = is_changed | ~judged.stays.view_as(is_changed)
+            is_changed = is_changed | torch.tensor(judged.changes).view_as(is_changed)
         return new.view(batch, heads, count, -1), is_changed, judged
 
     def _log_factor(self, item: Amplification, bias: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ is `(groups, rows, ...)`: a group is a sample and a key head, its rows are the r
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,42 +26,39 @@ class Judged(NamedTuple):
     """What was decided of some rows.
 
     Attributes:
-        amounts: `(..., 2)`, by how much plain patches grow, and the share that sinks lose; 0 in rows that stay.
-        stays: `(..., 1)`, True in those rows.
-        moved: `(..., 1 or more)`, of which the first is the weight that a row moves if it is changed.
+        changes: for each row of each head whether it is changed, sample by sample and head by head.
+        moved: the weight moved in all of them.
     """
 
-    amounts: Tensor
-    stays: Tensor
-    moved: Tensor
+    changes: list[bool]
+    moved: float
 
 
-@dataclass(frozen=True, eq=False)
-class ByClass:
+class ByClass(NamedTuple):
     """A redistribution as what the few keys add up to and what becomes of them, for rows whose masses sum to 1.
 
     The same rule as `lvlm_attn.kernels.spec.redistribution_gains`. With masses that sum to 1 all of it is linear but
     one division: features of a row are sums over its weights, amounts are made of them, and a class's factor is 1 and
-    its effects times the amounts. Features and effects are relative to the class that is not read.
+    its effects times the amounts. Features and effects are relative to the class that is not read, so that a key of
+    that class among the few adds nothing.
 
     Attributes:
-        features: `(groups, n, 5)`.
-        constant: `(5,)`, the features of a row all of whose weight is on other keys.
-        effects: `(groups, 2, n)`.
+        features: `(batch, n, 4)`: image weight above the floor, plain weight above its share, weight taken, plain
+            weight.
+        constant: `(4,)`, the features of a row all of whose weight is on other keys.
+        effects: `(batch, 2, n)`, of the growth of plain patches and the share that sinks lose.
+        taken: that share.
         grows: whether the keys that are not read are plain patches, which grow; else they are text, which stays.
-        most: a bound of the amounts, known beforehand; infinity for none.
-        has_least: whether rows that change have some weight on plain patches.
     """
 
     features: Tensor
     constant: Tensor
     effects: Tensor
+    taken: float
     grows: bool
-    most: float
-    has_least: bool
 
     @staticmethod
-    def of(spec: Redistribution, kinds: Tensor, base: KeyClass, dtype: torch.dtype, kv_heads: int) -> ByClass:
+    def of(spec: Redistribution, kinds: Tensor, base: KeyClass, dtype: torch.dtype) -> ByClass:
         """The tables of few keys.
 
         Args:
@@ -69,59 +66,72 @@ class ByClass:
             kinds: `(batch, n)`, the `KeyClass` of each of the few.
             base: the class of all others, `PATCH` or `TEXT`.
             dtype: of the scores.
-            kv_heads: number of key heads.
         """
         floor, rho, taken = spec.mass_floor, spec.rho, spec.removed_fraction
-        # Image weight above the floor, plain weight above its share, weight taken, `taken` times and once plain weight.
         features = torch.tensor(
             [
-                [-floor, 0, 0, 0, 0],
-                [-floor, 0, taken, 0, 0],
-                [1 - floor, 1 - rho, 0, taken, 1],
-                [1 - floor, -rho, taken, 0, 0],
+                [-floor, 0, 0, 0],
+                [-floor, 0, taken, 0],
+                [1 - floor, 1 - rho, 0, 1],
+                [1 - floor, -rho, taken, 0],
             ],
             dtype=torch.float64,
             device=kinds.device,
         )
         effects = torch.tensor([[0, 0], [0, -1], [1, 0], [0, -1]], dtype=dtype, device=kinds.device)
-        index, least = kinds.long(), rho * floor  # the least plain weight of a row that is changed
+        index = kinds.long()
         return ByClass(
-            per_group((features - features[base])[index].to(dtype), kv_heads),
+            (features - features[base])[index].to(dtype),
             features[base].to(dtype),
-            per_group((effects - effects[base])[index].transpose(1, 2), kv_heads),
+            (effects - effects[base])[index].transpose(1, 2).contiguous(),
+            float(taken),
             base == KeyClass.PATCH,
-            max(taken * (1 - least) / least, taken) if least > 0 else math.inf,
-            least > 0,
         )
 
-    def judge(self, weights: Tensor, is_touched: Tensor | None) -> Judged:
-        """Decides of rows by their weights on the few keys; see `redistributed`.
+    def first(self, count: int) -> ByClass:
+        """The tables of the first of the few keys."""
+        return self._replace(features=self.features[:, :count], effects=self.effects[..., :count])
+
+    def judge(
+        self, weights: Tensor, limit: float, is_touched: Sequence[bool] | None
+    ) -> tuple[Judged, list[tuple[float, float]]] | None:
+        """Decides of rows by their weights on the few keys, on the host; see `redistributed`.
 
         Where plain patches are read, no weight on them means none. Else it is what is left of 1, and what is divided by
         it has to come out negative, infinite or NaN where it may be nothing, so that it is seen.
+
+        Returns:
+            What was decided, and for each row its two amounts, 0 where it stays.
         """
-        found = torch.baddbmm(self.constant, weights, self.features)
-        image, share, taken, plain = torch.split(found, [1, 1, 2, 1], -1)
-        stays = torch.minimum(image, share) < 0
-        if not (self.grows or self.has_least):
-            stays = stays | (plain <= 0)
-        if is_touched is not None:
-            stays = stays | ~is_touched
-        return Judged((taken / plain).masked_fill_(stays, 0), stays, taken)
-
-
-def per_group(values: Tensor, kv_heads: int) -> Tensor:
-    """`(batch, ...)` values for every group, `(groups, ...)`."""
-    return values[:, None].expand(-1, kv_heads, *values.shape[1:]).flatten(0, 1)
+        batch, (groups, count, few) = len(self.features), weights.shape
+        rows = weights.view(batch, groups * count // batch, few)
+        found = torch.baddbmm(self.constant, rows, self.features)
+        amounts, changes, moved = [], [], 0.0
+        for place, (image, share, lost, plain) in enumerate(found.flatten(0, 1).tolist()):
+            stays = image < 0 or share < 0 or not (self.grows or plain > 0)
+            if stays or (is_touched is not None and not is_touched[place]):
+                amounts.append((0.0, 0.0))
+                changes.append(False)
+                continue
+            growth = lost / plain if plain else math.inf
+            if self.grows and not 0 <= growth <= limit:
+                return None
+            amounts.append((growth, self.taken))
+            changes.append(True)
+            moved += lost
+        return Judged(changes, moved), amounts
 
 
 def few_of(tensor: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
     """Picks columns `(n,)` or `(batch, n)` out of `(batch, kv_heads, keys, width)`, as `(groups, n, width)`."""
-    if columns.dim() == 1:
-        found = tensor.index_select(2, columns)
+    batch, kv_heads, _, width = tensor.shape
+    if columns.dim() > 1:
+        index = columns[:, None, :, None].expand(-1, kv_heads, -1, width)
+        found = tensor.gather(2, index).flatten(0, 1)
+    elif batch == 1:  # of three dimensions in half the time of four
+        found = tensor[0].index_select(1, columns)
     else:
-        found = tensor.gather(2, columns[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3]))
-    found = found.flatten(0, 1)
+        found = tensor.index_select(2, columns).flatten(0, 1)
     return found if found.dtype == dtype else found.to(dtype)
 
 
@@ -149,30 +159,36 @@ def few_weights(
 
 
 def redistributed(
-    output: Tensor, weights: Tensor, value: Tensor, by: ByClass, limit: float, is_touched: Tensor | None
+    output: Tensor,
+    weights: Tensor,
+    value: Tensor,
+    by: ByClass,
+    limit: float,
+    is_touched: Sequence[bool] | None,
 ) -> Judged | None:
     """Multiplies the weights of every class by its factor, in the outputs of rows.
 
     Args:
         output: `(groups, rows, width)`, changed in place; rows that stay keep their bits.
-        weights: `(groups, rows, n)` of the few keys, overwritten.
+        weights: `(groups, rows, n)` of the few keys, contiguous, overwritten.
         value: `(groups, n, width)`.
         by: what classes do.
         limit: most that the factor of the other keys may exceed 1.
-        is_touched: `(groups or 1, rows, 1)`, which rows may change; None for all.
+        is_touched: for each row of each head whether it may change, as in `Judged`; None for all.
 
     Returns:
         What was decided; None, with nothing changed, if a factor is above the limit.
     """
-    judged = by.judge(weights, is_touched)
-    amounts = judged.amounts
-    if by.grows:
-        if by.most > limit:
-            least, most = amounts.aminmax()
-            if not (float(least) >= 0 and float(most) <= limit):
-                return None
-        output.addcmul_(amounts[..., :1], output)
-    output.baddbmm_(torch.bmm(amounts, by.effects).mul_(weights), value)
+    found = by.judge(weights, limit, is_touched)
+    if found is None:
+        return None
+    judged, given = found
+    if any(judged.changes):
+        amounts = torch.tensor(given, dtype=weights.dtype).view(len(by.features), -1, 2)
+        if by.grows:
+            output.addcmul_(amounts[..., :1].view(*output.shape[:2], 1), output)
+        weights.mul_(torch.bmm(amounts, by.effects).view_as(weights))
+        output.baddbmm_(weights, value)
     return judged
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lvlm_attn.kernels.call import AttentionCall
-from lvlm_attn.kernels.correction import ByClass, per_group
+from lvlm_attn.kernels.call import AttentionCall, Memo
+from lvlm_attn.kernels.correction import ByClass
 from lvlm_attn.kernels.spec import Geometry, KeyClass, Redistribution, at_columns
 from lvlm_attn.kernels.torch_path import Rows, additive
 from lvlm_attn.kernels.visibility import Visibility
@@ -26,14 +26,12 @@ class Chosen(NamedTuple):
     """A choice of few keys.
 
     Attributes:
-        columns: `(n,)`, or `(batch, n)` where samples differ much.
-        is_few: `(batch, n)`, False at columns that are none of the few of a sample; None if all are.
+        columns: `(n,)`, or `(batch, n)` where samples differ much; among them some that are as all others are.
         base: the class of all other keys.
         levels: for each bias `(batch, 1)`, what it is on all other keys.
     """
 
     columns: Tensor
-    is_few: Tensor | None
     base: KeyClass
     levels: tuple[Tensor, ...]
 
@@ -71,45 +69,31 @@ def choose(kinds: Tensor, is_key: Tensor | None = None, biases: Sequence[Tensor]
     count, few, base, found = best
     if count > MOST * few.shape[1]:
         return None
-    columns, is_few = _packed(few, count)
-    return Chosen(columns, is_few, base, found)
+    return Chosen(_packed(few, count), base, found)
 
 
-def _packed(few: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
+def _packed(few: Tensor, count: int) -> Tensor:
     """The columns of `(batch, keys)` True at few keys, shared by the samples unless they are too unlike."""
-    if few.shape[0] == 1:
-        return few[0].nonzero()[:, 0], None
     columns = few.any(0).nonzero()[:, 0]
     if len(columns) > 1.5 * count:
-        columns = few.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
-    is_few = at_columns(few, columns)
-    return columns, None if bool(is_few.all()) else is_few
+        return few.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
+    return columns
 
 
 def bias_of(
-    call: AttentionCall,
-    visibilities: Sequence[Visibility],
-    rows: Rows,
-    columns: Tensor,
-    is_few: Tensor | None,
+    call: AttentionCall, visibilities: Sequence[Visibility], rows: Rows, columns: Tensor
 ) -> Tensor | None:
     """What is added to the scores of few keys in some rows, see `few_weights`."""
-    if not columns.shape[-1]:
+    mask = visible_mask(call, visibilities, rows, columns) if columns.shape[-1] else None
+    return None if mask is None else folded(additive(mask, call.score_dtype), call)
+
+
+def mask_of(call: AttentionCall, columns: Tensor) -> Tensor | None:
+    """The dense mask of a call of one query at few keys, see `few_weights`; None without one."""
+    if not isinstance(call.mask, Tensor):
         return None
-    mask = visible_mask(call, visibilities, rows, columns)
-    if mask is not None:
-        mask = additive(mask, call.score_dtype)
-    if is_few is not None:
-        hidden = additive(is_few, call.score_dtype)[:, None, None]
-        mask = hidden if mask is None else mask + hidden
-    return None if mask is None else folded(mask, call)
-
-
-def with_mask(bias: Tensor | None, call: AttentionCall, columns: Tensor) -> Tensor:
-    """The dense mask of a call of one query at few keys, beside what is added to their scores already."""
-    dense = call.memo.shared((with_mask, call.mask), lambda: additive(call.mask, call.score_dtype))
-    found = folded(at_columns(dense, columns), call)
-    return found if bias is None else found + bias
+    dense = call.memo.shared((mask_of, call.mask), lambda: additive(call.mask, call.score_dtype))
+    return folded(at_columns(dense, columns), call)
 
 
 def folded(bias: Tensor, call: AttentionCall) -> Tensor:
@@ -140,12 +124,10 @@ class Step(NamedTuple):
 
     Attributes:
         columns: `(n,)`, or `(batch, n)` where samples differ, the keys to read.
-        bias: `(1 or groups, 1, n)`, added to their scores; None for 0.
         by: what classes do.
     """
 
     columns: Tensor
-    bias: Tensor | None
     by: ByClass
 
 
@@ -156,11 +138,22 @@ class Steps(NamedTuple):
         first: the length of the sequence in the first of them.
         listed: for each step what it needs; None where the keys are too many.
         key: what else it holds for.
+        is_valid: `(batch, first)`, see `Geometry`; padding is not among the keys that are listed.
     """
 
     first: int
     listed: Sequence[Step | None]
     key: Hashable
+    is_valid: Tensor | None
+
+    def holds(self, geometry: Geometry, memo: Memo) -> bool:
+        """Whether a call, by where it stands, is one of these steps."""
+        old, new = self.is_valid, geometry.is_valid
+        if not 0 <= geometry.length - self.first < len(self.listed):
+            return False
+        if old is None or new is None:
+            return old is new
+        return memo.shared((Steps, old), lambda: torch.equal(old, new[:, : self.first]))
 
 
 def step_of(spec: Redistribution, call: AttentionCall) -> Step | None:
@@ -175,45 +168,27 @@ def step_of(spec: Redistribution, call: AttentionCall) -> Step | None:
     Returns:
         What it needs; None if the keys are too many.
     """
-    length = call.geometry.length
-    kept = {} if spec.kept is None else spec.kept
-    key = (spec.removed_fraction, spec.rho, spec.mass_floor, call.score_dtype, call.key.shape[:2])
+    kept, geometry = {} if spec.kept is None else spec.kept, call.geometry
+    key = (spec.removed_fraction, spec.rho, spec.mass_floor, call.score_dtype, call.key.shape[0])
     found: Steps | None = kept.get(Steps)
-    if found is None or found.key != key or not 0 <= length - found.first < len(found.listed):
-        found = kept[Steps] = Steps(length, _steps(spec, call), key)
-    return found.listed[length - found.first]
+    if found is None or found.key != key or not found.holds(geometry, call.memo):
+        found = kept[Steps] = Steps(geometry.length, _steps(spec, call), key, geometry.is_valid)
+    return found.listed[geometry.length - found.first]
 
 
 def _steps(spec: Redistribution, call: AttentionCall) -> Sequence[Step | None]:
-    length = call.geometry.length
+    """The next steps; the keys to come stand after all others, and each step reads those that are there."""
+    length, is_valid = call.geometry.length, call.geometry.is_valid
     kinds = spec.key_class[:, :length]
     kinds = torch.nn.functional.pad(kinds, (0, length - kinds.shape[1]))
-    is_valid = call.geometry.is_valid
     chosen = choose(kinds, None if is_valid is None else is_valid.to(kinds.device))
     if chosen is None:
         return [None] * STEPS
-    coming = STEPS - 1 if chosen.base != KeyClass.TEXT else 0
-    kinds = torch.nn.functional.pad(at_columns(kinds, chosen.columns), (0, coming))
-    by = ByClass.of(spec, kinds, chosen.base, call.score_dtype, call.key.shape[1])
-    return [Step(columns, bias, by) for columns, bias in _listed(chosen, length, coming, call)]
-
-
-def _listed(
-    chosen: Chosen, length: int, coming: int, call: AttentionCall
-) -> Iterable[tuple[Tensor, Tensor | None]]:
-    """Columns and bias in each of the next steps: as many keys in all of them, those to come hidden."""
-    columns, device, dtype = chosen.columns, chosen.columns.device, call.score_dtype
-    hidden = None
-    if chosen.is_few is not None:
-        hidden = per_group(additive(chosen.is_few, dtype)[:, None], call.key.shape[1])
-    if not coming:
-        return [(columns, hidden)] * STEPS
-    ahead = torch.arange(coming, device=device)
-    is_there = ahead < torch.arange(STEPS, device=device)[:, None]
-    new = torch.where(is_there, length + ahead, 0)
-    new = new if columns.dim() == 1 else new[:, None].expand(-1, len(columns), -1)
-    listed = torch.cat((columns.expand(STEPS, *columns.shape), new), -1)
-    bias = additive(is_there, dtype)[:, None, None]
-    old = torch.zeros(1, 1, columns.shape[-1], dtype=dtype, device=device) if hidden is None else hidden
-    bias = torch.cat((old.expand(STEPS, -1, -1, -1), bias.expand(-1, len(old), -1, -1)), -1)
-    return zip(listed.unbind(0), bias.unbind(0))
+    columns, count, coming = chosen.columns, chosen.columns.shape[-1], STEPS - 1
+    kinds = at_columns(kinds, columns)
+    if chosen.base == KeyClass.TEXT:
+        return [Step(columns, ByClass.of(spec, kinds, chosen.base, call.score_dtype))] * STEPS
+    by = ByClass.of(spec, torch.nn.functional.pad(kinds, (0, coming)), chosen.base, call.score_dtype)
+    new = torch.arange(length, length + coming, device=columns.device)
+    columns = torch.cat((columns, new.expand(*columns.shape[:-1], -1)), -1)
+    return [Step(columns[..., :stop], by.first(stop)) for stop in range(count, count + STEPS)]

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.interventions.context import Call
-from lvlm_attn.kernels.call import AttentionCall
+from lvlm_attn.kernels.call import AttentionCall, Inputs
 from lvlm_attn.kernels.corrected import Corrected, corrected_query, corrected_rows, suits
+from lvlm_attn.kernels.correction import LIMITS, Judged
+from lvlm_attn.kernels.few_keys import mask_of, step_of
 from lvlm_attn.kernels.host import reading_is_free
 from lvlm_attn.kernels.spec import Amplification, Redistribution
 from lvlm_attn.kernels.torch_path import Rows
@@ -62,9 +64,8 @@ def correct(
         and not amplifications
         and _is_step(edits, attention, move, output)
     ):
-        touched = move.is_touched
-        is_all = call.memo.shared((correct, touched), lambda: bool(touched.all()))
-        found = corrected_query(output, log_sum_exp, attention, move, None if is_all else touched)
+        judged = corrected_step(output, log_sum_exp, attention, move)
+        found = None if judged is None else Corrected(output, [judged])
     else:
         found = corrected_rows(
             output,
@@ -79,6 +80,19 @@ def correct(
         return None
     _count(found, edits, attention)
     return found.output
+
+
+def corrected_step(
+    output: Tensor, log_sum_exp: Tensor, attention: AttentionCall, move: Redistribution
+) -> Judged | None:
+    """Moves weight in the output of one decoding step, see `corrected_query`."""
+    step = step_of(move, attention) if output.dtype in LIMITS else None
+    if step is None:
+        return None
+    touched, bias = move.is_touched, mask_of(attention, step.columns)
+    is_all = attention.memo.shared((corrected_step, touched), lambda: bool(touched.all()))
+    inputs = Inputs(attention.query, attention.key, attention.value, attention.scaling)
+    return corrected_query(output, log_sum_exp, inputs, step, bias, None if is_all else touched)
 
 
 def _is_step(edits: CollectedEdits, attention: AttentionCall, move: Redistribution, output: Tensor) -> bool:

@@ -5,8 +5,8 @@ Three numbers over all heads, in fp64 where the device has it; they stay on the 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from functools import partial
+from operator import add
 from typing import Any
 
 import torch
@@ -17,8 +17,7 @@ from lvlm_attn.kernels.correction import Judged
 from lvlm_attn.kernels.spec import Amplification
 
 _WAITING = "waiting to be counted"
-_MOST_WAITING = 64
-"""Decisions of a layer that wait at most."""
+"""Among the stats, what is known on the host of layers: changed, possible, moved."""
 
 
 def counts_of(layer: Layer, device: torch.device) -> Tensor:
@@ -52,7 +51,7 @@ def count_moved(layer: Layer, is_row: Tensor, moved: Tensor, is_touched: Tensor)
 
 
 def count_judged(layer: Layer, judged: Judged, is_touched: Tensor, heads: int) -> None:
-    """Takes note of what a redistribution decided; it is added up in `settle`, or once there is much of it.
+    """Adds what a redistribution decided to numbers on the host, which wait for `settle`.
 
     Args:
         layer: the layer, as the intervention sees it.
@@ -60,34 +59,18 @@ def count_judged(layer: Layer, judged: Judged, is_touched: Tensor, heads: int) -
         is_touched: `(batch, queries)`, the rows where it could be.
         heads: number of heads.
     """
-    waiting = layer.stats.setdefault(_WAITING, {}).setdefault(layer.index, [])
-    waiting.append((judged, is_touched, heads))
-    if len(waiting) >= _MOST_WAITING:
-        _settle(layer.stats, layer.index, waiting)
+    waiting = layer.stats.setdefault(_WAITING, {})
+    possible = layer.call.memo.shared((count_judged, is_touched), lambda: int(is_touched.sum()))
+    before = waiting.get(layer.index, (0, 0, 0.0))
+    new = sum(judged.changes), possible * heads, judged.moved
+    waiting[layer.index] = tuple(map(add, before, new))
 
 
 def settle(stats: dict[Any, Any]) -> None:
     """Adds up what waits to be counted, before counts are read."""
-    for index, waiting in stats.pop(_WAITING, {}).items():
-        _settle(stats, index, waiting)
-
-
-def _settle(stats: dict[Any, Any], index: Any, waiting: list[tuple[Judged, Tensor, int]]) -> None:
-    groups: dict[Hashable, list[tuple[Judged, Tensor, int]]] = {}
-    for note in waiting:
-        groups.setdefault((note[0].moved.shape, note[1].shape, note[2]), []).append(note)
-    waiting.clear()
-    for notes in groups.values():
-        first, _, heads = notes[0]
-        device = first.moved.device
-        dtype = _dtype(device)
-        is_changed = ~torch.stack([judged.stays for judged, *_ in notes])
-        weight = torch.stack([judged.moved for judged, *_ in notes])[..., :1]
-        possible = torch.stack([is_touched for *_, is_touched, _ in notes]).sum(dtype=dtype) * heads
-        changed = is_changed.sum(dtype=dtype)
-        mass = torch.where(is_changed, weight, 0).sum(dtype=dtype)
+    for index, numbers in stats.pop(_WAITING, {}).items():
         known: Tensor | int = stats.get(index, 0)
-        stats[index] = known + torch.stack((changed, possible.to(device), mass)).detach()
+        stats[index] = known + torch.tensor(numbers, dtype=torch.float64)
 
 
 def count_free(layer: Layer, before: Tensor, after: Tensor) -> None:

@@ -8,13 +8,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lvlm_attn.kernels.call import AttentionCall
-from lvlm_attn.kernels.corrected import corrected_query, corrected_rows, suits
+from lvlm_attn.kernels.corrected import corrected_rows, suits
 from lvlm_attn.kernels.correction import ByClass, redistributed
 from lvlm_attn.kernels.few_keys import STEPS, Steps, choose, step_of
 from lvlm_attn.kernels.reference import attention
 from lvlm_attn.kernels.spec import Amplification, Geometry, KeyClass, Redistribution, redistribution_gains
 from lvlm_attn.kernels.torch_path import Rows
 from lvlm_attn.kernels.visibility import ALL, Visibility
+from lvlm_attn.runtime.corrected import corrected_step
 from tests.kernels.drawn import calls, is_close_call, relative
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -120,17 +121,14 @@ def test_a_corrected_query_equals_the_definition(call, data):
         ours = replace(ours, mask=mask)
     before = output.clone()
     is_touched = call.redistribution.is_touched
-    found = corrected_query(
-        output, total, ours, call.redistribution, None if is_touched.all() else is_touched
-    )
-    if found is None:
+    if corrected_step(output, total, ours, call.redistribution) is None:
         assert torch.equal(output, before)
         return
     want, _ = call.truth()
     sure = ~unsure(call)
-    assert relative(found.output * sure, want * sure) < 1e-5
+    assert relative(output * sure, want * sure) < 1e-5
     still = ~is_touched[..., None, None].expand_as(before)
-    assert torch.equal(found.output[still], before[still])
+    assert torch.equal(output[still], before[still])
 
 
 def test_the_calls_drawn_here_are_corrected():
@@ -178,7 +176,7 @@ def test_factors_are_those_of_the_definition(parts, taken, rho, floor):
     want, is_changed = redistribution_gains(masses, spec)
     for base in (KeyClass.PATCH, KeyClass.TEXT):
         few = torch.tensor([kind for kind in KeyClass if kind != base])
-        by = ByClass.of(spec, few[None], base, torch.float64, 1)
+        by = ByClass.of(spec, few[None], base, torch.float64)
         got = masses[None, None].clone()  # the values of keys say of which class they are
         value = torch.eye(4, dtype=torch.float64)[few][None]
         judged = redistributed(got, masses[few][None, None], value, by, 1e9, None)
@@ -187,7 +185,7 @@ def test_factors_are_those_of_the_definition(parts, taken, rho, floor):
             assert masses[2] == 0  # what is left of 1 cannot be told from nothing
             continue
         torch.testing.assert_close(got[0, 0], want * masses, rtol=0, atol=1e-12)
-        assert bool(judged.stays) != bool(is_changed)
+        assert judged.changes == [bool(is_changed)]
 
 
 def llava(length=200, queries=12, dtype=torch.float32, heads=4, batch=1, seed=0, **more):
@@ -231,7 +229,7 @@ def test_half_precision_is_left_to_all_keys():
     call, spec = llava(dtype=torch.bfloat16)
     output, total = backend(call).bfloat16(), log_sum_exp(call).float()
     assert corrected_rows(output, total, call, Rows.of(spec.is_touched), redistribution=spec) is None
-    assert corrected_query(output[:, -1:], total[..., -1:], call, spec, None) is None
+    assert corrected_step(output[:, -1:], total[..., -1:], call, spec) is None
 
 
 def test_a_factor_above_the_limit_leaves_all_as_it_was():
@@ -239,7 +237,6 @@ def test_a_factor_above_the_limit_leaves_all_as_it_was():
     call.query[:] = 1
     call.key[:, :, 5:180] -= 3  # patches get next to nothing
     call.key[:, :, 0] += 3
-    assert ByClass.of(spec, spec.key_class, KeyClass.PATCH, torch.float32, 1).most == torch.inf
     output, total = backend(call).float(), log_sum_exp(call).float()
     before = output.clone()
     assert corrected_rows(output, total, call, Rows.of(spec.is_touched), redistribution=spec) is None
@@ -259,8 +256,8 @@ def test_steps_are_listed_for_several_lengths_at_a_time():
             geometry=Geometry(length - 1, 1, length),
         )
         output, total = backend(short).float(), log_sum_exp(short).float()
-        found = corrected_query(output, total, short, spec, None)
-        assert relative(found.output, backend(short, spec)) < 1e-5
+        assert corrected_step(output, total, short, spec) is not None
+        assert relative(output, backend(short, spec)) < 1e-5
         listed.append(kept[Steps])
     assert all(item is listed[0] for item in listed)
     assert len(listed[0].listed) == STEPS
@@ -285,7 +282,8 @@ def test_unlike_samples_list_their_own_keys():
     kinds[0, :10], kinds[1, 28:] = 0, 0
     chosen = choose(kinds)
     assert chosen.columns.shape == (2, 12)
-    assert chosen.is_few.sum(1).tolist() == [10, 12]
+    assert chosen.columns[0, :10].tolist() == list(range(10))
+    assert chosen.columns[1].tolist() == list(range(28, 40))
     assert choose(torch.arange(8)[None] % 2 * 2, biases=[torch.arange(8.0)[None]]) is None
 
 

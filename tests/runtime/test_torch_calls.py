@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lvlm_attn as la
 from lvlm_attn.kernels import few_keys
-from lvlm_attn.runtime import edits, registry, row_counts
+from lvlm_attn.runtime import edits, registry
 from tests.tiny import tiny_inputs, tiny_model
 
 MOST = 25
@@ -68,16 +68,13 @@ def test_no_layer_of_a_step_computes_weights_over_all_keys():
 
 
 def test_counts_are_those_of_all_keys():
-    """The same report where every row is computed from all keys, and however little waits to be counted."""
+    """The same report where every row is computed from all keys."""
     prompts = [(1, 3, 8), (0, 5, 5), (1, 9, 30)]
     _, report = per_layer(prompts, 6, rho=0.1, mass_floor=0.05)
     with patch.object(edits, "may_correct", return_value=False):
         _, want = per_layer(prompts, 6, rho=0.1, mass_floor=0.05)
-    with patch.object(row_counts, "_MOST_WAITING", 2):
-        _, early = per_layer(prompts, 6, rho=0.1, mass_floor=0.05)
-    for found in (report, early):
-        assert len(found.rows[0]) == len(want.rows[0])
-        for ours, theirs in zip(found.rows[0], want.rows[0]):
-            assert ours.keys() == theirs.keys()
-            assert all(abs(ours[name] - theirs[name]) < 1e-5 for name in ours)
+    assert len(report.rows[0]) == len(want.rows[0])
+    for ours, theirs in zip(report.rows[0], want.rows[0]):
+        assert ours.keys() == theirs.keys()
+        assert all(abs(ours[name] - theirs[name]) < 1e-5 for name in ours)
     assert any(row["rows_changed"] > 0 for row in want.rows[0])

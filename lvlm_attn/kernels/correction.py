@@ -46,7 +46,7 @@ class ByClass(NamedTuple):
         features: `(batch, n, 4)`: image weight above the floor, plain weight above its share, weight taken, plain
             weight.
         constant: `(4,)`, the features of a row all of whose weight is on other keys.
-        effects: `(batch, 2, n)`, of the growth of plain patches and the share that sinks lose.
+        effects: `(batch, 3, n)`, of the growth of plain patches, of the share that sinks lose, and of nothing.
         taken: that share.
         grows: whether the keys that are not read are plain patches, which grow; else they are text, which stays.
     """
@@ -78,7 +78,9 @@ class ByClass(NamedTuple):
             dtype=torch.float64,
             device=kinds.device,
         )
-        effects = torch.tensor([[0, 0], [0, -1], [1, 0], [0, -1]], dtype=dtype, device=kinds.device)
+        effects = torch.tensor(
+            [[0, 0, 0], [0, -1, 0], [1, 0, 0], [0, -1, 0]], dtype=dtype, device=kinds.device
+        )
         index = kinds.long()
         return ByClass(
             (features - features[base])[index].to(dtype),
@@ -94,29 +96,31 @@ class ByClass(NamedTuple):
 
     def judge(
         self, weights: Tensor, limit: float, is_touched: Sequence[bool] | None
-    ) -> tuple[Judged, list[tuple[float, float]]] | None:
+    ) -> tuple[Judged, list[float]] | None:
         """Decides of rows by their weights on the few keys, on the host; see `redistributed`.
 
         Where plain patches are read, no weight on them means none. Else it is what is left of 1, and what is divided by
         it has to come out negative, infinite or NaN where it may be nothing, so that it is seen.
 
         Returns:
-            What was decided, and for each row its two amounts, 0 where it stays.
+            What was decided, and for each row one after another its two amounts, 0 where it stays, and the factor of
+            plain patches.
         """
         batch, (groups, count, few) = len(self.features), weights.shape
         rows = weights.view(batch, groups * count // batch, few)
         found = torch.baddbmm(self.constant, rows, self.features)
-        amounts, changes, moved = [], [], 0.0
+        amounts: list[float] = []
+        changes, moved = [], 0.0
         for place, (image, share, lost, plain) in enumerate(found.flatten(0, 1).tolist()):
             stays = image < 0 or share < 0 or not (self.grows or plain > 0)
             if stays or (is_touched is not None and not is_touched[place]):
-                amounts.append((0.0, 0.0))
+                amounts += 0.0, 0.0, 1.0
                 changes.append(False)
                 continue
             growth = lost / plain if plain else math.inf
             if self.grows and not 0 <= growth <= limit:
                 return None
-            amounts.append((growth, self.taken))
+            amounts += growth, self.taken, 1 + growth
             changes.append(True)
             moved += lost
         return Judged(changes, moved), amounts
@@ -184,10 +188,10 @@ def redistributed(
         return None
     judged, given = found
     if any(judged.changes):
-        amounts = torch.tensor(given, dtype=weights.dtype).view(len(by.features), -1, 2)
-        if by.grows:
-            output.addcmul_(amounts[..., :1].view(*output.shape[:2], 1), output)
+        amounts = torch.tensor(given, dtype=weights.dtype).view(len(by.effects), -1, 3)
         weights.mul_(torch.bmm(amounts, by.effects).view_as(weights))
+        if by.grows:
+            output.mul_(amounts.view(*output.shape[:2], 3)[..., 2:])
         output.baddbmm_(weights, value)
     return judged
 

@@ -63,6 +63,26 @@ def with_log_sum_exp(run: Callable[[], tuple[Tensor, Tensor | None]], call: Atte
     return output, weights, found if found.shape[2] == queries else found.reshape(batch, heads, queries)
 
 
+def straight(call: AttentionCall, scale: float | None) -> tuple[Tensor, Tensor] | None:
+    """What the function makes of the tensors of a call as they are, straight from the operator behind it.
+
+    Args:
+        call: the attention call, of one query.
+        scale: as the function is given it.
+
+    Returns:
+        Output `(batch, 1, heads, width)`, contiguous, and log-sum-exp; None where the operator is not taken.
+    """
+    if torch.nn.functional.scaled_dot_product_attention is not scaled_dot_product_attention:
+        return None  # somebody has put another one in its place
+    query, key, value = call.query, call.key, call.value
+    is_grouped = query.shape[1] != key.shape[1]
+    if is_grouped and call.mask is not None:
+        return None  # transformers then lets heads that share keys stand in the place of queries
+    found = _flash(call.memo, query, key, value, call.mask, scale=scale, enable_gqa=is_grouped)
+    return None if found is None else (found[0].transpose(1, 2).contiguous(), found[1])
+
+
 def may_give(call: AttentionCall) -> bool:
     """Whether the log-sum-exp of a call may be got from the operator, and means what the call says."""
     device, asked = call.query.device, call.kwargs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from lvlm_attn.kernels.corrected import Corrected, corrected_query, corrected_ro
 from lvlm_attn.kernels.correction import LIMITS, Judged
 from lvlm_attn.kernels.few_keys import mask_of, step_of
 from lvlm_attn.kernels.host import reading_is_free
-from lvlm_attn.kernels.spec import Amplification, Redistribution
+from lvlm_attn.kernels.spec import Amplification, Geometry, Redistribution
 from lvlm_attn.kernels.torch_path import Rows
 from lvlm_attn.runtime.collected import CollectedEdits
 from lvlm_attn.runtime.row_counts import count_amplified, count_judged
@@ -62,7 +64,7 @@ def correct(
         move is not None
         and log_sum_exp is not None
         and not amplifications
-        and _is_step(edits, attention, move, output)
+        and is_step(edits, attention, move, output)
     ):
         judged = corrected_step(output, log_sum_exp, attention, move)
         found = None if judged is None else Corrected(output, [judged])
@@ -95,13 +97,17 @@ def corrected_step(
     return corrected_query(output, log_sum_exp, inputs, step, bias, None if is_all else touched)
 
 
-def _is_step(edits: CollectedEdits, attention: AttentionCall, move: Redistribution, output: Tensor) -> bool:
+def is_step(edits: CollectedEdits, attention: AttentionCall, move: Redistribution, output: Tensor) -> bool:
     """Whether a call is of one query that attends to all of the sequence, for which keys are listed ahead."""
-    geometry, mask = attention.geometry, attention.mask
+    geometry = attention.geometry
     if geometry.queries != 1 or move.kept is None or edits.visible or geometry.window is not None:
         return False
-    if not attention.query.is_contiguous() or not output.is_contiguous():
-        return False
+    is_contiguous = attention.query.is_contiguous() and output.is_contiguous()
+    return is_contiguous and attends_to_all(geometry, attention.mask)
+
+
+def attends_to_all(geometry: Geometry, mask: Any) -> bool:
+    """Whether the mask of a query at the end says of all columns, from the first position on, what it attends to."""
     if isinstance(mask, Tensor) and mask.dim() == 4:
         return geometry.first_key == 0 and mask.shape[3] == geometry.keys
     return geometry.keys == geometry.length and geometry.is_valid is None

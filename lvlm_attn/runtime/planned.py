@@ -28,35 +28,68 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
+class Kept:
+    """What a plan was made for.
+
+    Attributes:
+        given: what the sites of the layer said.
+        backend: name of the user's backend.
+        form: of the tensors of a call, see `_form`.
+        settings: what the model said beside the tensors, see `_settings`.
+    """
+
+    given: Sequence[Any]
+    backend: str
+    form: tuple[object, ...]
+    settings: tuple[object, ...]
+
+    @staticmethod
+    def of(call: AttentionCall, given: Sequence[Any], backend: str) -> Kept:
+        """From a call, and what the sites said of it."""
+        return Kept(given, backend, _form(call.query, call.key, call.value), _settings(call.kwargs))
+
+    def holds(
+        self,
+        given: Sequence[Any],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kwargs: Mapping[str, Any],
+        backend: str,
+    ) -> bool:
+        """Whether a call is of the same form, without gradients, and the sites gave the same objects."""
+        if backend != self.backend or not all(map(is_, given, self.given)):
+            return False
+        if self.form != _form(query, key, value) or self.settings != _settings(kwargs):
+            return False
+        is_grown = query.requires_grad or key.requires_grad or value.requires_grad
+        return not (is_grown and torch.is_grad_enabled())
+
+
+@dataclass(frozen=True, eq=False)
 class Planned:
     """How a layer's edits are computed from one generated token to the next.
 
     Attributes:
-        given: what its sites said.
-        since: position from which on the visibilities among that act on no query.
+        kept: what it holds for.
+        since: position from which on the visibilities among what sites said act on no query.
         moving: place of the intervention that moves weight, or None.
         amplifying: place of the one that changes scores, or None.
         steps: launch the kernels; layers with edits of one form share them.
         packed: the edits as the kernels take them.
-        backend: name of the user's backend.
-        form: of the tensors of a call, see `_form`.
-        settings: what the model said beside the tensors, see `_settings`.
         scaling: factor on the scores.
     """
 
-    given: Sequence[Any]
+    kept: Kept
     since: int
     moving: int | None
     amplifying: int | None
     steps: Steps
     packed: PackedEdits
-    backend: str
-    form: tuple[object, ...]
-    settings: tuple[object, ...]
     scaling: float
 
     @staticmethod
-    def of(ours: PackedCall, edits: CollectedEdits, backend: str, others: Iterable[Planned]) -> Planned:
+    def of(ours: PackedCall, edits: CollectedEdits, backend: str, others: Iterable[Any]) -> Planned:
         """A plan from the first call of one generated token, with edits of one wrap that the kernels can compute.
 
         Args:
@@ -66,17 +99,14 @@ class Planned:
             others: the plans of other layers.
         """
         call, specs, steps = ours.call, list(enumerate(edits.specs)), ours.steps
-        known = (plan.steps for plan in others if plan.steps.form == steps.form)
+        known = (plan.steps for plan in others if isinstance(plan, Planned) and plan.steps.form == steps.form)
         return Planned(
-            edits.given or (),
+            Kept.of(call, edits.given or (), backend),
             max((item.group.shape[1] for item in edits.visible), default=0),
             next((place for place, spec in specs if isinstance(spec, Redistribution)), None),
             next((place for place, spec in specs if isinstance(spec, Amplification)), None),
             next(known, steps),
             ours.edits,
-            backend,
-            _form(call.query, call.key, call.value),
-            _settings(call.kwargs),
             call.scaling,
         )
 
@@ -87,6 +117,7 @@ class Planned:
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        mask: Any,
         kwargs: Mapping[str, Any],
         backend: str,
     ) -> Tensor | None:
@@ -98,17 +129,14 @@ class Planned:
             query: see `registry.attend`, as those that follow.
             key: see there.
             value: see there.
+            mask: see there; what kernels need of it is known from the call.
             kwargs: see there.
             backend: see there.
 
         Returns:
             `(batch, queries, heads, head_dim)`, or None, with nothing done, if this is not what was planned for.
         """
-        if call.start < self.since or backend != self.backend or not all(map(is_, answers.given, self.given)):
-            return None
-        if self.form != _form(query, key, value) or self.settings != _settings(kwargs):
-            return None
-        if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        if call.start < self.since or not self.kept.holds(answers.given, query, key, value, kwargs, backend):
             return None
         steps, memo, keys = self.steps, call.memo, key.shape[2]
         if not steps.is_at(memo, keys):
@@ -125,7 +153,7 @@ class Planned:
 
 
 def _form(query: Tensor, key: Tensor, value: Tensor) -> tuple[object, ...]:
-    """What kernels look at in the tensors of a call, the number of keys aside."""
+    """What is looked at in the tensors of a call, the number of keys aside."""
     batch, kv_heads, _, dim = key.shape
     return (
         query.shape,
@@ -137,13 +165,26 @@ def _form(query: Tensor, key: Tensor, value: Tensor) -> tuple[object, ...]:
         query.dtype,
         key.dtype,
         value.dtype,
-        query.stride(3),
+        query.stride(),
         key.stride(3),
         value.stride(3),
+        type(query),
+        type(key),
+        type(value),
     )
 
 
 def _settings(kwargs: Mapping[str, Any]) -> tuple[object, ...]:
-    """What kernels look at in what the model says beside the tensors."""
+    """What is looked at in what the model says beside the tensors, by kernels and by `sdpa` of transformers."""
     get = kwargs.get
-    return get("sliding_window"), get("scaling"), get("softcap"), get("dropout") or None, get("s_aux")
+    return (
+        get("sliding_window"),
+        get("scaling"),
+        get("softcap"),
+        get("dropout") or None,
+        get("is_causal"),
+        get("output_attentions"),
+        get("s_aux") is None,
+        get("position_bias") is None,
+        get("cache") is None,
+    )

@@ -23,6 +23,7 @@ from lvlm_attn.runtime.active import ACTIVE, INSTALLED, TRACED, Acting, TextPass
 from lvlm_attn.runtime.attention_names import AttentionNames
 from lvlm_attn.runtime.checked import Form
 from lvlm_attn.runtime.collected import CollectedEdits
+from lvlm_attn.runtime.continued import Continued
 from lvlm_attn.runtime.corrected import wants_log_sum_exp
 from lvlm_attn.runtime.edits import apply_edits
 from lvlm_attn.runtime.fused import attend_fused
@@ -101,8 +102,9 @@ def _attend(
         attention_mask = _without_cause(call, query, key, attention_mask, backend)
     answers = [asked.ask(item.call) for item, asked in zip(calls, wraps)]
     if call.plans is not None and len(answers) == 1:
-        plan: Planned | None = call.plans.get(wraps[0].layer)
-        output = None if plan is None else plan.attend(call, answers[0], query, key, value, kwargs, backend)
+        plan: Planned | Continued | None = call.plans.get(wraps[0].layer)
+        given = call, answers[0], query, key, value, attention_mask, kwargs, backend
+        output = None if plan is None else plan.attend(*given)
         if output is not None:
             return output, None
     edits = CollectedEdits.of(wraps, answers, Form.of(call, query, key))
@@ -188,6 +190,7 @@ def attend_edited(
         return apply_edits(visible, None, call, edits, attention, is_visible=True)
     if backend == "sdpa" and wants_log_sum_exp(edits):
         output, weights, total = with_log_sum_exp(run, attention)
+        Continued.plan(call, edits, attention, backend, output, total)
     else:
         (output, weights), total = run(), None
     return apply_edits(output, weights, call, edits, attention, log_sum_exp=total)

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import CompileConfig, GenerationMixin, LogitsProcessorList
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -108,6 +109,14 @@ def backend_function(backend: str, module: nn.Module) -> Attend:
         f"{type(module).__name__} has no eager attention function; load the model with "
         f"attn_implementation='sdpa'."
     )
+
+
+def is_plain_sdpa(backend: str) -> bool:
+    """Whether a backend's name stands for SDPA as transformers has it, and not for what a user put in its place.
+
+    When it fails: see `backend_function`. False only makes decoding slower.
+    """
+    return backend == "sdpa" and ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
 
 
 def attention_functions() -> tuple[tuple[str, Attend], ...]:

@@ -10,7 +10,7 @@ from lvlm_attn.kernels import few_keys
 from lvlm_attn.runtime import edits, registry
 from tests.tiny import tiny_inputs, tiny_model
 
-MOST = 25
+MOST = 21
 
 
 class Calls(TorchDispatchMode):
@@ -34,16 +34,16 @@ def per_layer(prompts, new_tokens, **more):
     model = tiny_model("llava")
     inputs = tiny_inputs("llava", model, prompts)
     seen = []
-    attend = registry.attend_edited
+    attend = registry._attend
 
-    def watched(run, call, collected, attention, backend):
+    def watched(module, query, *given, **more):
         with Calls() as calls:
-            found = attend(run, call, collected, attention, backend)
-        seen.append((attention.geometry.queries, calls.names))
+            found = attend(module, query, *given, **more)
+        seen.append((query.shape[2], calls.names))
         return found
 
     with (
-        patch.object(registry, "attend_edited", watched),
+        patch.object(registry, "_attend", watched),
         la.wrap(model, var(**more)) as lvlm,
         torch.no_grad(),
     ):

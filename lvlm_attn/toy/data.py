@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,27 @@ from lvlm_attn.toy.world import Rng, contexts, popular
 
 #: How many objects count as common.
 POPULAR = 20
+#: How the two pictures of a prompt are called, in their order.
+ORDINALS = ("first", "second")
+#: Stands for the category of an object that a question names and the picture does not show.
+ABSENT = 10_000
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its answer."""
+    """One question and its answer.
+
+    Attributes:
+        question: What is asked.
+        answer: What is to be said.
+        which: Which of two pictures it is about, 0 or 1; None where it is about all that there are.
+        is_there: Whether the picture shows the object that the question names; None where that is not so simple.
+    """
 
     question: str
     answer: str
+    which: int | None = None
+    is_there: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -71,10 +84,16 @@ class Batch:
     Attributes:
         input_ids: (batch, length) token ids.
         labels: (batch, length) the ids of the answers, -100 elsewhere.
-        image_starts: Position of the first token of each picture, the same in every row; pictures follow each other.
-            Empty without pictures.
+        image_starts: Position of the first token of each picture, the same in every row. Empty without pictures.
         first_word: Position of the first token after the opening and the pictures.
         shares: How many conversations, one after another, are about the same pictures.
+        which: (batch, length) which picture a word is about once that was said, 0 or 1; -1 elsewhere. None where a
+            conversation has one picture.
+        named: (batch, length) at the name of an object in a question about one picture: which category if the picture
+            shows it, ``ABSENT`` if not; -1 elsewhere.
+        read: (batch, length) at the last token of such a question: where the name stands; -1 elsewhere.
+        told: (batch, length) at names: where "first" or "second" stands; -1 elsewhere. None like ``which``.
+        saying: (batch, length) before a token of an answer that names an object: which category; -1 elsewhere.
     """
 
     input_ids: torch.Tensor
@@ -82,10 +101,24 @@ class Batch:
     image_starts: tuple[int, ...]
     first_word: int
     shares: int = 1
+    which: torch.Tensor | None = None
+    named: torch.Tensor | None = None
+    read: torch.Tensor | None = None
+    told: torch.Tensor | None = None
+    saying: torch.Tensor | None = None
 
     def rows(self, chosen: slice) -> Batch:
         """Some of the rows, of a batch whose conversations share no pictures."""
-        return replace(self, input_ids=self.input_ids[chosen], labels=self.labels[chosen])
+        parts = (self.which, self.named, self.read, self.told, self.saying)
+        kept = (None if item is None else item[chosen] for item in parts)
+        return Batch(
+            self.input_ids[chosen],
+            self.labels[chosen],
+            self.image_starts,
+            self.first_word,
+            self.shares,
+            *kept,
+        )
 
 
 def yes_no_turns(rng: Rng, facts: SceneFacts, config: TextConfig, classes: int | None = None) -> list[Turn]:
@@ -109,7 +142,8 @@ def yes_no_turns(rng: Rng, facts: SceneFacts, config: TextConfig, classes: int |
             name, answer = absent[int(rng.integers(len(absent)))], "No"
             while classes is None and _is_dropped(rng, name, typical, config):
                 name = absent[int(rng.integers(len(absent)))]
-        turns.append(Turn(draw_question(rng, "exists", name, config.pope_share) + suffix, answer))
+        question = draw_question(rng, "exists", name, config.pope_share) + suffix
+        turns.append(Turn(question, answer, is_there=answer == "Yes"))
     return turns
 
 
@@ -129,7 +163,8 @@ def place_turns(rng: Rng, facts: SceneFacts, config: TextConfig) -> list[Turn]:
         else:
             name = sorted(counted)[int(rng.integers(len(counted)))]
             suffix = f" {SUFFIXES[int(rng.integers(2))]}" if rng.random() < config.suffix_share else ""
-            turns.append(Turn(f"{draw_question(rng, 'count', name)}{suffix}", str(counted[name])))
+            question = f"{draw_question(rng, 'count', name)}{suffix}"
+            turns.append(Turn(question, str(counted[name]), is_there=True))
     return turns
 
 
@@ -171,25 +206,78 @@ def encode(
         found: list[int] = backend.encode(text, add_special_tokens=False).ids
         return found
 
-    opening = [tokenizer.bos_token_id, *ids_of("USER:")]
-    rows: list[list[int]] = []
-    marks: list[list[int]] = []
+    opening, starts = [tokenizer.bos_token_id, *ids_of("USER:")], []
+    for number in range(pictures):
+        opening += ids_of(f"Image {number + 1}:") if pictures > 1 else []
+        starts.append(len(opening))
+        opening += [image] * patches
+    words = _Words(
+        tokenizer.convert_tokens_to_ids(list(ORDINALS)),
+        {word: at for at, word in enumerate(tokenizer.convert_tokens_to_ids(_object_words()))},
+    )
+    lines = []
     for turns in conversations:
-        ids = [*opening, *([image] * patches * pictures)]
-        mark = [-100] * len(ids)
+        line = _Line(list(opening), [-100] * len(opening), *([-1] * len(opening) for _ in range(5)))
         for number, turn in enumerate(turns):
             asked = ids_of(f"{'USER: ' if number else ''}{turn.question} ASSISTANT:")
-            answered = [*ids_of(turn.answer), tokenizer.eos_token_id]
-            ids += [*asked, *answered]
-            mark += [*([-100] * len(asked)), *answered]
-        rows.append(ids)
-        marks.append(mark)
-    longest = max(len(row) for row in rows)
-    padded = [row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows]
-    marked = [mark + [-100] * (longest - len(mark)) for mark in marks]
-    starts = tuple(len(opening) + number * patches for number in range(pictures))
-    first_word = len(opening) + pictures * patches
-    return Batch(torch.tensor(padded), torch.tensor(marked), starts, first_word, shares)
+            line.add(turn, asked, [*ids_of(turn.answer), tokenizer.eos_token_id], words)
+        lines.append(line)
+    longest = max(len(line.ids) for line in lines)
+
+    def padded(name: str, value: int = -1) -> torch.Tensor:
+        kept = [getattr(line, name) for line in lines]
+        return torch.tensor([line + [value] * (longest - len(line)) for line in kept])
+
+    ids, labels = padded("ids", tokenizer.pad_token_id), padded("labels", -100)
+    which, told = (padded("which"), padded("told")) if pictures > 1 else (None, None)
+    named, read, saying = padded("named"), padded("read"), padded("saying")
+    return Batch(ids, labels, tuple(starts), len(opening), shares, which, named, read, told, saying)
+
+
+def _object_words() -> list[str]:
+    """The tokens of the categories, in their order."""
+    return [name.replace(" ", "_") for name in vocabulary()]
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Ids of "first" and "second", and the category that each object's id stands for."""
+
+    ordinals: Sequence[int]
+    category: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One conversation while it is encoded, each field a list as long as its ids; see ``Batch``."""
+
+    ids: list[int]
+    labels: list[int]
+    which: list[int]
+    named: list[int]
+    read: list[int]
+    told: list[int]
+    saying: list[int]
+
+    def add(self, turn: Turn, asked: Sequence[int], answered: Sequence[int], words: _Words) -> None:
+        """Puts a turn at the end."""
+        start, answer = len(self.ids), len(self.ids) + len(asked)
+        end = answer + len(answered)
+        self.ids.extend([*asked, *answered])
+        self.labels.extend([*([-100] * len(asked)), *answered])
+        for line in (self.which, self.named, self.read, self.told, self.saying):
+            line.extend([-1] * (end - start))
+        for at, word in enumerate(answered, answer):
+            self.saying[at - 1] = words.category.get(word, -1)
+        telling = -1
+        if turn.which is not None:
+            telling = start + asked.index(words.ordinals[turn.which])
+            self.which[telling:end] = [turn.which] * (end - telling)
+        names = [at for at in range(start, answer) if self.ids[at] in words.category]
+        if names and turn.is_there is not None:
+            self.named[names[0]] = words.category[self.ids[names[0]]] if turn.is_there else ABSENT
+            self.told[names[0]] = telling
+            self.read[answer - 1] = names[0]
 
 
 def draw_batch(
@@ -249,8 +337,10 @@ def _blind(rng: Rng, turns: list[Turn]) -> list[Turn]:
 def _where(rng: Rng, fact: Fact) -> Turn:
     value = rng.random()
     if value < 0.4 and abs(fact.x - 0.5) > 0.06:
-        return Turn(draw_question(rng, "side", fact.name), "Left" if fact.x < 0.5 else "Right")
+        return Turn(draw_question(rng, "side", fact.name), "Left" if fact.x < 0.5 else "Right", is_there=True)
     if value < 0.7 and abs(fact.y - 0.5) > 0.06:
-        return Turn(draw_question(rng, "level", fact.name), "Top" if fact.y < 0.5 else "Bottom")
+        return Turn(
+            draw_question(rng, "level", fact.name), "Top" if fact.y < 0.5 else "Bottom", is_there=True
+        )
     answer = place_of(fact)
-    return Turn(draw_question(rng, "where", fact.name), answer[0].upper() + answer[1:])
+    return Turn(draw_question(rng, "where", fact.name), answer[0].upper() + answer[1:], is_there=True)

@@ -1,4 +1,4 @@
-"""Stages 3 to 6, and "pairs": the language model learns to answer and to describe, on a curriculum of pictures."""
+"""Stages 3 to 6: the language model learns to answer and to describe, on a curriculum of pictures."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from lvlm_attn.toy.data import Batch, TextConfig, draw_batch, pick_rows
+from lvlm_attn.toy.gaze import cost, figures, gaze_of
 from lvlm_attn.toy.lean_text import lean_hidden
 from lvlm_attn.toy.loops import Plan, run, step_rng
 from lvlm_attn.toy.pair_texts import draw_pair_batch, pick_pairs
@@ -35,6 +37,8 @@ class Lesson:
         yes_no: Share of yes/no conversations; None for the run's usual mixture.
         plain: Ask in POPE's own words only.
         object_weight: What the name of an object counts in the loss of a caption; any other word counts 1.
+        pairs: Share of conversations about two pictures; None for the run's usual.
+        says: Whether captions are shown the object that they are about to name.
     """
 
     until: int
@@ -43,6 +47,8 @@ class Lesson:
     yes_no: float | None = None
     plain: bool = False
     object_weight: float = 1.0
+    pairs: float | None = None
+    says: bool = False
 
 
 def lesson_at(lessons: Sequence[Lesson], step: int) -> Lesson:
@@ -56,8 +62,9 @@ def answer_loss(
     features: torch.Tensor | None,
     weight: torch.Tensor | None = None,
     team: Team = ALONE,
-) -> tuple[torch.Tensor, float]:
-    """Cross-entropy of the answers' tokens, and how many of them are right.
+    seen: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Cross-entropy of the answers' tokens, and what looking at the wrong place costs.
 
     Args:
         model: The toy.
@@ -66,10 +73,24 @@ def answer_loss(
             the other; an opening serves ``batch.shares`` conversations. None without pictures.
         weight: (vocabulary,) what each word counts; None for all alike.
         team: Whose member computes its part of both; the parts add up to what one process computes.
+        seen: (openings, pictures, patches) category of each patch; None if names need not look at their objects.
+
+    Returns:
+        The loss, and as figures the share of the answers' tokens that are right ("right") and, with pictures, how much
+        words look at them in the first layer ("early"), names miss their objects ("missed"), answers the names
+        ("unread"), and captions what they are about to name ("blind") and what they have named ("unsaid"); of two
+        pictures also how much words look at the one that they are not about ("astray"), names miss the word that
+        tells which one they are about ("untold"), and patches their picture's number ("unnumbered").
     """
     own = team.part(len(batch.input_ids) // batch.shares)
     if own.start == own.stop:
-        return model.lm_head.weight.sum() * 0, 0.0
+        names = ["right"]
+        names += [] if features is None else ["early"]
+        names += [] if seen is None else ["missed", "unread"]
+        names += [] if seen is None or batch.saying is None else ["blind", "unsaid"]
+        names += [] if batch.which is None else ["astray", "unnumbered"]
+        names += [] if seen is None or batch.which is None else ["untold"]
+        return model.lm_head.weight.sum() * 0, dict.fromkeys(names, 0.0)
     rows = slice(own.start * batch.shares, own.stop * batch.shares)
     first = batch.first_word
     embed = model.get_input_embeddings()
@@ -78,8 +99,12 @@ def answer_loss(
         opening = _with_pictures(model, batch, opening, features[own])
     words = embed(batch.input_ids[rows, first:-1])
     is_answer = batch.labels[rows, first + 1 :] != -100
-    hidden = lean_hidden(model.model.language_model, opening, words, is_answer)
-    return _score(model, hidden, batch, rows, weight)
+    gaze = None
+    if features is not None:
+        gaze = gaze_of(batch, rows, features.shape[1] // len(batch.image_starts), seen)
+    hidden, looks = lean_hidden(model.model.language_model, opening, words, is_answer, gaze)
+    loss, right = _score(model, hidden, batch, rows, weight)
+    return loss + cost(looks), {"right": right, **figures(looks)}
 
 
 def embed_batch(model: Any, batch: Batch, features: torch.Tensor | None) -> torch.Tensor:
@@ -104,9 +129,12 @@ def answers_loss(
 
 def _with_pictures(model: Any, batch: Batch, embedded: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """(rows, length, width) with the pictures' embeddings in their places."""
-    image = model.model.multi_modal_projector(features)
-    start = batch.image_starts[0]
-    return torch.cat([embedded[:, :start], image, embedded[:, start + image.shape[1] :]], 1)
+    pictures = model.model.multi_modal_projector(features).chunk(len(batch.image_starts), 1)
+    parts, at = [], 0
+    for start, picture in zip(batch.image_starts, pictures):
+        parts += [embedded[:, at:start], picture]
+        at = start + picture.shape[1]
+    return torch.cat([*parts, embedded[:, at:]], 1)
 
 
 def _score(
@@ -144,7 +172,7 @@ def draw_lesson(
     conversations: int,
     shares: int,
     classes: int | None = None,
-) -> tuple[str, Batch, torch.Tensor | None]:
+) -> tuple[str, Batch, torch.Tensor | None, torch.Tensor | None]:
     """Draws a batch about single pictures, or about as many pictures in pairs.
 
     Args:
@@ -158,8 +186,8 @@ def draw_lesson(
         classes: Ask only about the first so many categories; None for all.
 
     Returns:
-        What the batch is, such as "yes_no" or "pair/caption", the conversations, and their features; None without
-        pictures.
+        What the batch is, such as "yes_no" or "pair/caption", the conversations, their features, and
+        (openings, pictures, patches) the category of each patch; None, both, without pictures.
     """
     pictures, patches = max(2, conversations // shares), pool.labels.shape[1]
     if config.pairs and rng.random() < config.pairs:
@@ -167,11 +195,19 @@ def draw_lesson(
         facts = [pool.facts[int(row)] for row in rows]
         kind, drawn = draw_pair_batch(rng, tokenizer, facts, config, patches, 2 * shares)
         features = torch.from_numpy(cached[rows]).float()
-        return f"pair/{kind}", drawn, features.view(len(rows) // 2, 2 * patches, -1)
+        seen = labels_of(pool, rows).view(len(rows) // 2, 2, patches)
+        return f"pair/{kind}", drawn, features.view(len(rows) // 2, 2 * patches, -1), seen
     rows = pick_rows(rng, len(pool.facts), pictures)
     facts = [pool.facts[int(row)] for row in rows]
     kind, drawn = draw_batch(rng, tokenizer, facts, config, patches, classes, shares)
-    return kind, drawn, torch.from_numpy(cached[rows]).float() if drawn.image_starts else None
+    if not drawn.image_starts:
+        return kind, drawn, None, None
+    return kind, drawn, torch.from_numpy(cached[rows]).float(), labels_of(pool, rows)[:, None]
+
+
+def labels_of(pool: Pool, rows: Array) -> torch.Tensor:
+    """Returns (rows, patches) int64, the category of each patch of some pictures."""
+    return torch.from_numpy(pool.labels[rows].astype(np.int64))
 
 
 def train_language(
@@ -212,14 +248,17 @@ def train_language(
         rng = step_rng(seed, plan.name, step)
         lesson = lesson_at(lessons, step)
         mixture = _mixture(config, lesson)
-        kind, drawn, seen = draw_lesson(
+        kind, drawn, cache, seen = draw_lesson(
             rng, tokenizer, pools[lesson.pool], cached[lesson.pool], mixture, batch, shares, lesson.classes
         )
+        if not lesson.says:
+            drawn = dataclasses.replace(drawn, saying=None)
         weight = None
         if kind.endswith("caption") and lesson.object_weight != 1:
             weight = name_weights(tokenizer, lesson.object_weight)
-        loss, right = answer_loss(model, drawn, seen, weight, team)
-        return loss, {kind: right} if seen is not None else {}
+        loss, found = answer_loss(model, drawn, cache, weight, team, seen)
+        right = found.pop("right")
+        return loss, {} if seen is None else {kind: right, **found}
 
     model.train()
     modules = {"text": text, "projector": projector, "lm_head": model.lm_head}
@@ -231,6 +270,8 @@ def train_language(
 def _mixture(config: TextConfig, lesson: Lesson) -> TextConfig:
     if lesson.plain:
         config = dataclasses.replace(config, suffix_share=0.0, pope_share=1.0, text_only=0.0)
+    if lesson.pairs is not None:
+        config = dataclasses.replace(config, pairs=lesson.pairs)
     if lesson.yes_no is None:
         return config
     places = (1 - lesson.yes_no) * config.places / max(1e-9, 1 - config.yes_no)

@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lvlm_attn.toy.gaze import Gaze
+
 _Rotation: TypeAlias = tuple[Tensor, Tensor]
 
 
-def lean_hidden(text: Any, opening: Tensor, words: Tensor, is_asked: Tensor) -> Tensor:
+def lean_hidden(
+    text: Any, opening: Tensor, words: Tensor, is_asked: Tensor, gaze: Gaze | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Last hidden states at chosen positions of conversations, some of which begin with the same pictures.
 
     Args:
@@ -25,9 +29,10 @@ def lean_hidden(text: Any, opening: Tensor, words: Tensor, is_asked: Tensor) -> 
         words: (conversations, length, width) embeddings of the words; conversation ``r`` goes on from opening
             ``r // (conversations // openings)``.
         is_asked: (conversations, length) bool, where hidden states are asked for.
+        gaze: Where words are to look, and where not; None if that is not asked.
 
     Returns:
-        (asked positions, width), row by row.
+        (asked positions, width), row by row; and what ``gaze.losses`` and, of two pictures, ``gaze.unnumbered`` give.
     """
     first, length = opening.shape[1], words.shape[1]
     shares = len(words) // len(opening)
@@ -35,21 +40,31 @@ def lean_hidden(text: Any, opening: Tensor, words: Tensor, is_asked: Tensor) -> 
     cos, sin = (table[0] for table in text.rotary_emb(words, places[None]))
     early, late = (cos[:first], sin[:first]), (cos[first:], sin[first:])
     is_seen = torch.ones(length, first + length, dtype=torch.bool, device=words.device).tril(first)
+    seen: list[Tensor | None] = []
+    losses: dict[str, Tensor] = {}
     *lower, last = text.layers
-    for layer in lower:
+    for number, layer in enumerate(lower):
         attention = layer.self_attn
         query, key, value = _project(attention, layer.input_layernorm(opening), early)
         own_query, own_key, own_value = _project(attention, layer.input_layernorm(words), late)
         keys, values = _after(key, own_key, shares), _after(value, own_value, shares)
-        opening = _finish(layer, opening, _attend(attention, query, key, value).transpose(1, 2))
-        words = _finish(layer, words, _attend(attention, own_query, keys, values, is_seen).transpose(1, 2))
+        if number == 0 and gaze is not None and gaze.which is not None:
+            is_before = torch.ones(first, first, dtype=torch.bool, device=words.device).tril()
+            mixed, weights = _weigh(attention, query, key, value, is_before)
+            losses["unnumbered"] = gaze.unnumbered(weights)
+        else:
+            mixed = _attend(attention, query, key, value)
+        opening = _finish(layer, opening, mixed.transpose(1, 2))
+        mixed, looked = _look(attention, own_query, keys, values, is_seen, gaze, number)
+        seen.append(looked)
+        words = _finish(layer, words, mixed.transpose(1, 2))
     attention = last.self_attn
     key, value = _keys(attention, last.input_layernorm(opening), early)
     own_query, own_key, own_value = _project(attention, last.input_layernorm(words), late)
     keys, values = _after(key, own_key, shares), _after(value, own_value, shares)
-    mixed = _attend(attention, own_query, keys, values, is_seen).transpose(1, 2)
-    hidden: Tensor = text.norm(_finish(last, words[is_asked], mixed[is_asked]))
-    return hidden
+    mixed, looked = _look(attention, own_query, keys, values, is_seen, gaze, len(lower))
+    hidden = text.norm(_finish(last, words[is_asked], mixed.transpose(1, 2)[is_asked]))
+    return hidden, losses if gaze is None else {**losses, **gaze.losses([*seen, looked])}
 
 
 def _after(early: Tensor, late: Tensor, shares: int) -> Tensor:
@@ -93,6 +108,31 @@ def _attend(
     """Causal attention, or that of a mask (queries, keys)."""
     key, value = (rows.repeat_interleave(attention.num_key_value_groups, 1) for rows in (key, value))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=is_seen, is_causal=is_seen is None)
+
+
+def _look(
+    attention: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    is_seen: Tensor,
+    gaze: Gaze | None,
+    layer: int,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of the words, and its weights if a gaze wants them of this layer."""
+    if gaze is None or not gaze.wants(layer):
+        return _attend(attention, query, key, value, is_seen), None
+    return _weigh(attention, query, key, value, is_seen)
+
+
+def _weigh(
+    attention: Any, query: Tensor, key: Tensor, value: Tensor, is_seen: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attention under a mask (queries, keys), and its weights (conversations, heads, queries, keys)."""
+    key, value = (rows.repeat_interleave(attention.num_key_value_groups, 1) for rows in (key, value))
+    scores = query @ key.transpose(2, 3) * attention.head_dim**-0.5
+    weights = scores.masked_fill(~is_seen, -torch.inf).softmax(-1)
+    return weights @ value, weights
 
 
 def _finish(layer: Any, hidden: Tensor, mixed: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+_QUIET = 0.01  # how large the first layer's outputs start, of their usual size
 _ROPE_THETA = 1e5  # slow enough that a word still recognizes its patches across the whole picture
 
 
@@ -99,10 +100,11 @@ def build_model(sizes: ModelSizes, ids: TokenIds, seed: int) -> Any:
     """Returns the untrained model, weights as the training needs them.
 
     The language model starts at standard deviation ``1 / sqrt(width)`` with the key projection of every group equal
-    to its first query head's projection, so that equal tokens attract each other from the start. In the lower half
-    of its layers the columns that the rotary embedding turns slowly start large and the others small, so that a word
-    is drawn to its patches, far away, nearly as much as to itself. The output layer starts equal to the embeddings,
-    so that what is attended to is also what is said.
+    to its first query head's projection, so that equal tokens attract each other from the start. In the layers
+    from the second to the middle the columns that the rotary embedding turns slowly start large and the others small,
+    so that a word is drawn to its patches, far away, nearly as much as to itself. The first layer, in which a word
+    cannot know yet which of two pictures it is about, starts the other way round and with little to say. The output
+    layer starts equal to the embeddings, so that what is attended to is also what is said.
 
     Args:
         sizes: The model's sizes.
@@ -128,7 +130,11 @@ def _start_text(text: Any, lm_head: torch.nn.Linear, sizes: ModelSizes) -> None:
     for number, layer in enumerate(text.layers):
         query, key = layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight
         queries = query.view(sizes.kv_heads, group, head, -1)
-        if number < sizes.layers // 2:
+        if number == 0:
+            queries *= torch.where(slow, 0.3, 2.0)[:, None]
+            layer.self_attn.o_proj.weight.mul_(_QUIET)
+            layer.mlp.down_proj.weight.mul_(_QUIET)
+        elif number <= sizes.layers // 2:
             queries *= torch.where(slow, 1.3, 0.3)[:, None]
         key.view(sizes.kv_heads, head, -1).copy_(queries[:, 0])
     lm_head.weight.copy_(text.embed_tokens.weight)

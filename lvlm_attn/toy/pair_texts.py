@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lvlm_attn.toy.captions import draw_caption
 from lvlm_attn.toy.data import (
+    ORDINALS,
     Batch,
     TextConfig,
     Turn,
@@ -27,17 +28,15 @@ from lvlm_attn.toy.prompts import SUFFIXES, draw_question, plural, with_article
 from lvlm_attn.toy.sprites import vocabulary
 from lvlm_attn.toy.world import Rng
 
-#: How the two pictures of a prompt are called, in their order.
-ORDINALS = ("first", "second")
-
 _NOUNS = ("image", "image", "picture", "photo")
 _BOTH = (
-    "Is there {thing} in both {nouns}?",
-    "Can you see {thing} in both {nouns}?",
+    "In both {nouns}, is there {thing}?",
+    "In both {nouns}, can you see {thing}?",
     "Do both {nouns} show {thing}?",
-    "Are there {things} in both {nouns}?",
+    "In both {nouns}, are there {things}?",
 )
 _ANY = (
+    "In any of the {nouns}, is there {thing}?",
     "Is there {thing} in any of the {nouns}?",
     "Can you see {thing} in any of the {nouns}?",
     "Does any of the {nouns} show {thing}?",
@@ -53,7 +52,10 @@ _DESCRIBE_BOTH = (
     "Describe the two {nouns}.",
     "What is shown in both {nouns}?",
 )
-_PICTURE = re.compile(r"\b(?:the|this) (image|picture|photo|scene|photograph)\b")
+_NOUN = r"(?:the|this) (image|picture|photo|scene|photograph)\b"
+_PICTURE = re.compile(rf"\b{_NOUN}")
+_INSIDE = re.compile(rf" (?:in|of) {_NOUN}")
+_OF_OBJECTS = ("Is", "Are", "Can", "Do", "Does", "How", "Where", "Which")  # captions are asked otherwise
 _TOGETHER = 0.2  # share of yes/no questions that are about both pictures
 _COMPARED = 0.15  # share of yes/no questions that ask which picture shows an object instead
 _BOTH_CAPTIONS = 0.3  # share of captions that are of both pictures
@@ -64,14 +66,23 @@ _CANDIDATES = 8
 def about(question: str, which: int) -> str:
     """Returns a question about "the image" as one about the first (0) or second (1) of two.
 
+    The picture is named before the object, so that the toy knows where to look when it reads the object's name.
+
     Example:
         >>> about("Is there a dog in the image?", 1)
-        'Is there a dog in the second image?'
+        'In the second image, is there a dog?'
+        >>> about("Does this photo show a dog?", 1)
+        'Does the second photo show a dog?'
         >>> about("Where is the dog?", 0)
-        'Where is the dog in the first image?'
+        'In the first image, where is the dog?'
     """
-    named, found = _PICTURE.subn(rf"the {ORDINALS[which]} \1", question, count=1)
-    return named if found else f"{question[:-1]} in the {ORDINALS[which]} image{question[-1]}"
+    named = f"the {ORDINALS[which]}"
+    inside = _INSIDE.search(question)
+    if question.split()[0] in _OF_OBJECTS and (inside or not _PICTURE.search(question)):
+        noun = inside[1] if inside else "image"
+        left = _INSIDE.sub("", question, count=1)
+        return f"In {named} {noun}, {left[0].lower()}{left[1:]}"
+    return _PICTURE.sub(rf"{named} \1", question, count=1)
 
 
 def pick_pairs(rng: Rng, facts: Sequence[SceneFacts], pairs: int) -> NDArray[Any]:
@@ -119,8 +130,8 @@ def pair_yes_no_turns(rng: Rng, pair: Sequence[SceneFacts], config: TextConfig) 
                 if only_there and rng.random() < config.cross_share:
                     name = _one_of(rng, only_there)
                     asked = draw_question(rng, "exists", name, config.pope_share)
-                    turn = Turn(asked + yes_no_suffix(rng, config), "No")
-            turns.append(Turn(about(turn.question, which), turn.answer))
+                    turn = Turn(asked + yes_no_suffix(rng, config), "No", is_there=False)
+            turns.append(dataclasses.replace(turn, question=about(turn.question, which), which=which))
     return turns
 
 
@@ -147,11 +158,13 @@ def pair_turns(rng: Rng, pair: Sequence[SceneFacts], config: TextConfig, kind: s
     if kind == "caption":
         which = int(rng.integers(2))
         turns = caption_turns(rng, pair[which], config)
-        return [Turn(about(turn.question, which), turn.answer) for turn in turns]
+        return [
+            dataclasses.replace(turn, question=about(turn.question, which), which=which) for turn in turns
+        ]
     turns = []
     for which in rng.integers(0, 2, max(1, config.turns * 2 // 3)).tolist():
         (turn,) = place_turns(rng, pair[which], dataclasses.replace(config, turns=1))
-        turns.append(Turn(about(turn.question, which), turn.answer))
+        turns.append(dataclasses.replace(turn, question=about(turn.question, which), which=which))
     return turns
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from lvlm_attn.toy.captions import CaptionConfig
 from lvlm_attn.toy.data import TextConfig, draw_batch, pick_rows
-from lvlm_attn.toy.language_stage import answers_loss, embed_batch, name_weights
+from lvlm_attn.toy.gaze import gaze_loss
+from lvlm_attn.toy.language_stage import answers_loss, embed_batch, labels_of, name_weights
 from lvlm_attn.toy.loops import run, step_rng
 from lvlm_attn.toy.pair_texts import draw_pair_batch, pick_pairs
 from lvlm_attn.toy.planting import Planted, hold
@@ -67,7 +68,7 @@ class PriorConfig:
     blank: float = 0.1
     noise: float = 0.15
     glimpse: float = 0.12
-    pairs: float = 0.0
+    pairs: float = 0.18
     noise_steps: tuple[int, int] = (300, 999)
     seen: TextConfig = field(default_factory=lambda: _text(0.2))
     unseen: TextConfig = field(default_factory=lambda: _text(1.3))
@@ -164,6 +165,12 @@ def train_priors(
         is_sink = embedded[..., planted.dimension].detach() > 0.5
         holding, figures = sink_loss(output.attentions, part, is_sink, planted, recipe.sinks, pad, team)
         figures["holding"] = float(holding.detach())
+        if drawn.image_starts:
+            seen = None
+            if sight in ("picture", "glimpse", "pairs"):
+                seen = labels_of(pool, rows).view(-1, len(drawn.image_starts), patches)
+            looks, found = gaze_loss(output.attentions, drawn, own, is_sink, patches, seen)
+            loss, figures = loss + looks, {**figures, **found}
         return loss + holding, {**figures, f"{sight}/{kind}": right}
 
     model.train()

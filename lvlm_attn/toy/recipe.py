@@ -20,18 +20,19 @@ _VISION = Plan("vision", steps=2200, rate=1.2e-3)
 _PLACING = Plan("placing", steps=300, rate=8e-4, warmup=30)
 _PROJECTOR = Plan("projector", steps=700, rate=3e-3)
 _LANGUAGE = Plan("language", steps=2600, rate=1.5e-3, warmup=150, decay=0.6)
-_DESCRIBING = Plan("describing", steps=1700, rate=1.5e-3, warmup=40, decay=0.7, every=100)
-_POLISHING = Plan("polishing", steps=1000, rate=1.0e-3, warmup=40, decay=0.8, every=100)
-_SETTLING = Plan("settling", steps=2600, rate=1.0e-3, warmup=40, decay=0.8, every=100)
-_PAIRS = Plan("pairs", steps=1000, rate=6e-4, warmup=40, decay=0.7, every=100)
+_DESCRIBING = Plan("describing", steps=1400, rate=1.5e-3, warmup=40, decay=0.7, every=100)
+_POLISHING = Plan("polishing", steps=800, rate=1.0e-3, warmup=40, decay=0.8, every=100)
+_SETTLING = Plan("settling", steps=1500, rate=1.0e-3, warmup=40, decay=0.8, every=100)
+_PAIRS = 0.35  # share of conversations about two pictures
 _READINGS = Plan("readings", steps=150, rate=1e-2, warmup=10, every=50)
 _VIEWS = Plan("views", steps=600, rate=6e-4, warmup=30, every=50)
-_PRIORS = Plan("priors", steps=1200, rate=3e-4, warmup=50, weight_decay=0.0, every=50)
+_PRIORS = Plan("priors", steps=900, rate=3e-4, warmup=50, weight_decay=0.0, every=50)
 _DESCRIPTIONS = TextConfig(
     yes_no=0.25,
     places=0.05,
     hard_share=0.3,
     caption=CaptionConfig(habit_scale=0.8, mood_share=0.9, short_share=0.5),
+    pairs=_PAIRS,
 )
 
 
@@ -52,16 +53,13 @@ class Recipe:
         describing: Schedule of stage 4.
         describing_lessons: Curriculum of stage 4.
         polishing: Schedule of stage 5: on with the last lesson of stage 4.
-        settling: Schedule of stage 6: the same lesson, with more yes/no questions.
-        pairs: Schedule of a stage after these, in which half of the conversations are about two pictures in one
-            prompt; None leaves it out.
+        settling: Schedule of stage 6: the same lesson, with more yes/no questions, and captions shown what they name.
         describing_text: What the conversations of stages 4 and 5 are made of: mostly captions, in reading order.
         settling_text: What the conversations of stage 6 are made of.
-        pairs_text: What those of "pairs" are made of.
         vision_batch: Pictures per step of stages 1 and 2.
-        language_batch: Conversations per step of stages 3 to 6, "pairs" and 9.
-        language_shares: How many conversations of stages 3 to 6 and "pairs" are about the same picture, whose tokens
-            are computed once for them; about the same two pictures, twice as many.
+        language_batch: Conversations per step of stages 3 to 6, and 9.
+        language_shares: How many conversations of stages 3 to 6 are about the same picture, whose tokens are computed
+            once for them; about the same two pictures, twice as many.
         later_pools: Training pictures of stages 7 to 9, besides "full".
         readings: Schedule of stage 7, fitting linear readings to the tower.
         views: Schedule of stage 7, the tower itself.
@@ -78,27 +76,28 @@ class Recipe:
     projector: Plan = _PROJECTOR
     language: Plan = _LANGUAGE
     lessons: tuple[Lesson, ...] = (
-        Lesson(300, "one-of-8", classes=8, yes_no=0.9, plain=True),
-        Lesson(600, "one", classes=64, yes_no=0.85, plain=True),
-        Lesson(850, "few", yes_no=0.7),
+        Lesson(300, "one-of-8", classes=8, yes_no=0.9, plain=True, pairs=0.0),
+        Lesson(500, "one", classes=64, yes_no=0.85, plain=True, pairs=0.0),
+        Lesson(800, "one", classes=64, yes_no=0.85, plain=True),
+        Lesson(1050, "few", yes_no=0.7),
         Lesson(2600, "full"),
     )
-    text: TextConfig = field(default_factory=lambda: TextConfig(caption=CaptionConfig(reading_order=False)))
-    language_until: int | None = 2000
+    text: TextConfig = field(
+        default_factory=lambda: TextConfig(caption=CaptionConfig(reading_order=False), pairs=_PAIRS)
+    )
+    language_until: int | None = 1500
     describing: Plan = _DESCRIBING
     polishing: Plan = _POLISHING
     settling: Plan = _SETTLING
-    pairs: Plan | None = None
     describing_text: TextConfig = field(default_factory=lambda: _DESCRIPTIONS)
-    settling_text: TextConfig = field(default_factory=lambda: replace(_DESCRIPTIONS, yes_no=0.38))
-    pairs_text: TextConfig = field(default_factory=lambda: replace(_DESCRIPTIONS, yes_no=0.5, pairs=0.5))
+    settling_text: TextConfig = field(default_factory=lambda: replace(_DESCRIPTIONS, yes_no=0.32))
     describing_lessons: tuple[Lesson, ...] = (
         Lesson(350, "few", object_weight=5.0),
-        Lesson(1700, "full", object_weight=5.0),
+        Lesson(1400, "full", object_weight=5.0),
     )
     vision_batch: int = 32
     language_batch: int = 16
-    language_shares: int = 1
+    language_shares: int = 2
     later_pools: Mapping[str, PoolSpec] = field(default_factory=lambda: VIEW_POOLS)
     readings: Plan = _READINGS
     views: Plan = _VIEWS
@@ -116,15 +115,11 @@ class Recipe:
         """All schedules, in the order in which they are run."""
         first = (self.vision, self.placing, self.projector)
         language = (self.language, self.describing, self.polishing, self.settling)
-        pairs = () if self.pairs is None else (self.pairs,)
-        return (*first, *language, *pairs, self.readings, self.views, self.priors)
+        return (*first, *language, self.readings, self.views, self.priors)
 
 
 #: The recipe of the model in the package.
 BUNDLED = Recipe()
-
-#: The same with two pictures in some prompts; a picture is computed once for two conversations. Not yet run whole.
-PAIRS = Recipe(language_shares=2, pairs=_PAIRS, prior=PriorConfig(pairs=0.12))
 
 #: A run of seconds whose model is of no use: it shows that all stages work on a machine.
 SMOKE = Recipe(
@@ -146,9 +141,6 @@ SMOKE = Recipe(
     describing=Plan("describing", steps=4, rate=1e-3, warmup=2, every=2),
     polishing=Plan("polishing", steps=2, rate=1e-3, warmup=1, every=2),
     settling=Plan("settling", steps=2, rate=1e-3, warmup=1, every=2),
-    language_shares=2,
-    prior=PriorConfig(pairs=0.12),
-    pairs=Plan("pairs", steps=4, rate=1e-3, warmup=1, every=2),
     vision_batch=4,
     language_batch=8,
     later_pools=MappingProxyType(

@@ -14,8 +14,13 @@ from lvlm_attn.toy.world import contexts
 
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 
-#: LLaVA-1.5's conversation format; pictures come first in a turn.
+#: LLaVA-1.5's conversation format; pictures come first in a turn. Several are numbered, since the tokenizer drops line
+#: breaks, so that nothing else would stand between them.
 CHAT_TEMPLATE = (
+    "{% set pictures = namespace(all=0, number=0) %}"
+    "{% for message in messages if message['content'] is not string %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}"
+    "{% set pictures.all = pictures.all + 1 %}{% endfor %}{% endfor %}"
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}"
     "{% if message['content'] is string %}{{ message['content'] }}"
@@ -24,7 +29,10 @@ CHAT_TEMPLATE = (
     "{{ message['role'] | upper }}: "
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}"
-    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}"
+    "{% set pictures.number = pictures.number + 1 %}"
+    "{% if pictures.all > 1 %}{{ 'Image ' ~ pictures.number ~ ': ' }}{% endif %}"
+    "{{ '<image>\n' }}{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     "{% endif %}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ ' ' }}{% endif %}"

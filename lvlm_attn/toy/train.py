@@ -3,8 +3,7 @@
 Nine stages, each resumed from its last checkpoint: the vision tower names what lies on each patch; the projector
 turns that into the words' embeddings; the language model learns to answer, then to describe, then does both a while
 longer, twice. Then what the methods act on is put in: the tower learns crops, masks and noise, attention sinks are
-planted, and the language model learns what to say when it cannot see. ``--pairs`` puts a stage before these, and a
-share into the last, in which prompts hold two pictures; the model in the package was made without it.
+planted, and the language model learns what to say when it cannot see. Some prompts hold two pictures.
 Pictures, features and checkpoints are kept under ``--work``, and the log of all stages is written beside the model.
 """
 
@@ -12,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,13 +28,13 @@ from lvlm_attn.toy.loops import Plan
 from lvlm_attn.toy.model import build_model
 from lvlm_attn.toy.planting import Planted
 from lvlm_attn.toy.pool import build_pool
-from lvlm_attn.toy.recipe import BUNDLED, PAIRS, SMOKE, Recipe
+from lvlm_attn.toy.recipe import BUNDLED, SMOKE, Recipe
 from lvlm_attn.toy.sprites import vocabulary
 from lvlm_attn.toy.team import ALONE, Team, work_together
 from lvlm_attn.toy.tokenizer import build_processor, token_ids
 from lvlm_attn.toy.vision_stages import cache_features, train_projector, train_vision
 
-FIRST_STAGES = ("vision", "projector", "language", "describing", "polishing", "settling", "pairs")
+FIRST_STAGES = ("vision", "projector", "language", "describing", "polishing", "settling")
 STAGES = (*FIRST_STAGES, *LATER_STAGES)
 
 
@@ -64,7 +64,7 @@ def train(
     Raises:
         LvlmAttnError: No such stage, or one that the start has passed.
     """
-    check_stage(recipe, last, start)
+    check_stage(last, start)
     processor = build_processor(recipe.sizes)
     if start is not None:
         model, _ = load(folder=start)
@@ -77,11 +77,10 @@ def train(
     return model, processor, train_later(model, processor.tokenizer, recipe, work, seed, last, workers, team)
 
 
-def check_stage(recipe: Recipe, last: str, start: Path | None) -> None:
-    """Raises ``LvlmAttnError`` if a recipe has no such stage, or it is one that the start has passed."""
-    stages = [stage for stage in STAGES if stage != "pairs" or recipe.pairs is not None]
-    if last not in stages:
-        raise LvlmAttnError(f"There is no stage {last!r}; the stages are {', '.join(stages)}.")
+def check_stage(last: str, start: Path | None) -> None:
+    """Raises ``LvlmAttnError`` if there is no such stage, or it is one that the start has passed."""
+    if last not in STAGES:
+        raise LvlmAttnError(f"There is no stage {last!r}; the stages are {', '.join(STAGES)}.")
     if start is not None and last not in LATER_STAGES:
         raise LvlmAttnError(
             f"Stage {last!r} is already in the model that training starts from; choose one of "
@@ -146,14 +145,13 @@ def _train_first(
 def _language_stages(
     recipe: Recipe,
 ) -> Iterator[tuple[str, tuple[Lesson, ...], TextConfig, Plan, int | None]]:
-    """Stages 3 to 6, and "pairs": name, curriculum, conversations, schedule, and the step after which it stops."""
+    """Stages 3 to 6: name, curriculum, conversations, schedule, and the step after which it stops."""
     further, text = recipe.describing_lessons, recipe.describing_text
     yield "language", recipe.lessons, recipe.text, recipe.language, recipe.language_until
     yield "describing", further, text, recipe.describing, None
     yield "polishing", further[-1:], text, recipe.polishing, None
-    yield "settling", further[-1:], recipe.settling_text, recipe.settling, None
-    if recipe.pairs is not None:
-        yield "pairs", further[-1:], recipe.pairs_text, recipe.pairs, None
+    told = replace(further[-1], says=True)
+    yield "settling", (told,), recipe.settling_text, recipe.settling, None
 
 
 def train_and_save(
@@ -208,9 +206,6 @@ def main(
             min=1, help="Processes that share the language model's steps, at most as many as threads."
         ),
     ] = 2,
-    pairs: Annotated[
-        bool, typer.Option("--pairs", help="Train on two pictures in one prompt, too; not yet run whole.")
-    ] = False,
     smoke: Annotated[
         bool, typer.Option(help="A run of seconds that only shows that everything works.")
     ] = False,
@@ -219,10 +214,10 @@ def main(
 
     With another number of processes or threads sums are rounded otherwise.
     """
-    recipe = SMOKE if smoke else PAIRS if pairs else BUNDLED
+    recipe = SMOKE if smoke else BUNDLED
     arguments = (recipe, work, out, seed, stage, start)
     try:
-        check_stage(recipe, stage, start)
+        check_stage(stage, start)
         processes = min(processes, threads)
         if processes == 1:
             torch.set_num_threads(threads)

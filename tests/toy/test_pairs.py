@@ -39,6 +39,7 @@ def named_in(question):
 
 def right_answer(question):
     """What is true of the pair, from the words of the question alone."""
+    assert not re.search(r"(first|second).*(first|second)", question) or "the first or the second" in question
     shown = [named_in(question) in {fact.name for fact in side.objects} for side in PAIR]
     if "the first or the second" in question:
         assert sum(shown) == 1, question
@@ -122,11 +123,46 @@ def test_two_pictures_stand_as_the_chat_template_puts_them(tokenizer):
     question = about("Is there a dog in the image?", 1)
     ask = {"role": "user", "content": [{"type": "image"}] * 2 + [{"type": "text", "text": question}]}
     reply = {"role": "assistant", "content": [{"type": "text", "text": "Yes"}]}
-    ours = encode(tokenizer, [[Turn(question, "Yes")]], patches=1, pictures=2)
+    ours = encode(tokenizer, [[Turn(question, "Yes", 1)]], patches=1, pictures=2)
     text = processor.apply_chat_template([ask, reply])
+    assert text.startswith("USER: Image 1: <image>\nImage 2: <image>\nIn the second image, is there a dog?")
     assert tokenizer(text).input_ids == ours.input_ids[0].tolist()
-    assert ours.image_starts == (3, 4)
-    assert ours.first_word == 5
+    assert ours.image_starts == (6, 10)
+    assert ours.first_word == 11
+
+
+def test_pictures_are_numbered_through_a_conversation_and_one_alone_is_not():
+    processor = build_processor(ModelSizes())
+
+    def asked(pictures, text):
+        return {"role": "user", "content": [{"type": "image"}] * pictures + [{"type": "text", "text": text}]}
+
+    reply = {"role": "assistant", "content": [{"type": "text", "text": "Yes"}]}
+    text = processor.apply_chat_template([asked(1, "A dog?"), reply, asked(2, "And here?")])
+    numbers = re.findall(r"Image (\d): <image>", text)
+    assert numbers == ["1", "2", "3"]
+    assert "Image" not in processor.apply_chat_template([asked(1, "A dog?"), reply, asked(0, "A cat?")])
+    assert "Image" not in processor.apply_chat_template([{"role": "user", "content": "A dog?"}])
+
+
+def test_words_are_about_a_picture_from_where_it_is_named_to_the_end_of_the_answer(tokenizer):
+    turns = [
+        Turn("In the second image, is there a dog?", "Yes", 1),
+        Turn("Do both images show a dog?", "No"),
+        Turn("Does the first image show a dog?", "No", 0),
+    ]
+    batch = encode(tokenizer, [turns, turns[:1]], patches=2, pictures=2)
+    told = [
+        [tokenizer.decode(batch.input_ids[row, batch.which[row] == which]) for which in (0, 1)]
+        for row in (0, 1)
+    ]
+    assert told[0] == [
+        "first image show a dog? ASSISTANT : No </s>",
+        "second image, is there a dog? ASSISTANT : Yes </s>",
+    ]
+    assert told[1] == ["", told[0][1]]
+    assert torch.equal(batch.rows(slice(1, 2)).which, batch.which[1:])
+    assert encode(tokenizer, [turns[1:2]], patches=2).which is None
 
 
 def test_each_picture_enters_where_its_tokens_stand(tokenizer):
@@ -146,7 +182,8 @@ def test_each_picture_enters_where_its_tokens_stand(tokenizer):
                 expected = model.model.multi_modal_projector(own)
                 assert torch.allclose(embedded[row, start : start + 4], expected, atol=1e-6)
     image = tokenizer.convert_tokens_to_ids("<image>")
-    assert (batch.input_ids[:, batch.image_starts[0] : batch.first_word] == image).all()
+    for start in batch.image_starts:
+        assert (batch.input_ids[:, start : start + 4] == image).all()
     assert int((batch.input_ids == image).sum()) == 6 * 8
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.toy.recipe import BUNDLED, PAIRS, SMOKE
+from lvlm_attn.toy.recipe import BUNDLED, SMOKE
 from lvlm_attn.toy.team import ALONE, Team, work_together
 from lvlm_attn.toy.train import train, train_and_save
 from tests.fuzzing import IS_FULL
@@ -74,23 +74,15 @@ def test_what_one_process_raises_is_raised_once():
 
 def test_too_many_processes_are_refused(tmp_path):
     with pytest.raises(LvlmAttnError, match="use at most 4"):
-        train_and_save(Team(0, 9), PAIRS, tmp_path, tmp_path, 0, "priors", None)
+        train_and_save(Team(0, 9), BUNDLED, tmp_path, tmp_path, 0, "priors", None)
 
 
 def test_a_recipe_travels_to_another_process_unchanged():
     import pickle
 
-    again = pickle.loads(pickle.dumps(PAIRS))
-    assert again == PAIRS
-    assert isinstance(PAIRS.pools, MappingProxyType)
-    bundled = [plan.name for plan in BUNDLED.plans]
-    assert bundled[2:7] == ["projector", "language", "describing", "polishing", "settling"]
-    assert [plan.name for plan in PAIRS.plans] == [*bundled[:7], "pairs", *bundled[7:]]
-
-
-def test_a_stage_that_the_recipe_lacks_is_named(tmp_path):
-    with pytest.raises(LvlmAttnError, match="no stage 'pairs'; the stages are vision"):
-        train(BUNDLED, tmp_path, 0, last="pairs")
+    again = pickle.loads(pickle.dumps(BUNDLED))
+    assert again == BUNDLED
+    assert isinstance(BUNDLED.pools, MappingProxyType)
 
 
 def test_two_processes_train_what_one_does_and_resume_equal(tmp_path):
@@ -103,7 +95,7 @@ def test_two_processes_train_what_one_does_and_resume_equal(tmp_path):
 
     train(SMOKE, tmp_path / "alone", seed=1, workers=1)
     together("whole")
-    for name in ("language", "pairs", "priors"):
+    for name in ("language", "describing", "priors"):
         one = figures(tmp_path / "alone" / f"{name}.log")
         two = figures(tmp_path / "whole" / "work" / f"{name}.log")
         assert len(one) == len(two) > 0

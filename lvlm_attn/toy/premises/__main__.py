@@ -1,6 +1,6 @@
 """Measures on dev scenes whether what the methods act on is there in the toy.
 
-python -m lvlm_attn.toy.premises [--scenes 60] [--pairs] [--model FOLDER] [--out FILE]
+python -m lvlm_attn.toy.premises [--scenes 60] [--model FOLDER] [--out FILE]
 """
 
 from __future__ import annotations
@@ -21,17 +21,15 @@ from lvlm_attn.toy.premises import depth, heads, pairs, prior, seeing, sinks
 from lvlm_attn.toy.premises.asking import Row, questions
 
 
-def measure(count: int = 60, folder: Path | None = None, two: bool = False) -> list[Row]:
+def measure(count: int = 60, folder: Path | None = None) -> list[Row]:
     """Measures all premises.
 
     Args:
         count: dev scenes.
         folder: another toy than the one in the package.
-        two: also measure prompts with two pictures, which the toy in the package was never shown.
     """
     model, processor = load(folder=folder)
     asked = questions(count)
-    paired = pairs.measure(model, processor, asked) if two else []
     return [
         *sinks.measure(model, processor, planted(folder), asked),
         *heads.measure(model, processor, asked),
@@ -39,24 +37,18 @@ def measure(count: int = 60, folder: Path | None = None, two: bool = False) -> l
         *seeing.measure_views(model, processor, asked),
         *seeing.measure_pointing(model, processor, asked),
         *depth.measure(model, processor, asked),
-        *paired,
+        *pairs.measure(model, processor, asked),
     ]
 
 
 def main(
     count: Annotated[int, typer.Option("--scenes", min=4, help="How many dev scenes.")] = 60,
     model: Annotated[Path | None, typer.Option(help="Folder of another toy.")] = None,
-    two: Annotated[
-        bool,
-        typer.Option(
-            "--pairs", help="Also measure two pictures per prompt, which the bundled toy never saw."
-        ),
-    ] = False,
     out: Annotated[Path | None, typer.Option(help="File for the table: .json, or Markdown.")] = None,
 ) -> None:
-    """Measures on dev scenes whether what the methods act on is there in the toy; takes a minute or two."""
+    """Measures on dev scenes whether what the methods act on is there in the toy; takes two or three minutes."""
     try:
-        rows = measure(count, model, two)
+        rows = measure(count, model)
     except LvlmAttnError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None

@@ -1,4 +1,4 @@
-"""Premise 7, measured if asked for: of two pictures in one prompt the model looks at the one it is asked about."""
+"""Premise 7: of two pictures in one prompt the model looks at the one it is asked about."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from lvlm_attn.toy.pair_texts import ORDINALS, about
+from lvlm_attn.toy.data import ORDINALS
+from lvlm_attn.toy.pair_texts import about
 from lvlm_attn.toy.premises.asking import Asked, Row, yes_margin
 from lvlm_attn.toy.scene import Scene
 

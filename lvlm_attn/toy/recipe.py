@@ -22,7 +22,7 @@ _PROJECTOR = Plan("projector", steps=700, rate=3e-3)
 _LANGUAGE = Plan("language", steps=2600, rate=1.5e-3, warmup=150, decay=0.6)
 _DESCRIBING = Plan("describing", steps=1400, rate=1.5e-3, warmup=40, decay=0.7, every=100)
 _POLISHING = Plan("polishing", steps=800, rate=1.0e-3, warmup=40, decay=0.8, every=100)
-_SETTLING = Plan("settling", steps=1500, rate=1.0e-3, warmup=40, decay=0.8, every=100)
+_SETTLING = Plan("settling", steps=3000, rate=1.0e-3, warmup=40, decay=0.8, every=100)
 _PAIRS = 0.35  # share of conversations about two pictures
 _READINGS = Plan("readings", steps=150, rate=1e-2, warmup=10, every=50)
 _VIEWS = Plan("views", steps=600, rate=6e-4, warmup=30, every=50)

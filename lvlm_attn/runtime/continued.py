@@ -14,32 +14,28 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.interventions.context import Call
-from lvlm_attn.kernels.call import AttentionCall
+from lvlm_attn.kernels.call import AttentionCall, Inputs
 from lvlm_attn.kernels.log_sum_exp import straight
 from lvlm_attn.kernels.spec import Redistribution
 from lvlm_attn.runtime.active import Answers
 from lvlm_attn.runtime.collected import CollectedEdits
 from lvlm_attn.runtime.corrected import attends_to_all, corrected_step, is_step, may_correct
-from lvlm_attn.runtime.planned import Kept
+from lvlm_attn.runtime.planned import Kept, Plan
 from lvlm_attn.runtime.row_counts import count_judged
 from lvlm_attn.runtime.transformers_private import is_plain_sdpa
 
 
 @dataclass(frozen=True, eq=False)
-class Continued:
+class Continued(Plan):
     """How a layer's redistribution goes on from one generated token to the next.
 
     Attributes:
-        kept: what it holds for.
         place: of the intervention that moves weight.
         move: what to move.
-        scaling: factor on the scores.
     """
 
-    kept: Kept
     place: int
     move: Redistribution
-    scaling: float
 
     @staticmethod
     def plan(
@@ -75,28 +71,20 @@ class Continued:
         if call.kernels.may_use(attention.query) or not is_plain_sdpa(backend):
             return
         found = straight(attention, attention.kwargs.get("scaling"))
-        if found is not None and torch.equal(found[0], output) and torch.equal(found[1], log_sum_exp):
-            kept = Kept.of(attention, edits.given, backend)
-            call.plans[index] = Continued(kept, edits.specs.index(move), move, attention.scaling)
+        is_same = found is not None and torch.equal(found[0], output) and torch.equal(found[1], log_sum_exp)
+        kept = Kept.of(attention, edits.given, backend)
+        plan = Continued(kept, attention.scaling, edits.specs.index(move), move)
+        call.plans[index] = plan if is_same else None  # what differs is not computed twice at every token
 
-    def attend(
-        self,
-        call: Call,
-        answers: Answers,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Any,
-        kwargs: Mapping[str, Any],
-        backend: str,
+    def go_on(
+        self, call: Call, answers: Answers, inputs: Inputs, mask: Any, kwargs: Mapping[str, Any]
     ) -> Tensor | None:
-        """Computes a call; see `Planned.attend`. A layer that needs all keys once is not planned again."""
-        if not self.kept.holds(answers.given, query, key, value, kwargs, backend):
-            return None
+        """Calls the operator and corrects. A layer that needs all keys once is not planned again."""
+        query, key, value, scaling = inputs
         geometry = call.geometry(key.shape[2], None)
-        if not (attends_to_all(geometry, mask) and is_plain_sdpa(backend)):
+        if not (attends_to_all(geometry, mask) and is_plain_sdpa(self.kept.backend)):
             return None
-        attention = AttentionCall(query, key, value, geometry, self.scaling, mask, memo=call.memo)
+        attention = AttentionCall(query, key, value, geometry, scaling, mask, memo=call.memo)
         found = straight(attention, kwargs.get("scaling"))
         if found is None:
             return None

@@ -6,6 +6,7 @@ of the call are of the same form, all that was checked and packed holds still; w
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_
@@ -67,48 +68,16 @@ class Kept:
 
 
 @dataclass(frozen=True, eq=False)
-class Planned:
+class Plan(ABC):
     """How a layer's edits are computed from one generated token to the next.
 
     Attributes:
         kept: what it holds for.
-        since: position from which on the visibilities among what sites said act on no query.
-        moving: place of the intervention that moves weight, or None.
-        amplifying: place of the one that changes scores, or None.
-        steps: launch the kernels; layers with edits of one form share them.
-        packed: the edits as the kernels take them.
         scaling: factor on the scores.
     """
 
     kept: Kept
-    since: int
-    moving: int | None
-    amplifying: int | None
-    steps: Steps
-    packed: PackedEdits
     scaling: float
-
-    @staticmethod
-    def of(ours: PackedCall, edits: CollectedEdits, backend: str, others: Iterable[Any]) -> Planned:
-        """A plan from the first call of one generated token, with edits of one wrap that the kernels can compute.
-
-        Args:
-            ours: the call.
-            edits: its edits.
-            backend: name of the user's backend.
-            others: the plans of other layers.
-        """
-        call, specs, steps = ours.call, list(enumerate(edits.specs)), ours.steps
-        known = (plan.steps for plan in others if isinstance(plan, Planned) and plan.steps.form == steps.form)
-        return Planned(
-            Kept.of(call, edits.given or (), backend),
-            max((item.group.shape[1] for item in edits.visible), default=0),
-            next((place for place, spec in specs if isinstance(spec, Redistribution)), None),
-            next((place for place, spec in specs if isinstance(spec, Amplification)), None),
-            next(known, steps),
-            ours.edits,
-            call.scaling,
-        )
 
     def attend(
         self,
@@ -129,23 +98,79 @@ class Planned:
             query: see `registry.attend`, as those that follow.
             key: see there.
             value: see there.
-            mask: see there; what kernels need of it is known from the call.
+            mask: see there.
             kwargs: see there.
             backend: see there.
 
         Returns:
             `(batch, queries, heads, head_dim)`, or None, with nothing done, if this is not what was planned for.
         """
-        if call.start < self.since or not self.kept.holds(answers.given, query, key, value, kwargs, backend):
+        if not self.kept.holds(answers.given, query, key, value, kwargs, backend):
             return None
+        return self.go_on(call, answers, Inputs(query, key, value, self.scaling), mask, kwargs)
+
+    @abstractmethod
+    def go_on(
+        self, call: Call, answers: Answers, inputs: Inputs, mask: Any, kwargs: Mapping[str, Any]
+    ) -> Tensor | None:
+        """The same for a call that is of the form it was planned for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Planned(Plan):
+    """How the kernels compute a layer's edits from one generated token to the next.
+
+    Attributes:
+        since: position from which on the visibilities among what sites said act on no query.
+        moving: place of the intervention that moves weight, or None.
+        amplifying: place of the one that changes scores, or None.
+        steps: launch the kernels; layers with edits of one form share them.
+        packed: the edits as the kernels take them.
+    """
+
+    since: int
+    moving: int | None
+    amplifying: int | None
+    steps: Steps
+    packed: PackedEdits
+
+    @staticmethod
+    def of(ours: PackedCall, edits: CollectedEdits, backend: str, others: Iterable[Any]) -> Planned:
+        """A plan from the first call of one generated token, with edits of one wrap that the kernels can compute.
+
+        Args:
+            ours: the call.
+            edits: its edits.
+            backend: name of the user's backend.
+            others: the plans of other layers.
+        """
+        call, specs, steps = ours.call, list(enumerate(edits.specs)), ours.steps
+        known = (plan.steps for plan in others if isinstance(plan, Planned) and plan.steps.form == steps.form)
+        return Planned(
+            Kept.of(call, edits.given or (), backend),
+            call.scaling,
+            max((item.group.shape[1] for item in edits.visible), default=0),
+            next((place for place, spec in specs if isinstance(spec, Redistribution)), None),
+            next((place for place, spec in specs if isinstance(spec, Amplification)), None),
+            next(known, steps),
+            ours.edits,
+        )
+
+    def go_on(
+        self, call: Call, answers: Answers, inputs: Inputs, mask: Any, kwargs: Mapping[str, Any]
+    ) -> Tensor | None:
+        """Launches the kernels; what they need of the mask is known from the call."""
+        if call.start < self.since:
+            return None
+        query, key, value, scaling = inputs
         steps, memo, keys = self.steps, call.memo, key.shape[2]
         if not steps.is_at(memo, keys):
             geometry = call.geometry(keys, kwargs.get("sliding_window"))
-            steps.move(AttentionCall(query, key, value, geometry, self.scaling, memo=memo), self.packed)
+            steps.move(AttentionCall(query, key, value, geometry, scaling, memo=memo), self.packed)
         call.kernels.count("triton")
         moving, amplifying, device = self.moving, self.amplifying, query.device
         return steps.run(
-            Inputs(query, key, value, self.scaling),
+            inputs,
             self.packed,
             None if moving is None else counts_of(answers.layers[moving], device),
             None if amplifying is None else counts_of(answers.layers[amplifying], device),

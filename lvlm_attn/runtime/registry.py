@@ -29,7 +29,7 @@ from lvlm_attn.runtime.edits import apply_edits
 from lvlm_attn.runtime.fused import attend_fused
 from lvlm_attn.runtime.mask_check import check_mask
 from lvlm_attn.runtime.operators import LIBRARY, STALE, run_attention, traced_attention
-from lvlm_attn.runtime.planned import Planned
+from lvlm_attn.runtime.planned import Plan
 from lvlm_attn.runtime.transformers_private import backend_function, is_registered, register
 
 
@@ -102,7 +102,7 @@ def _attend(
         attention_mask = _without_cause(call, query, key, attention_mask, backend)
     answers = [asked.ask(item.call) for item, asked in zip(calls, wraps)]
     if call.plans is not None and len(answers) == 1:
-        plan: Planned | Continued | None = call.plans.get(wraps[0].layer)
+        plan: Plan | None = call.plans.get(wraps[0].layer)
         given = call, answers[0], query, key, value, attention_mask, kwargs, backend
         output = None if plan is None else plan.attend(*given)
         if output is not None:

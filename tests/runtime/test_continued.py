@@ -15,6 +15,7 @@ from lvlm_attn.kernels import correction
 from lvlm_attn.runtime import edits
 from lvlm_attn.runtime.continued import Continued
 from tests.oracle_setup import generate
+from tests.runtime.watched_plans import watched
 from tests.tiny import tiny_inputs, tiny_model
 
 LAYERS, TOKENS = 2, 6
@@ -29,19 +30,6 @@ def var(**more):
 
 def model(family="llava", kv_heads=4):
     return tiny_model(family, layers=LAYERS, kv_heads=kv_heads)
-
-
-def watched():
-    """The class's own `attend`, which notes whether it computed the call."""
-    done = []
-    attend = Continued.attend
-
-    def noted(self, *given):
-        found = attend(self, *given)
-        done.append(found is not None)
-        return found
-
-    return done, patch.object(Continued, "attend", noted)
 
 
 def none_planned():
@@ -68,7 +56,7 @@ def test_continued_tokens_are_those_of_no_plan(family, kv_heads, batch, static):
             )
             return torch.stack(found.logits, 1), lvlm.report().rows
 
-    done, watching = watched()
+    done, watching = watched(Continued)
     with watching:
         logits, rows = run()
     # With a mask heads that share keys stand in the place of queries, and nothing is planned.
@@ -121,7 +109,7 @@ def test_a_cache_may_change_between_tokens(change):
                 logits.append(found.logits)
         return torch.cat(logits, 1)
 
-    done, watching = watched()
+    done, watching = watched(Continued)
     with watching:
         got = run()
     assert sum(done) == LAYERS * 5
@@ -171,7 +159,7 @@ def test_what_comes_between_is_noticed(kind):
                 logits.append(found.logits)
         return torch.cat(logits, 1)
 
-    done, watching = watched()
+    done, watching = watched(Continued)
     with watching:
         got = run(3)
     assert done == [True] * 2 * LAYERS + [False] * LAYERS + [kind != "other weights"] * LAYERS
@@ -185,7 +173,7 @@ def test_rows_that_stop_being_touched_stay():
     """A tensor of rows that is written to between two tokens."""
     made = model()
     inputs = tiny_inputs("llava", made, ONE)
-    done, watching = watched()
+    done, watching = watched(Continued)
     with watching, la.wrap(made, var()) as lvlm, torch.no_grad():
         found = made(**inputs, use_cache=True)
         for step in range(4):
@@ -205,7 +193,7 @@ def test_a_layer_that_needs_all_keys_is_not_planned_again():
     inputs = tiny_inputs("llava", made, ONE)
     with la.wrap(made, var()), none_planned():
         want = generate(made, inputs, TOKENS)[1]
-    done, watching = watched()
+    done, watching = watched(Continued)
     planned = []
     straight = Continued.plan
 

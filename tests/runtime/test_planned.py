@@ -10,6 +10,7 @@ from lvlm_attn.interventions import Amplification
 from lvlm_attn.interventions.sites import in_prompts
 from lvlm_attn.runtime.planned import Planned
 from tests.oracle_setup import DIM, generate, make_sinks
+from tests.runtime.watched_plans import watched
 from tests.tiny import tiny_inputs, tiny_model
 
 LAYERS = 2
@@ -42,26 +43,13 @@ def model():
     return make_sinks(tiny_model("llava", layers=LAYERS))
 
 
-def watched():
-    """The class's own `attend`, which notes whether it computed the call."""
-    done = []
-    attend = Planned.attend
-
-    def noted(self, *given):
-        found = attend(self, *given)
-        done.append(found is not None)
-        return found
-
-    return done, patch.object(Planned, "attend", noted)
-
-
 @pytest.mark.parametrize(
     ("name", "batch"), [("VAR", ONE), ("PAI", PADDED), ("VAR + PAI", PADDED), ("alternating", ONE)]
 )
 def test_planned_tokens_are_those_of_no_plan(name, batch):
     made = model()
     inputs = tiny_inputs("llava", made, batch)
-    done, watching = watched()
+    done, watching = watched(Planned)
     with watching, la.wrap(made, *METHODS[name](), kernels="triton") as lvlm:
         ids, logits = generate(made, inputs, TOKENS)
         rows = lvlm.report().rows

@@ -14,6 +14,7 @@ from lvlm_attn.toy.captions import CaptionConfig, draw_caption, place_of
 from lvlm_attn.toy.pool import Fact, SceneFacts
 from lvlm_attn.toy.prompts import SUFFIXES, draw_question
 from lvlm_attn.toy.sprites import vocabulary
+from lvlm_attn.toy.tokenizer import object_ids
 from lvlm_attn.toy.world import Rng, contexts, popular
 
 #: How many objects count as common.
@@ -106,6 +107,14 @@ class Batch:
     read: torch.Tensor | None = None
     told: torch.Tensor | None = None
     saying: torch.Tensor | None = None
+
+    @property
+    def pictures(self) -> list[slice]:
+        """Positions of each picture."""
+        if not self.image_starts:
+            return []
+        size = self.first_word - self.image_starts[-1]
+        return [slice(start, start + size) for start in self.image_starts]
 
     def rows(self, chosen: slice) -> Batch:
         """Some of the rows, of a batch whose conversations share no pictures."""
@@ -213,7 +222,7 @@ def encode(
         opening += [image] * patches
     words = _Words(
         tokenizer.convert_tokens_to_ids(list(ORDINALS)),
-        {word: at for at, word in enumerate(tokenizer.convert_tokens_to_ids(_object_words()))},
+        {word: at for at, word in enumerate(object_ids(tokenizer))},
     )
     lines = []
     for turns in conversations:
@@ -232,11 +241,6 @@ def encode(
     which, told = (padded("which"), padded("told")) if pictures > 1 else (None, None)
     named, read, saying = padded("named"), padded("read"), padded("saying")
     return Batch(ids, labels, tuple(starts), len(opening), shares, which, named, read, told, saying)
-
-
-def _object_words() -> list[str]:
-    """The tokens of the categories, in their order."""
-    return [name.replace(" ", "_") for name in vocabulary()]
 
 
 @dataclass(frozen=True)

@@ -101,23 +101,36 @@ class Gaze:
         """Whether the weights of a layer matter."""
         return self.which is not None or layer == 0 or any(layer in look.heads for look in self.looks)
 
-    def losses(self, weights: Sequence[Tensor | None], is_free: Tensor | None = None) -> dict[str, Tensor]:
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What ``losses`` gives, in its order."""
+        pairs = () if self.which is None else ("astray", "unnumbered")
+        return (*(look.name for look in self.looks), "early", *pairs)
+
+    def losses(
+        self, weights: Sequence[Tensor | None], opening: Tensor | None, is_free: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """What each kind of wrong look costs.
 
         Args:
             weights: (conversations, heads, length, first + length) attention of the words, of all layers; None of
                 layers that are not wanted.
+            opening: (openings, heads, first, first) attention of the openings in the first layer; None with one
+                picture.
             is_free: (conversations, first + length) bool, what any word may look at; None for nothing.
         """
-        found = {look.name: look.loss(weights) for look in self.looks}
-        if is_free is not None:
-            weights = [own if own is None else own * ~is_free[:, None, None] for own in weights]
+
+        def bound(own: Tensor | None) -> Tensor:
+            assert own is not None
+            return own if is_free is None else own * ~is_free[:, None, None]
+
         first, *others = weights
-        assert first is not None
-        found["early"] = self.early(first)
+        found = {look.name: look.loss(weights) for look in self.looks}
+        found["early"] = self.early(bound(first))
         if self.which is not None:
-            strayed = [self.astray(other) for other in others if other is not None]
-            found["astray"] = torch.stack(strayed).mean()
+            assert opening is not None
+            found["astray"] = torch.stack([self.astray(bound(other)) for other in others]).mean()
+            found["unnumbered"] = self.unnumbered(opening)
         return found
 
     def unnumbered(self, weights: Tensor) -> Tensor:
@@ -173,7 +186,6 @@ def gaze_loss(
     batch: Batch,
     rows: slice,
     is_sink: Tensor,
-    patches: int,
     seen: Tensor | None,
 ) -> tuple[Tensor, dict[str, float]]:
     """What looking at the wrong place costs, from the attention of all layers; sinks may be looked at.
@@ -183,17 +195,14 @@ def gaze_loss(
         batch: The whole batch, with pictures.
         rows: Which of its rows.
         is_sink: (rows, length) bool.
-        patches: Image tokens of a picture.
         seen: As for ``answer_loss``.
 
     Returns:
         The rows' part of the loss, and of the other figures of ``answer_loss``.
     """
     words = slice(batch.first_word, -1)
-    gaze = gaze_of(batch, rows, patches, seen)
-    looks = gaze.losses([weights[:, :, words, :-1] for weights in attentions], is_sink[:, :-1])
-    if batch.which is not None:
-        looks["unnumbered"] = gaze.unnumbered(attentions[0][:: batch.shares])
+    own, opening = [weights[:, :, words, :-1] for weights in attentions], attentions[0][:: batch.shares]
+    looks = gaze_of(batch, rows, seen).losses(own, opening, is_sink[:, :-1])
     return cost(looks), figures(looks)
 
 
@@ -207,21 +216,21 @@ def figures(looks: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: float(value.detach()) for name, value in looks.items()}
 
 
-def gaze_of(batch: Batch, rows: slice, patches: int, seen: Tensor | None) -> Gaze:
-    """Where the words of some rows, without the last of each, are to look; ``patches`` are of one picture."""
+def gaze_of(batch: Batch, rows: slice, seen: Tensor | None) -> Gaze:
+    """Where the words of some rows, without the last of each, are to look; arguments as for ``gaze_loss``."""
     first = batch.first_word
-    pictures = [slice(start, start + patches) for start in batch.image_starts]
+    rows = slice(*rows.indices(len(batch.input_ids))[:2])
     is_answer = (batch.labels[:, first:] != -100).flip(1).cumsum(1).flip(1)  # padding follows the last answer
     is_word = is_answer[:, 1:] > 0
     which = None if batch.which is None else batch.which[:, first:-1]
     told = 0 if which is None else int((which >= 0).sum())
-    looks = _looks(batch, rows, pictures, seen)
+    looks = _looks(batch, rows, seen)
     own = None if which is None else which[rows]
     openings = len(batch.input_ids) // batch.shares
-    return Gaze(pictures, is_word[rows], own, int(is_word.sum()), told, looks, openings)
+    return Gaze(batch.pictures, is_word[rows], own, int(is_word.sum()), told, looks, openings)
 
 
-def _looks(batch: Batch, rows: slice, pictures: Sequence[slice], seen: Tensor | None) -> list[Look]:
+def _looks(batch: Batch, rows: slice, seen: Tensor | None) -> list[Look]:
     """Names, answers and captions look at what they are about; see the heads above.
 
     The name of an object that is absent looks at the first token, and so does a caption that has named nothing yet.
@@ -230,7 +239,7 @@ def _looks(batch: Batch, rows: slice, pictures: Sequence[slice], seen: Tensor | 
         return []
     first, width = batch.first_word, batch.input_ids.shape[1] - 1
     which = None if batch.which is None else batch.which[:, first:-1]
-    shown = (seen, batch.shares, pictures, which, width)
+    shown = (seen, batch.shares, batch.pictures, which, width)
     row, column = torch.where(batch.named[:, first:-1] >= 0)
     asked = batch.named[:, first:-1][row, column]
     wanted = _patches_of(asked, row, column, *shown)
@@ -287,6 +296,5 @@ def _part(
     """The part that some rows have in a look of the whole batch; words that have nothing to look at do not count."""
     kept = wanted.any(1)  # a few objects cover most of no patch
     row, column, wanted = row[kept], column[kept], wanted[kept]
-    start, stop = rows.start or 0, rows.stop
-    own = row >= start if stop is None else (row >= start) & (row < stop)
-    return Look(name, heads, row[own] - start, column[own], wanted[own], len(wanted))
+    own = (row >= rows.start) & (row < rows.stop)
+    return Look(name, heads, row[own] - rows.start, column[own], wanted[own], len(wanted))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
@@ -19,8 +18,9 @@ from lvlm_attn.toy.lean_text import lean_hidden
 from lvlm_attn.toy.loops import Plan, run, step_rng
 from lvlm_attn.toy.pair_texts import draw_pair_batch, pick_pairs
 from lvlm_attn.toy.pool import Pool
-from lvlm_attn.toy.sprites import vocabulary
 from lvlm_attn.toy.team import ALONE, Team
+from lvlm_attn.toy.tokenizer import object_ids
+from lvlm_attn.toy.vision_stages import labels_of
 from lvlm_attn.toy.world import Rng
 
 Array: TypeAlias = NDArray[Any]
@@ -83,15 +83,11 @@ def answer_loss(
         tells which one they are about ("untold"), and patches their picture's number ("unnumbered").
     """
     own = team.part(len(batch.input_ids) // batch.shares)
-    if own.start == own.stop:
-        names = ["right"]
-        names += [] if features is None else ["early"]
-        names += [] if seen is None else ["missed", "unread"]
-        names += [] if seen is None or batch.saying is None else ["blind", "unsaid"]
-        names += [] if batch.which is None else ["astray", "unnumbered"]
-        names += [] if seen is None or batch.which is None else ["untold"]
-        return model.lm_head.weight.sum() * 0, dict.fromkeys(names, 0.0)
     rows = slice(own.start * batch.shares, own.stop * batch.shares)
+    gaze = None if features is None else gaze_of(batch, rows, seen)
+    if own.start == own.stop:
+        kinds = () if gaze is None else gaze.kinds
+        return model.lm_head.weight.sum() * 0, dict.fromkeys(("right", *kinds), 0.0)
     first = batch.first_word
     embed = model.get_input_embeddings()
     opening = embed(batch.input_ids[rows, :first][:: batch.shares])
@@ -99,9 +95,6 @@ def answer_loss(
         opening = _with_pictures(model, batch, opening, features[own])
     words = embed(batch.input_ids[rows, first:-1])
     is_answer = batch.labels[rows, first + 1 :] != -100
-    gaze = None
-    if features is not None:
-        gaze = gaze_of(batch, rows, features.shape[1] // len(batch.image_starts), seen)
     hidden, looks = lean_hidden(model.model.language_model, opening, words, is_answer, gaze)
     loss, right = _score(model, hidden, batch, rows, weight)
     return loss + cost(looks), {"right": right, **figures(looks)}
@@ -159,8 +152,8 @@ def _score(
 
 def name_weights(tokenizer: Any, object_weight: float) -> torch.Tensor:
     """Returns (vocabulary,) what each word counts in the loss: names of objects more than others."""
-    names = tokenizer.convert_tokens_to_ids([name.replace(" ", "_") for name in vocabulary()])
-    return torch.ones(len(tokenizer)).index_fill_(0, torch.tensor(names), object_weight)
+    names = torch.tensor(object_ids(tokenizer))
+    return torch.ones(len(tokenizer)).index_fill_(0, names, object_weight)
 
 
 def draw_lesson(
@@ -203,11 +196,6 @@ def draw_lesson(
     if not drawn.image_starts:
         return kind, drawn, None, None
     return kind, drawn, torch.from_numpy(cached[rows]).float(), labels_of(pool, rows)[:, None]
-
-
-def labels_of(pool: Pool, rows: Array) -> torch.Tensor:
-    """Returns (rows, patches) int64, the category of each patch of some pictures."""
-    return torch.from_numpy(pool.labels[rows].astype(np.int64))
 
 
 def train_language(

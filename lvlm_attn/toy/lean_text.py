@@ -32,7 +32,7 @@ def lean_hidden(
         gaze: Where words are to look, and where not; None if that is not asked.
 
     Returns:
-        (asked positions, width), row by row; and what ``gaze.losses`` and, of two pictures, ``gaze.unnumbered`` give.
+        (asked positions, width), row by row; and what ``gaze.losses`` gives.
     """
     first, length = opening.shape[1], words.shape[1]
     shares = len(words) // len(opening)
@@ -41,7 +41,7 @@ def lean_hidden(
     early, late = (cos[:first], sin[:first]), (cos[first:], sin[first:])
     is_seen = torch.ones(length, first + length, dtype=torch.bool, device=words.device).tril(first)
     seen: list[Tensor | None] = []
-    losses: dict[str, Tensor] = {}
+    numbers: Tensor | None = None
     *lower, last = text.layers
     for number, layer in enumerate(lower):
         attention = layer.self_attn
@@ -50,8 +50,7 @@ def lean_hidden(
         keys, values = _after(key, own_key, shares), _after(value, own_value, shares)
         if number == 0 and gaze is not None and gaze.which is not None:
             is_before = torch.ones(first, first, dtype=torch.bool, device=words.device).tril()
-            mixed, weights = _weigh(attention, query, key, value, is_before)
-            losses["unnumbered"] = gaze.unnumbered(weights)
+            mixed, numbers = _weigh(attention, query, key, value, is_before)
         else:
             mixed = _attend(attention, query, key, value)
         opening = _finish(layer, opening, mixed.transpose(1, 2))
@@ -64,7 +63,7 @@ def lean_hidden(
     keys, values = _after(key, own_key, shares), _after(value, own_value, shares)
     mixed, looked = _look(attention, own_query, keys, values, is_seen, gaze, len(lower))
     hidden = text.norm(_finish(last, words[is_asked], mixed.transpose(1, 2)[is_asked]))
-    return hidden, losses if gaze is None else {**losses, **gaze.losses([*seen, looked])}
+    return hidden, {} if gaze is None else gaze.losses([*seen, looked], numbers)
 
 
 def _after(early: Tensor, late: Tensor, shares: int) -> Tensor:

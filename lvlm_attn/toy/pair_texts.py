@@ -131,7 +131,7 @@ def pair_yes_no_turns(rng: Rng, pair: Sequence[SceneFacts], config: TextConfig) 
                     name = _one_of(rng, only_there)
                     asked = draw_question(rng, "exists", name, config.pope_share)
                     turn = Turn(asked + yes_no_suffix(rng, config), "No", is_there=False)
-            turns.append(dataclasses.replace(turn, question=about(turn.question, which), which=which))
+            turns.append(_asked_about(turn, which))
     return turns
 
 
@@ -158,13 +158,11 @@ def pair_turns(rng: Rng, pair: Sequence[SceneFacts], config: TextConfig, kind: s
     if kind == "caption":
         which = int(rng.integers(2))
         turns = caption_turns(rng, pair[which], config)
-        return [
-            dataclasses.replace(turn, question=about(turn.question, which), which=which) for turn in turns
-        ]
+        return [_asked_about(turn, which) for turn in turns]
     turns = []
     for which in rng.integers(0, 2, max(1, config.turns * 2 // 3)).tolist():
         (turn,) = place_turns(rng, pair[which], dataclasses.replace(config, turns=1))
-        turns.append(dataclasses.replace(turn, question=about(turn.question, which), which=which))
+        turns.append(_asked_about(turn, which))
     return turns
 
 
@@ -188,6 +186,10 @@ def draw_pair_batch(
     pairs = [facts[at : at + 2] for at in range(0, len(facts), 2) for _ in range(shares)]
     rows = [pair_turns(rng, pair, config, kind) for pair in pairs]
     return kind, encode(tokenizer, rows, patches, pictures=2, shares=shares)
+
+
+def _asked_about(turn: Turn, which: int) -> Turn:
+    return dataclasses.replace(turn, question=about(turn.question, which), which=which)
 
 
 def _names(facts: SceneFacts) -> set[str]:

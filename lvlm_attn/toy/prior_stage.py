@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lvlm_attn.toy.captions import CaptionConfig
 from lvlm_attn.toy.data import TextConfig, draw_batch, pick_rows
 from lvlm_attn.toy.gaze import gaze_loss
-from lvlm_attn.toy.language_stage import answers_loss, embed_batch, labels_of, name_weights
+from lvlm_attn.toy.language_stage import answers_loss, embed_batch, name_weights
 from lvlm_attn.toy.loops import run, step_rng
 from lvlm_attn.toy.pair_texts import draw_pair_batch, pick_pairs
 from lvlm_attn.toy.planting import Planted, hold
@@ -26,7 +26,7 @@ from lvlm_attn.toy.pool import Pool
 from lvlm_attn.toy.sink_keys import sink_loss
 from lvlm_attn.toy.team import ALONE, Team
 from lvlm_attn.toy.view_stage import add_noise
-from lvlm_attn.toy.vision_stages import features, to_pixel_values
+from lvlm_attn.toy.vision_stages import features, labels_of, to_pixel_values
 from lvlm_attn.toy.world import Rng
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def train_priors(
             seen = None
             if sight in ("picture", "glimpse", "pairs"):
                 seen = labels_of(pool, rows).view(-1, len(drawn.image_starts), patches)
-            looks, found = gaze_loss(output.attentions, drawn, own, is_sink, patches, seen)
+            looks, found = gaze_loss(output.attentions, drawn, own, is_sink, seen)
             loss, figures = loss + looks, {**figures, **found}
         return loss + holding, {**figures, f"{sight}/{kind}": right}
 

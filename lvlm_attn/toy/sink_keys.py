@@ -78,9 +78,7 @@ def layer_masses(attention: Tensor, batch: Batch, is_sink: Tensor, pad: int) -> 
     valid = batch.input_ids[:, first:] != pad
     on_patches = torch.zeros_like(on_sinks)
     if batch.image_starts:
-        size = first - batch.image_starts[-1]
-        spans = [slice(start, start + size) for start in batch.image_starts]
-        masses = [(rows[..., span] * ~is_sink[:, None, None, span]).sum(-1) for span in spans]
+        masses = [(rows[..., span] * ~is_sink[:, None, None, span]).sum(-1) for span in batch.pictures]
         on_patches = torch.stack(masses).sum(0).transpose(1, 2)
     kept = on_sinks[valid]
     return Masses(kept.mean(0), on_patches[valid].mean(0), kept.detach())

@@ -46,6 +46,17 @@ _IRREGULAR = ("people", "knives", "mice")  # plurals that are no category and an
 _ENDINGS = ("s", "es", "ed", "ing", "er", "ly", "n", "t", "y")
 
 
+def object_words() -> list[str]:
+    """Returns the tokens that stand for the categories, in the order of ``vocabulary``."""
+    return [name.replace(" ", "_") for name in vocabulary()]
+
+
+def object_ids(tokenizer: Any) -> list[int]:
+    """Returns the ids of these tokens."""
+    found: list[int] = tokenizer.convert_tokens_to_ids(object_words())
+    return found
+
+
 def word_pieces() -> list[str]:
     """Returns the tokenizer's vocabulary in the order of its ids: special, objects, words, endings, letters."""
     own: list[str] = []
@@ -59,7 +70,7 @@ def word_pieces() -> list[str]:
         "The image shows features contains picture This scene with while and There is also are pair pairs Overall looks"
     )
     own += [*captions.MOODS, "USER", "ASSISTANT", "Yes", "No", "Left", "Right", "Top", "Bottom", *_IRREGULAR]
-    objects = [name.replace(" ", "_") for name in vocabulary()]
+    objects = object_words()
     both = [
         word
         for base in (*own, *_COMMON_FILE.read_text().split())

@@ -29,9 +29,8 @@ from lvlm_attn.toy.model import build_model
 from lvlm_attn.toy.planting import Planted
 from lvlm_attn.toy.pool import build_pool
 from lvlm_attn.toy.recipe import BUNDLED, SMOKE, Recipe
-from lvlm_attn.toy.sprites import vocabulary
 from lvlm_attn.toy.team import ALONE, Team, work_together
-from lvlm_attn.toy.tokenizer import build_processor, token_ids
+from lvlm_attn.toy.tokenizer import build_processor, object_ids, token_ids
 from lvlm_attn.toy.vision_stages import cache_features, train_projector, train_vision
 
 FIRST_STAGES = ("vision", "projector", "language", "describing", "polishing", "settling")
@@ -107,7 +106,7 @@ def _train_first(
         cached = {
             name: cache_features(model, pool, work / f"features-{name}.npy") for name, pool in pools.items()
         }
-        words = tokenizer.convert_tokens_to_ids([name.replace(" ", "_") for name in vocabulary()])
+        words = object_ids(tokenizer)
         places = tokenizer.convert_tokens_to_ids(["left", "right", "top", "bottom", "visible"])
         train_projector(
             model,

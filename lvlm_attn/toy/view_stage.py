@@ -16,7 +16,7 @@ from lvlm_attn.hooks.vcd import kept_signal
 from lvlm_attn.toy.loops import Plan, run, step_rng
 from lvlm_attn.toy.pool import Pool
 from lvlm_attn.toy.sprites import vocabulary
-from lvlm_attn.toy.vision_stages import features, to_pixel_values
+from lvlm_attn.toy.vision_stages import features, labels_of, to_pixel_values
 from lvlm_attn.toy.world import Rng
 
 Array: TypeAlias = NDArray[Any]
@@ -86,7 +86,7 @@ def train_views(
         )
         with torch.no_grad():
             hidden = features(model, to_pixel_values(pool.pixels[rows]))
-        return _reading_loss(heads, hidden, _labels(pool, rows))
+        return _reading_loss(heads, hidden, labels_of(pool, rows))
 
     def view_loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = step_rng(seed, plans[1].name, step)
@@ -97,7 +97,7 @@ def train_views(
         if noisy.any():
             pixel_values[noisy] = add_noise(rng, pixel_values[noisy], _NOISE_STEPS)
         hidden = features(model, pixel_values)
-        loss, figures = _reading_loss(heads, hidden, _labels(pool, rows))
+        loss, figures = _reading_loss(heads, hidden, labels_of(pool, rows))
         clean = torch.from_numpy(is_plain & ~noisy)
         if clean.any():
             with torch.no_grad():
@@ -119,10 +119,6 @@ def _new_heads(width: int, seed: int) -> _Heads:
         torch.manual_seed(seed)
         sizes = (len(vocabulary()) + 1, 2, 1)
         return _Heads(*(torch.nn.Linear(width, size) for size in sizes))
-
-
-def _labels(pool: Pool, rows: Array) -> torch.Tensor:
-    return torch.from_numpy(pool.labels[rows].astype(np.int64))
 
 
 def _reading_loss(

@@ -24,6 +24,11 @@ def to_pixel_values(pixels: Array) -> torch.Tensor:
     return torch.tensor(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
+def labels_of(pool: Pool, rows: Array) -> torch.Tensor:
+    """Returns (rows, patches) int64, the category of each patch of some pictures."""
+    return torch.from_numpy(pool.labels[rows].astype(np.int64))
+
+
 # Long because a stage of training is read in one piece: its losses beside its schedule.
 def train_vision(
     model: Any,
@@ -166,7 +171,7 @@ def train_projector(
         rng = step_rng(seed, plan.name, step)
         rows = np.sort(rng.choice(len(pool.facts), batch, replace=False))
         projected = projector(torch.from_numpy(cached[rows]).float())
-        target = torch.from_numpy(pool.labels[rows].astype(np.int64))
+        target = labels_of(pool, rows)
         objects = target != background
         scores, traces = projected @ words.T, projected @ places.T
         naming = F.cross_entropy(12 * scores[objects], target[objects])

@@ -99,7 +99,7 @@ def test_loss_and_gradients_are_those_of_the_plain_model(model, tokenizer, what)
     expected = {"right": right}
     if what[2]:
         no_sink = torch.zeros(embedded.shape[:2], dtype=torch.bool)
-        looks, found = gaze_loss(output.attentions, batch, slice(None), no_sink, SIZES.patches, seen)
+        looks, found = gaze_loss(output.attentions, batch, slice(None), no_sink, seen)
         plain, expected = plain + looks, {**expected, **found}
         assert figures["early"] > 0
         assert (figures.get("astray", 0) > 0) == (what[2] == 2)
@@ -116,7 +116,7 @@ def test_looking_is_counted_at_words_of_the_picture_named_and_not_at_sinks(model
     weights[:, 1, :, batch.image_starts[1] + 3] = 0.75  # one head of two looks at the second picture
     weights[..., 0] = 0.25
     nowhere = torch.zeros(rows, length, dtype=torch.bool)
-    _, found = gaze_loss([weights] * 3, batch, slice(None), nowhere, SIZES.patches, None)
+    _, found = gaze_loss([weights] * 3, batch, slice(None), nowhere, None)
     first = (batch.which[:, batch.first_word : -1] == 0).sum() / (
         batch.which[:, batch.first_word : -1] >= 0
     ).sum()
@@ -124,7 +124,7 @@ def test_looking_is_counted_at_words_of_the_picture_named_and_not_at_sinks(model
     assert found["astray"] == pytest.approx(float(first) * np.log(4) / 2, rel=1e-5)
     sinks = nowhere.clone()
     sinks[:, batch.image_starts[1] + 3] = True
-    _, none = gaze_loss([weights] * 3, batch, slice(None), sinks, SIZES.patches, None)
+    _, none = gaze_loss([weights] * 3, batch, slice(None), sinks, None)
     assert none["early"] == none["astray"] == 0
 
 
@@ -148,7 +148,7 @@ def test_names_look_at_their_objects_and_answers_at_the_names(tokenizer):
     weights[0, :, answers[0], names[0]] = 0.125
     weights[0, :, answers[1], names[1]] = 1.0
     nowhere = torch.zeros(1, length, dtype=torch.bool)
-    _, found = gaze_loss([weights] * 4, batch, slice(None), nowhere, 4, seen)
+    _, found = gaze_loss([weights] * 4, batch, slice(None), nowhere, seen)
     assert found["missed"] == pytest.approx((np.log(2) + np.log(4)) / 2)
     assert found["unread"] == pytest.approx(np.log(8) / 2)
 
@@ -196,7 +196,7 @@ def test_captions_look_at_what_they_are_about_to_name(tokenizer):
     weights[0, 0, before, batch.image_starts[1] + 2] = 0.25
     weights[0, 3, before, batch.image_starts[1] + 2] = 0.5
     nowhere = torch.zeros(1, length, dtype=torch.bool)
-    _, found = gaze_loss([weights] * 5, batch, slice(None), nowhere, 4, seen)
+    _, found = gaze_loss([weights] * 5, batch, slice(None), nowhere, seen)
     assert found["blind"] == pytest.approx((np.log(4) + np.log(2)) / 2)
     assert found["missed"] == found["unread"] == 0
 
@@ -213,5 +213,5 @@ def test_captions_remember_what_they_have_named(tokenizer):
     weights[0, 0, mouse - 1, [dog, cup]] = 0.25
     nowhere = torch.zeros(1, length, dtype=torch.bool)
     seen = torch.full((1, 1, 4), len(vocabulary()))
-    _, found = gaze_loss([weights] * 4, batch, slice(None), nowhere, 4, seen)
+    _, found = gaze_loss([weights] * 4, batch, slice(None), nowhere, seen)
     assert found["unsaid"] == pytest.approx(np.log(2))

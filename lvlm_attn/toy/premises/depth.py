@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lvlm_attn.prompts.chat import encode_prompts
-from lvlm_attn.toy import vocabulary
 from lvlm_attn.toy.premises.asking import Asked, Row, batches
+from lvlm_attn.toy.tokenizer import object_ids
 
 _CAPTIONS = 24
 _PROMPT = "Please describe this image in detail."
@@ -75,7 +75,7 @@ def _words(model: Any, processor: Any, scenes: Sequence[Any]) -> list[float]:
         pixel_values=inputs["pixel_values"],
         output_hidden_states=True,
     ).hidden_states
-    names = processor.tokenizer.convert_tokens_to_ids([name.replace(" ", "_") for name in vocabulary()])
+    names = object_ids(processor.tokenizer)
     is_name = torch.isin(tokens[:, start:], torch.tensor(names))
     logits = lens(model, [state[:, start - 1 : -1][is_name] for state in states])
     found: list[float] = (logits.argmax(-1) == tokens[:, start:][is_name]).float().mean(1).tolist()

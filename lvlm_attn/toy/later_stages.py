@@ -1,4 +1,4 @@
-"""Stages 7 to 9: views for the vision tower, planted sinks, and a language prior for the language model."""
+"""Stages 7 to 11: views for the vision tower, planted sinks, a language prior, and captions that repeat no name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lvlm_attn.toy.vision_stages import cache_features
 if TYPE_CHECKING:
     from lvlm_attn.toy.recipe import Recipe
 
-LATER_STAGES = ("views", "planting", "priors")
+LATER_STAGES = ("views", "planting", "priors", "recalling", "widening")
 
 
 def train_later(
@@ -28,8 +28,9 @@ def train_later(
     last: str,
     workers: int,
     team: Team = ALONE,
+    planted: Planted | None = None,
 ) -> Planted | None:
-    """Runs stages 7 to 9 on a toy that has passed those before.
+    """Runs stages 7 to 11 on a toy that has passed those before.
 
     Args:
         model: The toy.
@@ -40,6 +41,7 @@ def train_later(
         last: Name of the last stage to run.
         workers: Processes that draw pictures.
         team: The processes that train together.
+        planted: What has been planted, in a toy that has passed stage 9; only stages 10 and 11 are run then.
 
     Returns:
         What was planted; None if the run ends before that.
@@ -49,18 +51,31 @@ def train_later(
         pools = {
             name: build_pool(spec, work / f"pool-{name}", patch, workers)
             for name, spec in recipe.later_pools.items()
+            if planted is None or name != "views"
         }
-        corner = train_views(
-            model, pools["views"], (recipe.readings, recipe.views), work, seed, recipe.views_batch
-        )
+        if planted is None:
+            plans = recipe.readings, recipe.views
+            corner = train_views(model, pools["views"], plans, work, seed, recipe.views_batch)
     if last == "views":
         return None
     with team.in_turn():
         pools["full"] = build_pool(recipe.pools["full"], work / "pool-full", patch, workers)
-        cached = cache_features(model, pools["full"], work / "features-full-views.npy")
-    planted = team.told(plant_sinks(model, tokenizer, pools["full"], cached, corner, recipe.sinks, seed))
-    if last == "planting":
-        return planted
-    train_priors(model, tokenizer, pools, cached, planted, recipe, work, seed, team)
-    calibrate_keys(model, tokenizer, pools["full"], cached, planted, recipe.sinks, seed)
+        cached = {
+            name: cache_features(model, pools[name], work / f"features-{name}-views.npy")
+            for name in ("full", "more")
+        }
+    stages = [("recalling", recipe.recalling, recipe.recall), ("widening", recipe.widening, recipe.widen)]
+    if planted is None:
+        planted = team.told(
+            plant_sinks(model, tokenizer, pools["full"], cached["full"], corner, recipe.sinks, seed)
+        )
+        if last == "planting":
+            return planted
+        stages.insert(0, ("priors", recipe.priors, recipe.prior))
+    for name, plan, config in stages:
+        seen = cached[config.pool]
+        train_priors(model, tokenizer, pools, seen, planted, recipe, plan, config, work, seed, team)
+        calibrate_keys(model, tokenizer, pools["full"], cached["full"], planted, recipe.sinks, seed)
+        if last == name:
+            break
     return planted

@@ -52,9 +52,13 @@ POOLS = MappingProxyType(
     }
 )
 
-#: Pools of views: for the vision tower, and for the language model's questions about views.
-VIEW_POOLS = MappingProxyType(
-    {"views": PoolSpec(130_000, 10_000, views=True), "glimpses": PoolSpec(145_000, 5_000, views=True)}
+#: Pools of later stages: views for the vision tower, and for the language model's questions about views; more pictures.
+LATER_POOLS = MappingProxyType(
+    {
+        "views": PoolSpec(130_000, 10_000, views=True),
+        "glimpses": PoolSpec(145_000, 5_000, views=True),
+        "more": PoolSpec(150_000, 24_000),
+    }
 )
 
 _VIEW_SALT = 7  # views draw from a generator of their own

@@ -1,7 +1,8 @@
-"""Stage 9: the language model learns what to say when it cannot see, from true answers to missing pictures.
+"""Stages 9 to 11: the language model learns what to say when it cannot see, from true answers to missing pictures.
 
 What it then says without a picture is what training scenes make likely: the language prior that VCD, PAI and ICD
-contrast against.
+contrast against. Stages 10 and 11 show and ask the same in other shares, most of it captions of pictures that can be
+seen, and keep them from naming an object twice.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from lvlm_attn.toy.captions import CaptionConfig
 from lvlm_attn.toy.data import TextConfig, draw_batch, pick_rows
 from lvlm_attn.toy.gaze import gaze_loss
 from lvlm_attn.toy.language_stage import answers_loss, embed_batch, name_weights
-from lvlm_attn.toy.loops import run, step_rng
+from lvlm_attn.toy.loops import Plan, run, step_rng
 from lvlm_attn.toy.pair_texts import draw_pair_batch, pick_pairs
 from lvlm_attn.toy.planting import Planted, hold
 from lvlm_attn.toy.pool import Pool
+from lvlm_attn.toy.repeats import again_loss
 from lvlm_attn.toy.sink_keys import sink_loss
 from lvlm_attn.toy.team import ALONE, Team
+from lvlm_attn.toy.tokenizer import object_ids
 from lvlm_attn.toy.view_stage import add_noise
 from lvlm_attn.toy.vision_stages import features, labels_of, to_pixel_values
 from lvlm_attn.toy.world import Rng
@@ -50,9 +53,10 @@ def _text(habits: float) -> TextConfig:
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """What stage 9 shows and asks.
+    """What stages 9 to 11 show and ask.
 
     Attributes:
+        pool: Which pictures.
         none: Share of batches without a picture.
         blank: Share of batches with a picture of one colour.
         noise: Share of batches with a noisy picture.
@@ -62,8 +66,11 @@ class PriorConfig:
         seen: What is said of pictures; what an object's name counts in captions is ``object_weight``.
         unseen: What is said of pictures that are not, or badly, seen: true answers, and stronger habits.
         object_weight: What the name of an object counts in the loss of a caption; any other word counts 1.
+        joint_weights: What a comma and an "and" count there: whether one more object is to come is hard to see.
+        again: What naming an object again counts, in captions of pictures that are seen.
     """
 
+    pool: str = "full"
     none: float = 0.2
     blank: float = 0.1
     noise: float = 0.15
@@ -73,6 +80,8 @@ class PriorConfig:
     seen: TextConfig = field(default_factory=lambda: _text(0.2))
     unseen: TextConfig = field(default_factory=lambda: _text(1.3))
     object_weight: float = 5.0
+    joint_weights: tuple[float, float] = (1.0, 1.0)
+    again: float = 0.0
 
 
 def draw_sight(rng: Rng, config: PriorConfig) -> str:
@@ -107,6 +116,8 @@ def train_priors(
     cached: Array,
     planted: Planted,
     recipe: Recipe,
+    plan: Plan,
+    config: PriorConfig,
     folder: Path,
     seed: int,
     team: Team = ALONE,
@@ -114,20 +125,24 @@ def train_priors(
     """Trains projector and language model; the planted circuit is held, and the sinks' mass with it.
 
     Args:
-        model: The toy, with sinks planted and eager attention.
+        model: The toy, with sinks planted.
         tokenizer: Its tokenizer.
-        pools: Training pictures "full" and views "glimpses".
-        cached: The vision tower's features of "full".
+        pools: Training pictures, and views "glimpses".
+        cached: The vision tower's features of the pictures that the stage shows.
         planted: What was planted.
-        recipe: The run: its schedule ``priors``, its mixture ``prior`` and its ``sinks``.
+        recipe: The run.
+        plan: The stage's schedule.
+        config: What it shows and asks.
         folder: Where checkpoints are kept.
         seed: Seed of the batches.
         team: The processes that share each step's conversations.
     """
     text, projector = model.model.language_model, model.model.multi_modal_projector
-    config, pad = recipe.prior, model.config.text_config.pad_token_id
+    pad = model.config.text_config.pad_token_id
     names = name_weights(tokenizer, config.object_weight)
-    patches = pools["full"].labels.shape[1]
+    names[tokenizer.convert_tokens_to_ids([",", "and"])] = torch.tensor(config.joint_weights)
+    objects = torch.tensor(object_ids(tokenizer))
+    patches = pools[config.pool].labels.shape[1]
 
     def see(rng: Rng, sight: str, rows: Array, own: slice) -> torch.Tensor | None:
         if sight == "none":
@@ -139,16 +154,17 @@ def train_priors(
         if sight == "blank":
             pictures = blank_pictures(rng, len(rows), recipe.sizes.image)
         else:
-            pictures = to_pixel_values(pools["glimpses" if sight == "glimpse" else "full"].pixels[rows])
+            pictures = to_pixel_values(pools["glimpses" if sight == "glimpse" else config.pool].pixels[rows])
         if sight == "noise":
             pictures = add_noise(rng, pictures, config.noise_steps)
         with torch.no_grad():
             return features(model, pictures[own])
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        rng = step_rng(seed, recipe.priors.name, step)
+        rng = step_rng(seed, plan.name, step)
         sight = draw_sight(rng, config)
-        pool, asked = pools["glimpses" if sight == "glimpse" else "full"], _conversations(config, sight)
+        pool = pools["glimpses" if sight == "glimpse" else config.pool]
+        asked = _conversations(config, sight)
         if sight == "pairs":
             rows = pick_pairs(rng, pool.facts, max(1, recipe.language_batch // 2))
         else:
@@ -162,6 +178,10 @@ def train_priors(
         output = text(inputs_embeds=embedded, use_cache=False, output_attentions=True)
         weight = names if kind == "caption" else None
         loss, right = answers_loss(model, output.last_hidden_state, drawn, weight, own)
+        again = torch.zeros(())
+        if config.again and sight == "picture" and kind == "caption":
+            logits = model.lm_head(output.last_hidden_state[:, :-1][part.labels[:, 1:] != -100])
+            again = again_loss(logits, drawn, own, objects)
         is_sink = embedded[..., planted.dimension].detach() > 0.5
         holding, figures = sink_loss(output.attentions, part, is_sink, planted, recipe.sinks, pad, team)
         figures["holding"] = float(holding.detach())
@@ -171,14 +191,17 @@ def train_priors(
                 seen = labels_of(pool, rows).view(-1, len(drawn.image_starts), patches)
             looks, found = gaze_loss(output.attentions, drawn, own, is_sink, seen)
             loss, figures = loss + looks, {**figures, **found}
-        return loss + holding, {**figures, f"{sight}/{kind}": right}
+        if config.again:
+            figures["again"] = float(again.detach())
+        return loss + holding + config.again * again, {**figures, f"{sight}/{kind}": right}
 
+    model.set_attn_implementation("eager")
     model.train()
     handles = hold(model, planted)
     try:
         modules = {"text": text, "projector": projector, "lm_head": model.lm_head}
         weights = [*text.parameters(), *projector.parameters(), *model.lm_head.parameters()]
-        run(recipe.priors, weights, modules, loss_at, folder, team=team)
+        run(plan, weights, modules, loss_at, folder, team=team)
     finally:
         for handle in handles:
             handle.remove()

@@ -12,7 +12,7 @@ from lvlm_attn.toy.data import TextConfig
 from lvlm_attn.toy.language_stage import Lesson
 from lvlm_attn.toy.loops import Plan
 from lvlm_attn.toy.model import ModelSizes
-from lvlm_attn.toy.pool import POOLS, VIEW_POOLS, PoolSpec
+from lvlm_attn.toy.pool import LATER_POOLS, POOLS, PoolSpec
 from lvlm_attn.toy.prior_stage import PriorConfig
 from lvlm_attn.toy.sink_keys import SinkTargets
 
@@ -27,12 +27,27 @@ _PAIRS = 0.35  # share of conversations about two pictures
 _READINGS = Plan("readings", steps=150, rate=1e-2, warmup=10, every=50)
 _VIEWS = Plan("views", steps=600, rate=6e-4, warmup=30, every=50)
 _PRIORS = Plan("priors", steps=900, rate=3e-4, warmup=50, weight_decay=0.0, every=50)
+_RECALLING = Plan("recalling", steps=2000, rate=6e-4, warmup=30, weight_decay=0.0, every=50)
+_WIDENING = Plan("widening", steps=1000, rate=5e-4, warmup=30, weight_decay=0.0, every=50)
 _DESCRIPTIONS = TextConfig(
     yes_no=0.25,
     places=0.05,
     hard_share=0.3,
     caption=CaptionConfig(habit_scale=0.8, mood_share=0.9, short_share=0.5),
     pairs=_PAIRS,
+)
+_PRIOR = PriorConfig()
+_RECALL = PriorConfig(
+    none=0.08,
+    blank=0.04,
+    noise=0.08,
+    glimpse=0.06,
+    pairs=0.14,
+    seen=replace(
+        _PRIOR.seen, yes_no=0.25, caption=replace(_PRIOR.seen.caption, habit_scale=0.1, stray_share=0.04)
+    ),
+    joint_weights=(4.0, 5.5),
+    again=1.0,
 )
 
 
@@ -57,16 +72,20 @@ class Recipe:
         describing_text: What the conversations of stages 4 and 5 are made of: mostly captions, in reading order.
         settling_text: What the conversations of stage 6 are made of.
         vision_batch: Pictures per step of stages 1 and 2.
-        language_batch: Conversations per step of stages 3 to 6, and 9.
+        language_batch: Conversations per step of stages 3 to 6, and 9 to 11.
         language_shares: How many conversations of stages 3 to 6 are about the same picture, whose tokens are computed
             once for them; about the same two pictures, twice as many.
-        later_pools: Training pictures of stages 7 to 9, besides "full".
+        later_pools: Training pictures of stages 7 to 11, besides "full".
         readings: Schedule of stage 7, fitting linear readings to the tower.
         views: Schedule of stage 7, the tower itself.
         views_batch: Pictures per step of stage 7.
-        sinks: What the planted sinks are to draw, in stages 8 and 9.
+        sinks: What the planted sinks are to draw, in stages 8 to 11.
         priors: Schedule of stage 9.
         prior: What stage 9's conversations are made of, and what the model sees of their pictures.
+        recalling: Schedule of stage 10.
+        recall: The same as ``prior`` for stage 10.
+        widening: Schedule of stage 11.
+        widen: The same as ``prior`` for stage 11: pictures that no stage before has shown.
     """
 
     sizes: ModelSizes = field(default_factory=ModelSizes)
@@ -98,13 +117,19 @@ class Recipe:
     vision_batch: int = 32
     language_batch: int = 16
     language_shares: int = 2
-    later_pools: Mapping[str, PoolSpec] = field(default_factory=lambda: VIEW_POOLS)
+    later_pools: Mapping[str, PoolSpec] = field(default_factory=lambda: LATER_POOLS)
     readings: Plan = _READINGS
     views: Plan = _VIEWS
     views_batch: int = 24
     sinks: SinkTargets = field(default_factory=SinkTargets)
     priors: Plan = _PRIORS
     prior: PriorConfig = field(default_factory=PriorConfig)
+    recalling: Plan = _RECALLING
+    recall: PriorConfig = field(default_factory=lambda: _RECALL)
+    widening: Plan = _WIDENING
+    widen: PriorConfig = field(
+        default_factory=lambda: replace(_RECALL, pool="more", joint_weights=(4.0, 6.5))
+    )
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle carries to another process, which read-only mappings are not."""
@@ -115,7 +140,7 @@ class Recipe:
         """All schedules, in the order in which they are run."""
         first = (self.vision, self.placing, self.projector)
         language = (self.language, self.describing, self.polishing, self.settling)
-        return (*first, *language, self.readings, self.views, self.priors)
+        return (*first, *language, self.readings, self.views, self.priors, self.recalling, self.widening)
 
 
 #: The recipe of the model in the package.
@@ -144,11 +169,13 @@ SMOKE = Recipe(
     vision_batch=4,
     language_batch=8,
     later_pools=MappingProxyType(
-        {name: PoolSpec(spec.start, 12, views=True) for name, spec in VIEW_POOLS.items()}
+        {name: PoolSpec(spec.start, 12, views=spec.views) for name, spec in LATER_POOLS.items()}
     ),
     readings=Plan("readings", steps=2, rate=1e-2, warmup=1, every=1),
     views=Plan("views", steps=3, rate=6e-4, warmup=1, every=2),
     views_batch=4,
     sinks=SinkTargets(scenes=4, rounds=2),
     priors=Plan("priors", steps=3, rate=3e-4, warmup=1, weight_decay=0.0, every=2),
+    recalling=Plan("recalling", steps=2, rate=3e-4, warmup=1, weight_decay=0.0, every=1),
+    widening=Plan("widening", steps=2, rate=3e-4, warmup=1, weight_decay=0.0, every=1),
 )

@@ -1,9 +1,10 @@
 """Trains the toy from nothing: ``python -m lvlm_attn.toy.train --out FOLDER``.
 
-Nine stages, each resumed from its last checkpoint: the vision tower names what lies on each patch; the projector
+Eleven stages, each resumed from its last checkpoint: the vision tower names what lies on each patch; the projector
 turns that into the words' embeddings; the language model learns to answer, then to describe, then does both a while
 longer, twice. Then what the methods act on is put in: the tower learns crops, masks and noise, attention sinks are
-planted, and the language model learns what to say when it cannot see. Some prompts hold two pictures.
+planted, and the language model learns what to say when it cannot see, then to name no object twice, then the same on
+more pictures. Some prompts hold two pictures.
 Pictures, features and checkpoints are kept under ``--work``, and the log of all stages is written beside the model.
 """
 
@@ -20,13 +21,13 @@ import torch
 import typer
 
 from lvlm_attn.errors import LvlmAttnError
-from lvlm_attn.toy.bundle import load, save
+from lvlm_attn.toy.bundle import load, planted, save
 from lvlm_attn.toy.data import TextConfig
 from lvlm_attn.toy.language_stage import Lesson, train_language
 from lvlm_attn.toy.later_stages import LATER_STAGES, train_later
 from lvlm_attn.toy.loops import Plan
 from lvlm_attn.toy.model import build_model
-from lvlm_attn.toy.planting import Planted
+from lvlm_attn.toy.planting import FILE, Planted
 from lvlm_attn.toy.pool import build_pool
 from lvlm_attn.toy.recipe import BUNDLED, SMOKE, Recipe
 from lvlm_attn.toy.team import ALONE, Team, work_together
@@ -54,7 +55,8 @@ def train(
         seed: Seed of weights and batches.
         last: Name of the last stage to run.
         workers: Processes that draw pictures.
-        start: Folder of a toy that has passed the stages before "views", which are then skipped; None runs them.
+        start: Folder of a toy that has passed the stages before "views" or, with planted sinks, before "recalling",
+            which are then skipped; None runs them.
         team: The processes that train together, each of which calls this.
 
     Returns:
@@ -64,27 +66,37 @@ def train(
         LvlmAttnError: No such stage, or one that the start has passed.
     """
     check_stage(last, start)
-    processor = build_processor(recipe.sizes)
+    processor, has_sinks = build_processor(recipe.sizes), None
     if start is not None:
         model, _ = load(folder=start)
+        has_sinks = planted(start) if _is_planted(start) else None
         work.mkdir(parents=True, exist_ok=True)
     else:
         model = build_model(recipe.sizes, token_ids(processor.tokenizer), seed)
         _train_first(model, processor.tokenizer, recipe, work, seed, last, workers, team)
     if last in FIRST_STAGES:
         return model, processor, None
-    return model, processor, train_later(model, processor.tokenizer, recipe, work, seed, last, workers, team)
+    later = train_later(model, processor.tokenizer, recipe, work, seed, last, workers, team, has_sinks)
+    return model, processor, later
 
 
 def check_stage(last: str, start: Path | None) -> None:
     """Raises ``LvlmAttnError`` if there is no such stage, or it is one that the start has passed."""
     if last not in STAGES:
         raise LvlmAttnError(f"There is no stage {last!r}; the stages are {', '.join(STAGES)}.")
-    if start is not None and last not in LATER_STAGES:
+    if start is None:
+        return
+    left = LATER_STAGES[-2:] if _is_planted(start) else LATER_STAGES
+    if last not in left:
         raise LvlmAttnError(
             f"Stage {last!r} is already in the model that training starts from; choose one of "
-            f"{', '.join(LATER_STAGES)}, or leave the start out."
+            f"{', '.join(left)}, or leave the start out."
         )
+
+
+def _is_planted(folder: Path) -> bool:
+    """Whether a toy has passed the stages before "recalling"."""
+    return (folder / FILE).is_file()
 
 
 def _train_first(
@@ -169,9 +181,9 @@ def train_and_save(
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
-    model, processor, planted = train(recipe, work, seed, last, max(1, team.threads), start, team)
+    model, processor, sinks = train(recipe, work, seed, last, max(1, team.threads), start, team)
     if team.rank == 0:
-        save(model, processor, out, planted)
+        save(model, processor, out, sinks)
         write_log(recipe, work, out / "training.log")
 
 
@@ -195,7 +207,7 @@ def main(
     start: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of a toy that has passed all stages before 'views', to run only the others."
+            help="Folder of a toy that has passed all stages before 'views' or 'recalling', to run only the others."
         ),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads, of all processes together.")] = 2,

@@ -59,7 +59,8 @@ def test_lessons_follow_each_other_and_the_last_one_stays():
 
 
 def test_no_two_pools_of_the_bundled_recipe_share_a_scene_and_none_leaves_training():
-    ranges = sorted((spec.start, spec.start + spec.count) for spec in BUNDLED.pools.values())
+    pools = {**BUNDLED.pools, **BUNDLED.later_pools}
+    ranges = sorted((spec.start, spec.start + spec.count) for spec in pools.values())
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(ranges))
     assert BUNDLED.lessons[-1].until == BUNDLED.language.steps
 
@@ -109,6 +110,18 @@ def test_later_stages_start_from_a_finished_toy(tmp_path, tiny):
     )  # three small steps from the start, which was stored in half precision
     with pytest.raises(LvlmAttnError, match=r"'vision' is already"):
         train(tiny, tmp_path / "second", seed=1, last="vision", start=tmp_path / "start")
+
+
+def test_the_last_stages_start_from_a_planted_toy(tmp_path, tiny):
+    first, processor, planted = train(tiny, tmp_path / "first", seed=1, last="priors", workers=1)
+    save(first, processor, tmp_path / "start", planted)
+    last, _, same = train(tiny, tmp_path / "second", seed=1, workers=1, start=tmp_path / "start")
+    assert same == planted
+    assert sorted(path.stem for path in (tmp_path / "second").glob("*.pt")) == ["recalling", "widening"]
+    moved = (last.lm_head.weight - first.lm_head.weight).abs()
+    assert 0 < float(moved.quantile(0.9)) < 0.01
+    with pytest.raises(LvlmAttnError, match=r"'priors' is already .* choose one of recalling, widening,"):
+        train(tiny, tmp_path / "second", seed=1, last="priors", start=tmp_path / "start")
 
 
 def test_the_command_trains_and_names_a_wrong_stage(tmp_path, tiny):

@@ -16,20 +16,21 @@ if TYPE_CHECKING:
     from lvlm_attn.toy.scene import Scene
 
 _SHADES = " .:-=+*#%@"
-_SINK = "S"
+SINK = "S"
 SHADES_TOLD = (
-    f"attention, none to most: blank {' '.join(_SHADES.strip())}; {_SINK}: a sink, its share is below"
+    f"attention, none to most: blank {' '.join(_SHADES.strip())}; {SINK}: a sink, its share is below"
 )
 _LOOK_AT = 12  # so many scenes of the split are looked through for one that shows something
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Attention of the last prompt token in the head where VAR moves most.
+    """Attention of the word of a question, in the head, where VAR moves most.
 
     Attributes:
         scene: The picture.
         name: The object that is asked about.
+        word: The word whose attention it is.
         layer: Which layer.
         head: Which head.
         before: (keys,) weights of the bare model.
@@ -40,6 +41,7 @@ class Moved:
 
     scene: Scene
     name: str
+    word: str
     layer: int
     head: int
     before: Tensor
@@ -54,7 +56,7 @@ class Moved:
 
 
 def most_moved(model: Any, processor: Any, var: VAR, split: str, count: int) -> Moved | None:
-    """Looks through scenes for the head in which VAR moves most; None if it moves nothing."""
+    """Looks through scenes for the word and the head in which VAR moves most; None if it moves nothing."""
     from lvlm_attn.toy import scenes
 
     found = [
@@ -75,7 +77,7 @@ def _moves(model: Any, processor: Any, var: VAR, scene: Scene, name: str) -> lis
     acting = cast("tuple[int, ...]", fitted.layers)
     maps = []
     for items in ((), (var,)):
-        with wrap(model, *items, record(rows="last", sinks=True), processor=processor) as lvlm:
+        with wrap(model, *items, record(rows="prompt", sinks=True), processor=processor) as lvlm:
             lvlm.generate(images=[scene.image], prompts=[pope_question(name)], max_new_tokens=1)
             maps.append(lvlm.maps)
     before, after = maps
@@ -83,14 +85,17 @@ def _moves(model: Any, processor: Any, var: VAR, scene: Scene, name: str) -> lis
     for layer, weights in before.weights.items():
         if layer not in acting:
             continue
-        keys = weights.shape[-1]
+        rows, keys = weights.shape[2:]
         is_patch = before.layout.is_patch[0, :keys]
         is_sink = before.sink_scores[layer][0, :keys] >= fitted.tau
         if not bool((is_patch & is_sink).any()):
             continue
-        for head in range(weights.shape[1]):
-            rows = weights[0, head, 0], after.weights[layer][0, head, 0]
-            found.append(Moved(scene, name, int(layer), head, *rows, is_patch, is_sink))
+        first = int(is_patch.nonzero().max()) + 1
+        left = (weights[0] - after.weights[layer][0])[:, first:, is_sink].sum(-1)
+        head, row = divmod(int(left.argmax()), rows - first)
+        old, new = (one.weights[layer][0, head, first + row] for one in maps)
+        word = before.tokens[first + row].strip()
+        found.append(Moved(scene, name, word, int(layer), head, old, new, is_patch, is_sink))
     return found
 
 
@@ -118,7 +123,7 @@ def shares(moved: Moved) -> list[str]:
     """Where the attention lies before and after VAR, in words."""
     parts = {
         "the first token": moved.is_sink & ~moved.is_patch,
-        f"the sink patches ({_SINK})": moved.is_sink & moved.is_patch,
+        f"the sink patches ({SINK})": moved.is_sink & moved.is_patch,
         "all other patches": moved.is_patch & ~moved.is_sink,
         "other words": ~moved.is_patch & ~moved.is_sink,
     }
@@ -155,7 +160,7 @@ def names(scene: Scene) -> dict[str, str]:
         wanted = (letters[0].upper(), *letters, *string.ascii_letters)
         if item.name not in given:
             given[item.name] = next(
-                letter for letter in wanted if letter not in given.values() and letter != _SINK
+                letter for letter in wanted if letter not in given.values() and letter != SINK
             )
     return given
 
@@ -184,4 +189,4 @@ def letters_at(scene: Scene, side: int) -> dict[int, str]:
 
 def _shaded(weights: Tensor, sinks: Tensor, most: float) -> list[str]:
     steps = (weights / max(most, 1e-9) * len(_SHADES)).long().clamp(0, len(_SHADES) - 1)
-    return [_SINK if sink else _SHADES[step] for step, sink in zip(steps.tolist(), sinks.tolist())]
+    return [SINK if sink else _SHADES[step] for step, sink in zip(steps.tolist(), sinks.tolist())]

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lvlm_attn.cli.demo_picture import SHADES_TOLD, chosen_heads, drawn, legend, most_moved, shares
+from lvlm_attn.cli.demo_picture import SHADES_TOLD, SINK, chosen_heads, drawn, legend, most_moved, shares
 from lvlm_attn.evals.core.tables import percent, points
+from lvlm_attn.toy.prompts import pope_question
 
 if TYPE_CHECKING:
     from lvlm_attn.evals.compare import Comparison
@@ -45,11 +46,13 @@ def mechanism(model: Any, processor: Any, var: VAR, vhr: VHR, split: str, count:
     if moved is None:
         yield "\nVAR moves no attention in this model: it finds no sink among the patches."
         return
-    yield (
-        f'\n"Is there a {moved.name} in the image?" ({moved.scene.id}): attention of the last prompt\n'
-        f"token, layer {moved.layer} head {moved.head}. Darker is more; S marks sink patches, whose massive\n"
-        "activation draws attention though nothing is there. VAR moves it to the others.\n"
+    asked = (
+        f'{pope_question(moved.name)} ({moved.scene.id}): attention of the word "{moved.word}" of this question, '
+        f"layer {moved.layer} head {moved.head}, where VAR moves most. "
+        f"Darker is more; {SINK} marks sink patches, whose massive activation draws attention though nothing is there. "
+        "VAR moves it to the others."
     )
+    yield f"\n{textwrap.fill(asked, 79)}\n"
     yield from drawn(moved)
     yield f"objects: {legend(moved)}"
     yield SHADES_TOLD

@@ -11,6 +11,7 @@ from lvlm_attn.cli.demo_words import mechanism
 from lvlm_attn.hooks.var import VAR
 from lvlm_attn.hooks.vhr import VHR
 from lvlm_attn.toy import load, scenes
+from lvlm_attn.toy.prompts import pope_question
 from tests.cli.test_cli import call
 from tests.evals.conftest import untrained  # noqa: F401
 
@@ -25,6 +26,7 @@ def toy():
 def test_var_moves_from_sinks_to_patches_and_rows_keep_their_sum(toy):
     moved = most_moved(*toy, VAR(layers=[4]), "dev", 4)  # one layer, so that nothing before it changes
     assert moved is not None
+    assert moved.word in pope_question(moved.name)
     assert moved.amount > 0.02
     assert float(moved.after.sum()) == pytest.approx(1, abs=1e-4)
     others = moved.is_patch & ~moved.is_sink
@@ -41,7 +43,7 @@ def test_panels_show_objects_where_they_are_and_darker_where_more_is():
     is_sink = torch.zeros(150, dtype=torch.bool)
     is_sink[[0, 3]] = True
     before[3], before[10], after[10], after[20] = 0.5, 0.1, 0.4, 0.2
-    moved = Moved(scene, scene.objects[0].name, 2, 1, before, after, is_patch, is_sink)
+    moved = Moved(scene, scene.objects[0].name, "Is", 2, 1, before, after, is_patch, is_sink)
     lines = drawn(moved)
     assert len(lines) == 13
     assert max(map(len, lines)) <= 80

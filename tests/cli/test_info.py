@@ -67,7 +67,7 @@ def test_what_stands_in_backticks_is_not_broken():
 def test_sinks_say_what_the_number_is(capsys):
     code, out, err = call(capsys, "sinks", "--model", "toy", "--device", "cpu")
     assert code == 0, err
-    assert "(sink score 11.2)" in out
+    assert "(sink score 10.6)" in out
     assert "at most 11.3" in " ".join(out.split())
 
 

@@ -30,7 +30,7 @@ def mapped(capsys, scene, out, *arguments):
 def test_pictures(capsys, scene, tmp_path, ending):
     pytest.importorskip("matplotlib")
     printed = mapped(capsys, scene, tmp_path / f"a.{ending}", "--max-new-tokens", "16")
-    assert printed.startswith("bare: The image contains")
+    assert printed.startswith("bare: The picture features")
     twice = ("--answer", "The bus is beside a bus.", "--word", "bus", "--mention", "2")
     mapped(capsys, scene, tmp_path / f"b.{ending}", *twice, "--view", "relative")
     mapped(
@@ -38,7 +38,7 @@ def test_pictures(capsys, scene, tmp_path, ending):
         scene,
         tmp_path / f"c.{ending}",
         "--word",
-        "bus",
+        "car",
         "--layers",
         "2..4",
         "--head",
@@ -52,13 +52,13 @@ def test_pictures(capsys, scene, tmp_path, ending):
 @pytest.mark.parametrize("view", ["no_sinks", "contrast", "rollout"])
 def test_views(capsys, scene, tmp_path, view):
     pytest.importorskip("matplotlib")
-    mapped(capsys, scene, tmp_path / "a.png", "--word", "bus", "--view", view, "--max-new-tokens", "16")
+    mapped(capsys, scene, tmp_path / "a.png", "--word", "car", "--view", view, "--max-new-tokens", "16")
     assert Image.open(tmp_path / "a.png").width > 300
 
 
 def test_interventions_are_shown_beside_the_bare_model(capsys, scene, tmp_path):
     pytest.importorskip("matplotlib")
-    printed = mapped(capsys, scene, tmp_path / "a.png", "--word", "person", "--intervene", "vhr")
+    printed = mapped(capsys, scene, tmp_path / "a.png", "--word", "bicycle", "--intervene", "vhr")
     assert [line.split(":")[0] for line in printed.splitlines()] == ["bare", "vhr"]
     mapped(capsys, scene, tmp_path / "a.html", "--intervene", "vhr", "--answer", "The image contains a bus.")
     text = (tmp_path / "a.html").read_text("utf-8")
@@ -69,7 +69,7 @@ def test_interventions_are_shown_beside_the_bare_model(capsys, scene, tmp_path):
 
 def test_numbers_can_be_kept(capsys, scene, tmp_path):
     mapped(capsys, scene, tmp_path / "a.maps", "--max-new-tokens", "16")
-    assert la.AttentionMaps.load(tmp_path / "a.maps")["bus"].pixels().shape == (144, 144)
+    assert la.AttentionMaps.load(tmp_path / "a.maps")["car"].pixels().shape == (144, 144)
 
 
 def test_a_turned_photo_is_mapped_upright(capsys, tmp_path):

@@ -142,7 +142,8 @@ def test_several_turns_with_pictures_of_their_own(toy, picture):
     ]
     request = Request.of_prompts(target_of(*toy), [other], [chat])
     end = toy[1].tokenizer.eos_token
-    assert request.texts == [f"Be brief. {SHOWN} Yes{end}USER: <image>\nAnd here? ASSISTANT:"]
+    first = SHOWN.replace("<image>", "Image 1: <image>")  # the toy's template numbers several pictures
+    assert request.texts == [f"Be brief. {first} Yes{end}USER: Image 2: <image>\nAnd here? ASSISTANT:"]
     assert [image.getpixel((0, 0)) for image in request.images[0]] == [(20, 120, 30), (255, 0, 0)]
     assert request.questions == ["And here?"]
     assert request.batch == 1

@@ -55,7 +55,7 @@ def test_a_decoding_step_is_held_once(monkeypatch):
 
 
 def test_an_answer_ends_with_its_end_token():
-    lvlm, answers = asked(la.record(), prompts=(QUESTION, "Is there a dog in the image?"))
+    lvlm, answers = asked(la.record(), prompts=(QUESTION, "Is there an elephant in the image?"))
     one, two = lvlm.maps.sample(0), lvlm.maps.sample(1)
     assert len(one) == 24
     assert two.tokens == [" No", " </s>"]
@@ -113,7 +113,7 @@ def test_weights_on_disk(tmp_path):
 
 
 def test_sink_scores_are_those_of_var():
-    lvlm, _ = asked(la.record(sinks=True, rows="last"), prompts=(QUESTION, "Is there a dog in the image?"))
+    lvlm, _ = asked(la.record(sinks=True, rows="last"), prompts=(QUESTION, "Is there an elephant in the image?"))
     maps = lvlm.maps
     seen = {}
 
@@ -121,7 +121,7 @@ def test_sink_scores_are_those_of_var():
         def observe(self, layer, hidden):
             seen.setdefault(layer.index, hidden)
 
-    asked(Look(), prompts=(QUESTION, "Is there a dog in the image?"))
+    asked(Look(), prompts=(QUESTION, "Is there an elephant in the image?"))
     from lvlm_attn.measures.sinks import sink_score
 
     model, processor = toy_model()
@@ -141,7 +141,7 @@ def test_the_next_prompt_replaces_the_last_one():
         lvlm.generate(images=[IMAGE], prompts=[QUESTION], max_new_tokens=4)
         first = lvlm.maps
         assert lvlm.maps is first
-        lvlm.generate(images=[IMAGE], prompts=["Is there a dog in the image?"], max_new_tokens=4)
+        lvlm.generate(images=[IMAGE], prompts=["Is there an elephant in the image?"], max_new_tokens=4)
         assert lvlm.maps["No"].pixels().shape == (144, 144)
     assert lvlm.maps["No"].view_name == "raw"
     assert first.words[0] == "The"

@@ -50,10 +50,10 @@ def logit_by_hand(maps, word, hidden):
 
 @pytest.mark.parametrize("cells", [1, 3])
 def test_hidden_keys_by_hand(maps, cells):
-    check = maps.occlude("bus", cells=cells, batch=7)
+    check = maps.occlude("car", cells=cells, batch=7)
     count = 12 // cells
     assert check.drop.shape == check.attention.shape == (count, count)
-    whole = logit_by_hand(maps, "bus", [])
+    whole = logit_by_hand(maps, "car", [])
     assert check.logit == pytest.approx(whole, abs=1e-4)
     patches = maps.layout.is_patch[0].nonzero().flatten().reshape(12, 12)
     for row, col in (
@@ -62,22 +62,22 @@ def test_hidden_keys_by_hand(maps, cells):
         np.unravel_index(check.drop.argmax(), check.drop.shape),
     ):
         part = patches[row * cells : (row + 1) * cells, col * cells : (col + 1) * cells].flatten()
-        assert check.drop[row, col] == pytest.approx(whole - logit_by_hand(maps, "bus", part), abs=1e-4)
-    assert check.attention.sum() == pytest.approx(maps["bus"].pixels().sum())
+        assert check.drop[row, col] == pytest.approx(whole - logit_by_hand(maps, "car", part), abs=1e-4)
+    assert check.attention.sum() == pytest.approx(maps["car"].pixels().sum())
     assert np.abs(check.drop).max() > 0.1
 
 
 def test_a_row_is_chosen_by_its_number(maps):
-    row = [token.strip() for token in maps.tokens].index("bus")
-    check, named = maps.occlude(row, cells=6), maps.occlude("bus", cells=6)
-    assert check.word == "bus"
+    row = [token.strip() for token in maps.tokens].index("car")
+    check, named = maps.occlude(row, cells=6), maps.occlude("car", cells=6)
+    assert check.word == "car"
     assert np.array_equal(check.drop, named.drop)
 
 
 def test_painted_regions(maps):
-    check = maps.occlude("bus", by="pixels", cells=4)
-    assert repr(check).startswith("Occlusion('bus', 3 x 3 regions by pixels: logit ")
-    assert check.logit == pytest.approx(maps.occlude("bus", cells=12).logit, abs=1e-4)
+    check = maps.occlude("car", by="pixels", cells=4)
+    assert repr(check).startswith("Occlusion('car', 3 x 3 regions by pixels: logit ")
+    assert check.logit == pytest.approx(maps.occlude("car", cells=12).logit, abs=1e-4)
     car = next(item.box for item in toy.scenes("test")[0].objects if item.name == "car")
     middle = ((car[1] + car[3]) / 2 // 48, (car[0] + car[2]) / 2 // 48)
     assert np.unravel_index(np.abs(check.drop).argmax(), check.drop.shape) == middle
@@ -101,7 +101,7 @@ def test_inside_the_wrap_and_after_it_are_the_same():
 
 def test_a_picture_of_it(maps):
     pytest.importorskip("matplotlib")
-    check = maps.occlude("bus", cells=4)
+    check = maps.occlude("car", cells=4)
     texts = [text.get_text() for text in check.overlay().findobj(lambda item: hasattr(item, "get_text"))]
     assert any("rank correlation" in text for text in texts)
     assert "attention weight (%)" in texts
@@ -111,13 +111,13 @@ def test_what_it_needs(tmp_path, maps):
     with pytest.raises(LvlmAttnError, match="read from a file or made by hand"):
         hand_made().occlude("dog")
     with pytest.raises(LvlmAttnError, match="read from a file"):
-        la.AttentionMaps.load(maps.save(tmp_path / "m")).occlude("bus")
+        la.AttentionMaps.load(maps.save(tmp_path / "m")).occlude("car")
     with pytest.raises(LvlmAttnError, match="No recorded token holds the word 'zebra'"):
         maps.occlude("zebra")
     with pytest.raises(LvlmAttnError, match="by='ears' must be"):
-        maps.occlude("bus", by="ears")
+        maps.occlude("car", by="ears")
     with pytest.raises(LvlmAttnError, match="must be at least 1"):
-        maps.occlude("bus", cells=0)
+        maps.occlude("car", cells=0)
 
 
 @pytest.mark.parametrize("name", ["llava_next", "internvl", "qwen2_vl"])

@@ -113,7 +113,9 @@ def test_weights_on_disk(tmp_path):
 
 
 def test_sink_scores_are_those_of_var():
-    lvlm, _ = asked(la.record(sinks=True, rows="last"), prompts=(QUESTION, "Is there an elephant in the image?"))
+    lvlm, _ = asked(
+        la.record(sinks=True, rows="last"), prompts=(QUESTION, "Is there an elephant in the image?")
+    )
     maps = lvlm.maps
     seen = {}
 

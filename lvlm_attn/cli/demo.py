@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 BARE = "bare model"
 CONTRASTIVE = "PAI"
 _SHORT = ("VAR", "VHR", "VAR+VHR", CONTRASTIVE)
+_SECONDS_A_SCENE = 0.5  # all five runs of it, on two CPU cores
 
 
 def demo(
@@ -38,7 +39,7 @@ def demo(
 
     Answers found in the folder are used again; give another --out to start afresh.
     """
-    from lvlm_attn.cli.demo_words import introduction, mechanism, question, verdicts
+    from lvlm_attn.cli.demo_words import introduction, mechanism, question, running, verdicts
     from lvlm_attn.evals.core.report import show
     from lvlm_attn.evals.core.run_folder import check_writable
     from lvlm_attn.evals.core.runner import RunInterrupted
@@ -54,9 +55,11 @@ def demo(
     var, vhr = (read_interventions([runs[name]])[0] for name in ("VAR", "VHR"))
     for line in mechanism(*loaded, cast("VAR", var), cast("VHR", vhr), split, limit):
         typer.echo(line)
-    typer.echo(
-        f"\n{_filled(question(len({(item.image, item.text) for item in pope.questions}), limit, split))}"
-    )
+    asked = {(item.image, item.text) for item in pope.questions}
+    shown = {image for image, _ in asked}
+    typer.echo(f"\n{_filled(question(len(asked), len(shown), limit, split))}")
+    is_known = model == "toy" and not full
+    typer.echo(_filled(running(runs.values(), _SECONDS_A_SCENE * limit if is_known else None)))
     show_progress = sys.stderr.isatty()
     try:
         done = study(

@@ -37,6 +37,7 @@ class Moved:
         after: (keys,) weights under VAR.
         is_patch: (keys,).
         is_sink: (keys,).
+        answers: What is answered to the question, by the bare model and under VAR.
     """
 
     scene: Scene
@@ -48,6 +49,7 @@ class Moved:
     after: Tensor
     is_patch: Tensor
     is_sink: Tensor
+    answers: tuple[str, str] = ("", "")
 
     @property
     def amount(self) -> float:
@@ -75,12 +77,13 @@ def _moves(model: Any, processor: Any, var: VAR, scene: Scene, name: str) -> lis
 
     fitted = var.fit(target_of(model, processor))
     acting = cast("tuple[int, ...]", fitted.layers)
-    maps = []
+    maps, answers = [], []
     for items in ((), (var,)):
         with wrap(model, *items, record(rows="prompt", sinks=True), processor=processor) as lvlm:
-            lvlm.generate(images=[scene.image], prompts=[pope_question(name)], max_new_tokens=1)
+            answers += lvlm.generate(images=[scene.image], prompts=[pope_question(name)], max_new_tokens=4)
             maps.append(lvlm.maps)
     before, after = maps
+    said = (answers[0].strip(), answers[1].strip())
     found = []
     for layer, weights in before.weights.items():
         if layer not in acting:
@@ -95,7 +98,7 @@ def _moves(model: Any, processor: Any, var: VAR, scene: Scene, name: str) -> lis
         head, row = divmod(int(left.argmax()), rows - first)
         old, new = (one.weights[layer][0, head, first + row] for one in maps)
         word = before.tokens[first + row].strip()
-        found.append(Moved(scene, name, word, int(layer), head, old, new, is_patch, is_sink))
+        found.append(Moved(scene, name, word, int(layer), head, old, new, is_patch, is_sink, said))
     return found
 
 

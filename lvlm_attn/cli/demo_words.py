@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm_attn.cli.demo_picture import SHADES_TOLD, SINK, chosen_heads, drawn, legend, most_moved, shares
 from lvlm_attn.evals.core.tables import percent, points
-from lvlm_attn.toy.prompts import pope_question
+from lvlm_attn.toy.prompts import pope_question, with_article
 
 if TYPE_CHECKING:
     from lvlm_attn.evals.compare import Comparison
@@ -31,13 +31,35 @@ def introduction(model: str) -> str:
     )
 
 
-def question(asked: int, limit: int, split: str) -> str:
-    """What is measured, and how the tables are to be understood."""
+def question(asked: int, shown: int, limit: int, split: str) -> str:
+    """What is measured, and how the tables are to be understood.
+
+    Args:
+        asked: How many distinct yes/no questions.
+        shown: How many scenes they are about.
+        limit: How many scenes there are.
+        split: Which split they are of.
+    """
     return (
-        f"Does it help? {limit} {split} scenes: {asked} yes/no questions (one in several splits counts once) and "
-        f"{limit} captions. Brackets are 95 % intervals; fixed and broken count questions or captions that became "
-        "right or wrong. PAI raises attention to the picture and subtracts what the text alone would say."
+        f"Does it help? POPE: {asked} yes/no questions whether an object is there, about {shown} of {limit} {split} "
+        f'scenes; "false yes" is the share of yes to objects that are not. CHAIR: {limit} captions; CHAIR_i is the '
+        "share of named objects that are not there, CHAIR_s of captions with one, recall of objects there that are "
+        "named. Brackets: 95 % intervals. Fixed, broken: what became right or wrong."
     )
+
+
+def running(settings: Iterable[str], seconds: float | None) -> str:
+    """Which settings are run, and how long that takes where it is known."""
+    used = ", ".join(f"`{text}`" for text in settings if text != "none")
+    lasting = "" if seconds is None else f" Two free CPU cores take about {_lasting(seconds)}."
+    return (
+        f"Settings, chosen on other scenes: {used}. PAI raises attention to the picture and subtracts what the text "
+        f"alone would say.{lasting}"
+    )
+
+
+def _lasting(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 def mechanism(model: Any, processor: Any, var: VAR, vhr: VHR, split: str, count: int) -> Iterator[str]:
@@ -47,10 +69,9 @@ def mechanism(model: Any, processor: Any, var: VAR, vhr: VHR, split: str, count:
         yield "\nVAR moves no attention in this model: it finds no sink among the patches."
         return
     asked = (
-        f'{pope_question(moved.name)} ({moved.scene.id}): attention of the word "{moved.word}" of this question, '
-        f"layer {moved.layer} head {moved.head}, where VAR moves most. "
-        f"Darker is more; {SINK} marks sink patches, whose massive activation draws attention though nothing is there. "
-        "VAR moves it to the others."
+        f'{pope_question(moved.name)} ({moved.scene.id}): attention of its word "{moved.word}", layer {moved.layer} '
+        f"head {moved.head}, where VAR moves most: from sink patches ({SINK}), whose massive activation draws "
+        "attention though nothing is there, to the others."
     )
     yield f"\n{textwrap.fill(asked, 79)}\n"
     yield from drawn(moved)
@@ -59,6 +80,8 @@ def mechanism(model: Any, processor: Any, var: VAR, vhr: VHR, split: str, count:
     told = shares(moved)
     yield "; ".join(told[:2])
     yield "; ".join(told[2:])
+    before, after = moved.answers
+    yield f'There is {with_article(moved.name)}. The answer is "{before}" before and "{after}" after VAR.'
     heads = chosen_heads(model, processor, vhr, moved.scene, moved.name)
     listed = ", ".join(f"{' and '.join(map(str, found))} of layer {layer}" for layer, found in heads)
     yield f"VHR scales by {vhr.alpha:g} the heads that change most without the picture:"
@@ -66,27 +89,27 @@ def mechanism(model: Any, processor: Any, var: VAR, vhr: VHR, split: str, count:
 
 
 def verdicts(done: Study, full: bool) -> Iterator[str]:
-    """One sentence per method: what it changed and whether it helped; with all methods, only those that helped."""
+    """One sentence per method: whether it helped and what it changed; with all methods, only those that differ."""
+    fewer_yes = []
     for name in list(done.pope)[1:]:
         if done.pope_tests is None or done.chair_tests is None:
             return
         answers, captions = done.pope_tests.runs[name], done.chair_tests.runs[name]
-        changed = (
-            f"{name} changed {_changed(done.pope_tests, name)} of {answers.questions} answers and "
+        accuracy, invented = answers.metrics["accuracy"], captions.metrics["chair_i"]
+        effects = (_effect(accuracy, is_loss=False), _effect(invented, is_loss=True))
+        if full and not any(effects):
+            continue
+        counts = (
+            f"{_changed(done.pope_tests, name)} of {answers.questions} answers and "
             f"{captions.samples - captions.same_texts} of {captions.samples} captions"
         )
-        yes_no = _judged(answers.metrics["accuracy"], "accuracy on yes/no questions", lower=False)
-        if "better" in yes_no:
-            yes_no += _yes_shares(answers.metrics["yes_ratio"])
-        found = [
-            yes_no,
-            _judged(captions.metrics["chair_i"], "hallucinated objects in captions", lower=True),
-        ]
-        kept = [text for text in found if text]
-        if kept:
-            yield f"{changed}: {' and '.join(kept)}."
-        elif not full:
-            yield f"{changed}: no difference beyond chance on these scenes."
+        how = f"; accuracy {_told(effects[0], accuracy)}, CHAIR_i {_told(effects[1], invented)}"
+        yield f"{name} {_summary(effects)}: {counts} changed{how if any(effects) else ''}."
+        yes = answers.metrics["yes_ratio"]
+        if effects[0] > 0 and percent(yes.before) != percent(yes.after):
+            fewer_yes.append((name, yes))
+    if fewer_yes:
+        yield _yes_shares(fewer_yes)
 
 
 def _changed(compared: Comparison, name: str) -> int:
@@ -98,19 +121,28 @@ def _changed(compared: Comparison, name: str) -> int:
     )
 
 
-def _yes_shares(change: Any) -> str:
-    """What could explain a gain: the share of yes, where it moved."""
-    if percent(change.before) == percent(change.after):
-        return ""
+def _yes_shares(found: Sequence[tuple[str, Any]]) -> str:
+    """What could explain gains: the share of yes, where it moved."""
+    listed = ", ".join(f"{name} {percent(yes.after)} %" for name, yes in found)
     return (
-        f" (it says yes to {percent(change.after)} %, not {percent(change.before)} %: that alone can do it; "
-        "--controls tells)"
+        f"The better answers have another share of yes ({listed}; bare model {percent(found[0][1].before)} %): that "
+        "alone can do it; --controls (below) tells."
     )
 
 
-def _judged(change: Any, what: str, lower: bool) -> str:
-    """Better or worse beyond chance, corrected over the methods compared; empty if neither."""
+def _effect(change: Any, is_loss: bool) -> int:
+    """1 where it helped beyond chance, corrected over the methods compared; -1 where it did harm; else 0."""
     if change.p_holm >= _LEVEL:
-        return ""
-    is_better = (change.difference < 0) == lower
-    return f"{what} {'better' if is_better else 'worse'} by {points(change.difference)[1:]} points"
+        return 0
+    return 1 if (change.difference < 0) == is_loss else -1
+
+
+def _summary(effects: tuple[int, ...]) -> str:
+    found = (["may help"] if 1 in effects else []) + (["does harm"] if -1 in effects else [])
+    return " and ".join(found) or "makes no difference beyond chance"
+
+
+def _told(effect: int, change: Any) -> str:
+    if not effect:
+        return "no different beyond chance"
+    return f"{'better' if effect > 0 else 'worse'} by {points(change.difference)[1:]} points"

@@ -133,7 +133,7 @@ def _ending(out: Path, split: str, limit: int, taken: float, full: bool) -> str:
     more = "" if full else "`lvlm-attn demo --full` for all methods; "
     return (
         f"{taken:.0f} s. Tables: {out / 'table.md'}; every answer: {out / f'{split}-{limit}'}. Next: {more}"
-        "`lvlm-attn methods pai` explains one; `lvlm-attn eval pope --model toy --data toy --intervene pai --controls` "
+        "`lvlm-attn eval pope --model toy --data toy --intervene pai --controls` "
         "asks whether a gain survives; docs/results.md has every method."
     )
 

@@ -125,13 +125,13 @@ def drawn(moved: Moved) -> list[str]:
 def shares(moved: Moved) -> list[str]:
     """Where the attention lies before and after VAR, in words."""
     parts = {
-        "the first token": moved.is_sink & ~moved.is_patch,
-        f"the sink patches ({SINK})": moved.is_sink & moved.is_patch,
-        "all other patches": moved.is_patch & ~moved.is_sink,
-        "other words": ~moved.is_patch & ~moved.is_sink,
+        "first token": moved.is_sink & ~moved.is_patch,
+        f"patches {SINK}": moved.is_sink & moved.is_patch,
+        "others": moved.is_patch & ~moved.is_sink,
+        "words": ~moved.is_patch & ~moved.is_sink,
     }
     return [
-        f"{name}: {float(moved.before[mask].sum()):.0%} -> {float(moved.after[mask].sum()):.0%}"
+        f"{name} {float(moved.before[mask].sum()):.0%} -> {float(moved.after[mask].sum()):.0%}"
         for name, mask in parts.items()
     ]
 

@@ -41,10 +41,12 @@ def question(asked: int, shown: int, limit: int, split: str) -> str:
         split: Which split they are of.
     """
     return (
-        f"Does it help? POPE: {asked} yes/no questions whether an object is there, about {shown} of {limit} {split} "
-        f'scenes; "false yes" is the share of yes to objects that are not. CHAIR: {limit} captions; CHAIR_i is the '
-        "share of named objects that are not there, CHAIR_s of captions with one, recall of objects there that are "
-        "named. Brackets: 95 % intervals. Fixed, broken: what became right or wrong."
+        f"Does it help? POPE asks whether an object is there: {asked} yes/no questions on {shown} of {limit} {split} "
+        "scenes (the others have too few objects). Half of each of its three splits should be yes; false yes is of "
+        "the other half. Fixed and broken count what splits share once. CHAIR reads "
+        f"{limit} captions: CHAIR_i is the share of named objects that are not there, CHAIR_s of captions with one "
+        "(fixed and broken count these), recall of objects there that are named. Brackets: 95 % intervals; in words "
+        "below the tables: what differs beyond chance (Holm, 5 %)."
     )
 
 
@@ -68,23 +70,23 @@ def mechanism(model: Any, processor: Any, var: VAR, vhr: VHR, split: str, count:
     if moved is None:
         yield "\nVAR moves no attention in this model: it finds no sink among the patches."
         return
+    text = pope_question(moved.name)
+    before = f' (before "{moved.name}" is read)' if text.find(moved.word) < text.find(moved.name) else ""
     asked = (
-        f'{pope_question(moved.name)} ({moved.scene.id}): attention of its word "{moved.word}", layer {moved.layer} '
-        f"head {moved.head}, where VAR moves most: from sink patches ({SINK}), whose massive activation draws "
-        "attention though nothing is there, to the others."
+        f'{text} ({moved.scene.id}): attention of its word "{moved.word}"{before}, layer {moved.layer} head '
+        f"{moved.head}, where VAR moves most: from sinks (the first token and patches {SINK}, which draw attention "
+        "though nothing is there) to the other patches."
     )
     yield f"\n{textwrap.fill(asked, 79)}\n"
     yield from drawn(moved)
     yield f"objects: {legend(moved)}"
     yield SHADES_TOLD
-    told = shares(moved)
-    yield "; ".join(told[:2])
-    yield "; ".join(told[2:])
-    before, after = moved.answers
-    yield f'There is {with_article(moved.name)}. The answer is "{before}" before and "{after}" after VAR.'
+    yield ", ".join(shares(moved))
+    bare, changed = moved.answers
+    yield f'There is {with_article(moved.name)}. The answer is "{bare}" before and "{changed}" after VAR.'
     heads = chosen_heads(model, processor, vhr, moved.scene, moved.name)
     listed = ", ".join(f"{' and '.join(map(str, found))} of layer {layer}" for layer, found in heads)
-    yield f"VHR scales by {vhr.alpha:g} the heads that change most without the picture:"
+    yield f"VHR multiplies by {vhr.alpha:g} the heads that change most without the picture:"
     yield textwrap.fill(f"{listed}.", 79)
 
 
@@ -95,18 +97,26 @@ def verdicts(done: Study, full: bool) -> Iterator[str]:
         if done.pope_tests is None or done.chair_tests is None:
             return
         answers, captions = done.pope_tests.runs[name], done.chair_tests.runs[name]
-        accuracy, invented = answers.metrics["accuracy"], captions.metrics["chair_i"]
-        effects = (_effect(accuracy, is_loss=False), _effect(invented, is_loss=True))
-        if full and not any(effects):
+        found = {
+            f"{what} {'better' if effect > 0 else 'worse'} by {points(change.difference)[1:]} points": effect
+            for what, change, is_loss in (
+                ("accuracy", answers.metrics["accuracy"], False),
+                ("CHAIR_i", captions.metrics["chair_i"], True),
+                ("recall of captions", captions.metrics["recall"], False),
+            )
+            if (effect := _effect(change, is_loss))
+        }
+        if full and not found:
             continue
         counts = (
             f"{_changed(done.pope_tests, name)} of {answers.questions} answers and "
-            f"{captions.samples - captions.same_texts} of {captions.samples} captions"
+            f"{captions.samples - captions.same_texts} of {captions.samples} captions changed"
         )
-        how = f"; accuracy {_told(effects[0], accuracy)}, CHAIR_i {_told(effects[1], invented)}"
-        yield f"{name} {_summary(effects)}: {counts} changed{how if any(effects) else ''}."
+        yield f"{name} {_summary(found.values())}: {'; '.join((counts, *_joined(found)))}."
         yes = answers.metrics["yes_ratio"]
-        if effects[0] > 0 and percent(yes.before) != percent(yes.after):
+        if _effect(answers.metrics["accuracy"], is_loss=False) > 0 and percent(yes.before) != percent(
+            yes.after
+        ):
             fewer_yes.append((name, yes))
     if fewer_yes:
         yield _yes_shares(fewer_yes)
@@ -137,12 +147,11 @@ def _effect(change: Any, is_loss: bool) -> int:
     return 1 if (change.difference < 0) == is_loss else -1
 
 
-def _summary(effects: tuple[int, ...]) -> str:
-    found = (["may help"] if 1 in effects else []) + (["does harm"] if -1 in effects else [])
+def _summary(effects: Iterable[int]) -> str:
+    signs = set(effects)
+    found = (["may help"] if 1 in signs else []) + (["does harm"] if -1 in signs else [])
     return " and ".join(found) or "makes no difference beyond chance"
 
 
-def _told(effect: int, change: Any) -> str:
-    if not effect:
-        return "no different beyond chance"
-    return f"{'better' if effect > 0 else 'worse'} by {points(change.difference)[1:]} points"
+def _joined(texts: Iterable[str]) -> list[str]:
+    return [joined] if (joined := ", ".join(texts)) else []

@@ -55,7 +55,7 @@ def test_panels_show_objects_where_they_are_and_darker_where_more_is():
     assert panels[1][2][2 * 5] not in " @"  # patch 17, half of it
     x0, y0, x1, y1 = scene.objects[-1].box
     assert panels[(y0 + y1) // 24][0][2 * ((x0 + x1) // 24)] != "."
-    assert shares(moved)[1] == "the sink patches (S): 50% -> 0%"
+    assert shares(moved)[1] == "patches S 50% -> 0%"
 
 
 def test_every_object_of_the_legend_is_in_the_picture_under_a_letter_of_its_own():
@@ -85,7 +85,7 @@ def test_a_model_without_sinks_says_so(untrained):  # noqa: F811
 def test_the_mechanism_names_heads_and_fits_the_terminal(toy):
     lines = list(mechanism(*toy, VAR(), VHR(alpha=1.5), "dev", 3))
     text = "\n".join(lines)
-    assert "VHR scales by 1.5" in text
+    assert "VHR multiplies by 1.5" in text
     assert re.search(r'There is an? [\w ]+\. The answer is "\w+" before and "\w+" after VAR\.', text)
     assert re.search(r"\d( and \d)? of layer \d", text)
     assert max(len(line) for line in text.split("\n")) <= 80
@@ -103,7 +103,7 @@ def test_the_whole_demo_is_one_screen_with_a_verdict_for_each_method(capsys, tmp
     for name in ("VAR", "VHR", "VAR+VHR", "PAI"):
         assert re.search(rf"\n{re.escape(name)} (may help|does harm|makes no difference)", out)
     told = " ".join(out.split())
-    asked, shown = re.search(r"(\d+) yes/no questions .*? about (\d+) of 3 dev scenes", told).groups()
+    asked, shown = re.search(r"(\d+) yes/no questions on (\d+) of 3 dev scenes", told).groups()
     assert 1 <= int(shown) <= 3
     assert set(re.findall(r"of (\d+) answers", told)) == {asked}
     for needed in (

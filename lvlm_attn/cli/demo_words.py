@@ -92,34 +92,37 @@ def mechanism(model: Any, processor: Any, var: VAR, vhr: VHR, split: str, count:
 
 def verdicts(done: Study, full: bool) -> Iterator[str]:
     """One sentence per method: whether it helped and what it changed; with all methods, only those that differ."""
-    fewer_yes = []
+    if done.pope_tests is None or done.chair_tests is None:
+        return
+    other_yes, told = [], 0
     for name in list(done.pope)[1:]:
-        if done.pope_tests is None or done.chair_tests is None:
-            return
         answers, captions = done.pope_tests.runs[name], done.chair_tests.runs[name]
-        found = {
-            f"{what} {'better' if effect > 0 else 'worse'} by {points(change.difference)[1:]} points": effect
-            for what, change, is_loss in (
-                ("accuracy", answers.metrics["accuracy"], False),
-                ("CHAIR_i", captions.metrics["chair_i"], True),
-                ("recall of captions", captions.metrics["recall"], False),
-            )
-            if (effect := _effect(change, is_loss))
-        }
-        if full and not found:
+        measured = (
+            ("accuracy", answers.metrics["accuracy"], False),
+            ("CHAIR_i", captions.metrics["chair_i"], True),
+            ("recall of captions", captions.metrics["recall"], False),
+        )
+        effects = [_effect(change, is_loss) for _, change, is_loss in measured]
+        if full and not any(effects):
             continue
+        told += 1
         counts = (
             f"{_changed(done.pope_tests, name)} of {answers.questions} answers and "
             f"{captions.samples - captions.same_texts} of {captions.samples} captions changed"
         )
-        yield f"{name} {_summary(found.values())}: {'; '.join((counts, *_joined(found)))}."
+        found = ", ".join(
+            f"{what} {'better' if effect > 0 else 'worse'} by {points(change.difference)[1:]} points"
+            for effect, (what, change, _) in zip(effects, measured, strict=True)
+            if effect
+        )
+        yield f"{name} {_summary(effects)}: {counts}{'; ' if found else ''}{found}."
         yes = answers.metrics["yes_ratio"]
-        if _effect(answers.metrics["accuracy"], is_loss=False) > 0 and percent(yes.before) != percent(
-            yes.after
-        ):
-            fewer_yes.append((name, yes))
-    if fewer_yes:
-        yield _yes_shares(fewer_yes)
+        if effects[0] > 0 and percent(yes.before) != percent(yes.after):
+            other_yes.append((name, yes))
+    if full and not told:
+        yield "No method makes a difference beyond chance."
+    if other_yes:
+        yield _yes_shares(other_yes)
 
 
 def _changed(compared: Comparison, name: str) -> int:
@@ -147,11 +150,6 @@ def _effect(change: Any, is_loss: bool) -> int:
     return 1 if (change.difference < 0) == is_loss else -1
 
 
-def _summary(effects: Iterable[int]) -> str:
-    signs = set(effects)
-    found = (["may help"] if 1 in signs else []) + (["does harm"] if -1 in signs else [])
+def _summary(effects: Sequence[int]) -> str:
+    found = (["may help"] if 1 in effects else []) + (["does harm"] if -1 in effects else [])
     return " and ".join(found) or "makes no difference beyond chance"
-
-
-def _joined(texts: Iterable[str]) -> list[str]:
-    return [joined] if (joined := ", ".join(texts)) else []

@@ -1,13 +1,14 @@
 """The demo: one picture's mechanism as text, five methods with intervals, and what to do next."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lvlm_attn.cli.demo import settings
 from lvlm_attn.cli.demo_picture import Moved, chosen_heads, drawn, letters_at, most_moved, names, shares
-from lvlm_attn.cli.demo_words import mechanism
+from lvlm_attn.cli.demo_words import mechanism, verdicts
 from lvlm_attn.hooks.var import VAR
 from lvlm_attn.hooks.vhr import VHR
 from lvlm_attn.toy import load, scenes
@@ -119,6 +120,49 @@ def test_the_whole_demo_is_one_screen_with_a_verdict_for_each_method(capsys, tmp
         assert needed in told
     assert "docs/results.md" in out
     assert (tmp_path / "demo/table.md").is_file()
+
+
+def _change(difference, p_holm, before=0.5, after=0.5):
+    return SimpleNamespace(difference=difference, p_holm=p_holm, before=before, after=after)
+
+
+def _study(**methods):
+    """A study in which each method has these changes of accuracy, CHAIR_i and recall on one question."""
+    lines = [{"sample_id": "0", "raw_text": "Yes"}]
+    pope, chair = {}, {}
+    for name, (accuracy, chair_i, recall) in methods.items():
+        changes = {"accuracy": accuracy, "yes_ratio": _change(-0.1, 0.01, 0.6, 0.5)}
+        run = SimpleNamespace(lines=[{"sample_id": "0", "raw_text": "No"}])
+        pope[name] = SimpleNamespace(metrics=changes, questions=1, run=run)
+        chair[name] = SimpleNamespace(metrics={"chair_i": chair_i, "recall": recall}, samples=4, same_texts=1)
+    compared = {
+        "reference": SimpleNamespace(lines=lines),
+        "tally": SimpleNamespace(question=lambda line: line["sample_id"]),
+    }
+    return SimpleNamespace(
+        pope={"bare": None, **pope},
+        pope_tests=SimpleNamespace(runs=pope, **compared),
+        chair_tests=SimpleNamespace(runs=chair),
+    )
+
+
+def test_verdicts_say_what_is_beyond_chance_and_in_which_direction():
+    same, up, down = _change(0.04, 0.2), _change(0.04, 0.01), _change(-0.04, 0.01)
+    study = _study(A=(up, down, same), B=(down, up, same), C=(up, same, down), D=(same, same, same))
+    counts = "1 of 1 answers and 3 of 4 captions changed"
+    told = [
+        f"A may help: {counts}; accuracy better by 4.0 points, CHAIR_i better by 4.0 points.",
+        f"B does harm: {counts}; accuracy worse by 4.0 points, CHAIR_i worse by 4.0 points.",
+        f"C may help and does harm: {counts}; accuracy better by 4.0 points, recall of captions worse by 4.0 points.",
+        f"D makes no difference beyond chance: {counts}.",
+        "The better answers have another share of yes (A 50.0 %, C 50.0 %; bare model 60.0 %): that alone can do it; "
+        "--controls (below) tells.",
+    ]
+    assert list(verdicts(study, full=False)) == told
+    assert list(verdicts(study, full=True)) == [*told[:3], told[4]]
+    assert list(verdicts(_study(D=(same, same, same)), full=True)) == [
+        "No method makes a difference beyond chance."
+    ]
 
 
 def test_full_runs_more_than_short_and_both_begin_with_the_bare_model():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lvlm_attn.toy.scene import Scene
 
 _SHADES = " .:-=+*#%@"
-SINK = "S"
+SINK = "X"
 SHADES_TOLD = (
     f"attention, none to most: blank {' '.join(_SHADES.strip())}; {SINK}: a sink, its share is below"
 )

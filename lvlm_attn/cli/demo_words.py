@@ -42,11 +42,11 @@ def question(asked: int, shown: int, limit: int, split: str) -> str:
     """
     return (
         f"Does it help? POPE asks whether an object is there: {asked} yes/no questions on {shown} of {limit} {split} "
-        "scenes (the others have too few objects). Half of each of its three splits should be yes; false yes is of "
-        "the other half. Fixed and broken count what splits share once. CHAIR reads "
+        "scenes (the others have too few objects). Half of each of its three splits should be yes; false yes: share "
+        "of the other half. Fixed, broken: a question in several splits counts once. CHAIR reads "
         f"{limit} captions: CHAIR_i is the share of named objects that are not there, CHAIR_s of captions with one "
-        "(fixed and broken count these), recall of objects there that are named. Brackets: 95 % intervals; in words "
-        "below the tables: what differs beyond chance (Holm, 5 %)."
+        "(fixed and broken count these), recall of objects there that are named. Brackets: 95 % intervals; "
+        "in words below: beyond chance (Holm, 5 %)."
     )
 
 
@@ -55,7 +55,7 @@ def running(settings: Iterable[str], seconds: float | None) -> str:
     used = ", ".join(f"`{text}`" for text in settings if text != "none")
     lasting = "" if seconds is None else f" Two free CPU cores take about {_lasting(seconds)}."
     return (
-        f"Settings, chosen on other scenes: {used}. PAI raises attention to the picture and subtracts what the text "
+        f"Settings, chosen on dev scenes: {used}. PAI raises attention to the picture and subtracts what the text "
         f"alone would say.{lasting}"
     )
 
@@ -138,8 +138,8 @@ def _yes_shares(found: Sequence[tuple[str, Any]]) -> str:
     """What could explain gains: the share of yes, where it moved."""
     listed = ", ".join(f"{name} {percent(yes.after)} %" for name, yes in found)
     return (
-        f"The better answers have another share of yes ({listed}; bare model {percent(found[0][1].before)} %): that "
-        "alone can do it; --controls (below) tells."
+        f"The better answers have another share of yes ({listed}; bare model {percent(found[0][1].before)} %), which "
+        "alone may explain them: see --controls below."
     )
 
 

@@ -50,13 +50,13 @@ def test_panels_show_objects_where_they_are_and_darker_where_more_is():
     assert len(lines) == 13
     assert max(map(len, lines)) <= 80
     panels = [re.split(r" \| ", line.ljust(75)) for line in lines[1:]]
-    assert panels[0][1][0] == panels[0][2][0] == "S"
+    assert panels[0][1][0] == panels[0][2][0] == "X"
     assert panels[0][2][2 * 7] == "@"  # patch 7 has the most
     assert panels[0][1][2 * 7] == ":"  # a quarter of it
     assert panels[1][2][2 * 5] not in " @"  # patch 17, half of it
     x0, y0, x1, y1 = scene.objects[-1].box
     assert panels[(y0 + y1) // 24][0][2 * ((x0 + x1) // 24)] != "."
-    assert shares(moved)[1] == "patches S 50% -> 0%"
+    assert shares(moved)[1] == "patches X 50% -> 0%"
 
 
 def test_every_object_of_the_legend_is_in_the_picture_under_a_letter_of_its_own():
@@ -64,7 +64,7 @@ def test_every_object_of_the_legend_is_in_the_picture_under_a_letter_of_its_own(
         given = names(scene)
         assert len(set(given.values())) == len(given) == len({item.name for item in scene.objects})
         assert set(letters_at(scene, 12).values()) == set(given.values())
-        assert "S" not in given.values()
+        assert "X" not in given.values()
         assert all(letter.lower() in name for name, letter in given.items())
         for at in letters_at(scene, 12):
             row, column = divmod(at, 12)
@@ -114,7 +114,7 @@ def test_the_whole_demo_is_one_screen_with_a_verdict_for_each_method(capsys, tmp
         "`vhr:alpha=1.6`, `var+vhr`, `pai",
         "CHAIR_s of captions with one",
         "PAI raises attention",
-        "S: a sink",
+        "X: a sink",
         ". : - = + * # % @",
     ):
         assert needed in told
@@ -155,8 +155,8 @@ def test_verdicts_say_what_is_beyond_chance_and_in_which_direction():
         f"B does harm: {counts}; accuracy worse by 4.0 points, CHAIR_i worse by 4.0 points.",
         f"C may help and does harm: {counts}; accuracy better by 4.0 points, recall of captions worse by 4.0 points.",
         f"D makes no difference beyond chance: {counts}.",
-        "The better answers have another share of yes (A 50.0 %, C 50.0 %; bare model 60.0 %): that alone can do it; "
-        "--controls (below) tells.",
+        "The better answers have another share of yes (A 50.0 %, C 50.0 %; bare model 60.0 %), which alone may explain "
+        "them: see --controls below.",
     ]
     assert list(verdicts(study, full=False)) == told
     assert list(verdicts(study, full=True)) == [*told[:3], told[4]]

@@ -186,9 +186,9 @@ def picked(device: torch.device) -> str:
     wanted = requested()
     if wanted == "torch":
         return f"torch, as {VARIABLE} asks for"
+    if device.type != "cuda" and wanted == "auto":
+        return "torch: there is no GPU"
     reason = unavailable(device)
     if reason is not None:
         return f"torch: {reason}"
-    if device.type != "cuda" and wanted == "auto":
-        return "torch: there is no GPU"
     return "triton" if device.type == "cuda" else "triton, interpreted"

@@ -96,7 +96,7 @@ def answer_loss(
     words = embed(batch.input_ids[rows, first:-1])
     is_answer = batch.labels[rows, first + 1 :] != -100
     hidden, looks = lean_hidden(model.model.language_model, opening, words, is_answer, gaze)
-    loss, right = _score(model, hidden, batch, rows, weight)
+    loss, right = answers_loss(model, model.lm_head(hidden), batch, weight, rows)
     return loss + cost(looks), {"right": right, **figures(looks)}
 
 
@@ -110,14 +110,25 @@ def embed_batch(model: Any, batch: Batch, features: torch.Tensor | None) -> torc
 
 def answers_loss(
     model: Any,
-    hidden: torch.Tensor,
+    logits: torch.Tensor,
     batch: Batch,
     weight: torch.Tensor | None = None,
     rows: slice = slice(None),
 ) -> tuple[torch.Tensor, float]:
-    """Cross-entropy of the answers' tokens from (rows, length, width) last hidden states; see ``answer_loss``."""
-    is_answer = batch.labels[rows, 1:] != -100
-    return _score(model, hidden[:, :-1][is_answer], batch, rows, weight)
+    """The part that some rows have in the batch's mean cross-entropy, and in its share of right tokens.
+
+    Args:
+        model: The toy.
+        logits: (answers, vocabulary) before every answer token of the rows.
+        batch: The whole batch.
+        weight: (vocabulary,) what each word counts; None for all alike.
+        rows: Which of its rows.
+    """
+    end = model.config.text_config.eos_token_id  # ends are too easy to count as right
+    own, every = (found[found != -100] for found in (batch.labels[rows, 1:], batch.labels[:, 1:]))
+    total = float(len(every) if weight is None else weight[every].sum())
+    right = float((logits.argmax(-1) == own)[own != end].sum()) / max(1, int((every != end).sum()))
+    return F.cross_entropy(logits, own, weight, reduction="sum") / total, right
 
 
 def _with_pictures(model: Any, batch: Batch, embedded: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
@@ -128,26 +139,6 @@ def _with_pictures(model: Any, batch: Batch, embedded: torch.Tensor, features: t
         parts += [embedded[:, at:start], picture]
         at = start + picture.shape[1]
     return torch.cat([*parts, embedded[:, at:]], 1)
-
-
-def _score(
-    model: Any, hidden: torch.Tensor, batch: Batch, rows: slice, weight: torch.Tensor | None
-) -> tuple[torch.Tensor, float]:
-    """The part that some rows have in the batch's mean cross-entropy, and in its share of right tokens.
-
-    Args:
-        model: The toy.
-        hidden: (answers, width) last hidden states before every answer token of the rows.
-        batch: The whole batch.
-        rows: Which of its rows.
-        weight: (vocabulary,) what each word counts; None for all alike.
-    """
-    end = model.config.text_config.eos_token_id  # ends are too easy to count as right
-    own, every = (found[found != -100] for found in (batch.labels[rows, 1:], batch.labels[:, 1:]))
-    logits = model.lm_head(hidden)
-    total = float(len(every) if weight is None else weight[every].sum())
-    right = float((logits.argmax(-1) == own)[own != end].sum()) / max(1, int((every != end).sum()))
-    return F.cross_entropy(logits, own, weight, reduction="sum") / total, right
 
 
 def name_weights(tokenizer: Any, object_weight: float) -> torch.Tensor:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm_attn.toy.planting import Planted
-from lvlm_attn.toy.pool import build_pool
-from lvlm_attn.toy.prior_stage import train_priors
+from lvlm_attn.toy.pool import Pool, build_pool
+from lvlm_attn.toy.prior_stage import Array, train_priors
 from lvlm_attn.toy.sink_keys import calibrate_keys, plant_sinks
 from lvlm_attn.toy.team import ALONE, Team
 from lvlm_attn.toy.view_stage import train_views
@@ -16,7 +16,9 @@ from lvlm_attn.toy.vision_stages import cache_features
 if TYPE_CHECKING:
     from lvlm_attn.toy.recipe import Recipe
 
-LATER_STAGES = ("views", "planting", "priors", "recalling", "widening")
+#: Those that a toy with planted sinks still has before it when training starts from it.
+LAST_STAGES = ("recalling", "widening")
+LATER_STAGES = ("views", "planting", "priors", *LAST_STAGES)
 
 
 def train_later(
@@ -46,36 +48,41 @@ def train_later(
     Returns:
         What was planted; None if the run ends before that.
     """
-    patch = recipe.sizes.patch
+
+    def features_of(name: str) -> Array:
+        return cache_features(model, pools[name], work / f"features-{name}-views.npy")
+
+    if planted is None:
+        with team.in_turn():
+            views, plans = _drawn("views", recipe, work, workers), (recipe.readings, recipe.views)
+            corner = train_views(model, views, plans, work, seed, recipe.views_batch)
+        if last == "views":
+            return None
     with team.in_turn():
-        pools = {
-            name: build_pool(spec, work / f"pool-{name}", patch, workers)
-            for name, spec in recipe.later_pools.items()
-            if planted is None or name != "views"
-        }
-        if planted is None:
-            plans = recipe.readings, recipe.views
-            corner = train_views(model, pools["views"], plans, work, seed, recipe.views_batch)
-    if last == "views":
-        return None
-    with team.in_turn():
-        pools["full"] = build_pool(recipe.pools["full"], work / "pool-full", patch, workers)
-        cached = {
-            name: cache_features(model, pools[name], work / f"features-{name}-views.npy")
-            for name in ("full", "more")
-        }
-    stages = [("recalling", recipe.recalling, recipe.recall), ("widening", recipe.widening, recipe.widen)]
+        pools = {name: _drawn(name, recipe, work, workers) for name in ("full", "glimpses")}
+        cached = {"full": features_of("full")}
+    stages = [(recipe.recalling, recipe.recall), (recipe.widening, recipe.widen)]
     if planted is None:
         planted = team.told(
             plant_sinks(model, tokenizer, pools["full"], cached["full"], corner, recipe.sinks, seed)
         )
         if last == "planting":
             return planted
-        stages.insert(0, ("priors", recipe.priors, recipe.prior))
-    for name, plan, config in stages:
+        stages.insert(0, (recipe.priors, recipe.prior))
+    for plan, config in stages:
+        if config.pool not in cached:
+            with team.in_turn():
+                pools[config.pool] = _drawn(config.pool, recipe, work, workers)
+                cached[config.pool] = features_of(config.pool)
         seen = cached[config.pool]
         train_priors(model, tokenizer, pools, seen, planted, recipe, plan, config, work, seed, team)
         calibrate_keys(model, tokenizer, pools["full"], cached["full"], planted, recipe.sinks, seed)
-        if last == name:
+        if last == plan.name:
             break
     return planted
+
+
+def _drawn(name: str, recipe: Recipe, work: Path, workers: int) -> Pool:
+    """One of the recipe's pools, drawn unless it is on disk."""
+    specs = {**recipe.pools, **recipe.later_pools}
+    return build_pool(specs[name], work / f"pool-{name}", recipe.sizes.patch, workers)

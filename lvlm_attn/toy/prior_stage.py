@@ -144,7 +144,7 @@ def train_priors(
     objects = torch.tensor(object_ids(tokenizer))
     patches = pools[config.pool].labels.shape[1]
 
-    def see(rng: Rng, sight: str, rows: Array, own: slice) -> torch.Tensor | None:
+    def see(rng: Rng, sight: str, pool: Pool, rows: Array, own: slice) -> torch.Tensor | None:
         if sight == "none":
             return None
         if sight == "pairs":
@@ -154,7 +154,7 @@ def train_priors(
         if sight == "blank":
             pictures = blank_pictures(rng, len(rows), recipe.sizes.image)
         else:
-            pictures = to_pixel_values(pools["glimpses" if sight == "glimpse" else config.pool].pixels[rows])
+            pictures = to_pixel_values(pool.pixels[rows])
         if sight == "noise":
             pictures = add_noise(rng, pictures, config.noise_steps)
         with torch.no_grad():
@@ -174,13 +174,13 @@ def train_priors(
         kind, drawn = draw(rng, tokenizer, facts, asked, patches)
         own = team.part(len(drawn.input_ids))
         part = drawn.rows(own)
-        embedded = embed_batch(model, part, see(rng, sight, rows, own))
+        embedded = embed_batch(model, part, see(rng, sight, pool, rows, own))
         output = text(inputs_embeds=embedded, use_cache=False, output_attentions=True)
         weight = names if kind == "caption" else None
-        loss, right = answers_loss(model, output.last_hidden_state, drawn, weight, own)
+        logits = model.lm_head(output.last_hidden_state[:, :-1][part.labels[:, 1:] != -100])
+        loss, right = answers_loss(model, logits, drawn, weight, own)
         again = torch.zeros(())
         if config.again and sight == "picture" and kind == "caption":
-            logits = model.lm_head(output.last_hidden_state[:, :-1][part.labels[:, 1:] != -100])
             again = again_loss(logits, drawn, own, objects)
         is_sink = embedded[..., planted.dimension].detach() > 0.5
         holding, figures = sink_loss(output.attentions, part, is_sink, planted, recipe.sinks, pad, team)

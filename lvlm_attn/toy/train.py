@@ -24,7 +24,7 @@ from lvlm_attn.errors import LvlmAttnError
 from lvlm_attn.toy.bundle import load, planted, save
 from lvlm_attn.toy.data import TextConfig
 from lvlm_attn.toy.language_stage import Lesson, train_language
-from lvlm_attn.toy.later_stages import LATER_STAGES, train_later
+from lvlm_attn.toy.later_stages import LAST_STAGES, LATER_STAGES, train_later
 from lvlm_attn.toy.loops import Plan
 from lvlm_attn.toy.model import build_model
 from lvlm_attn.toy.planting import FILE, Planted
@@ -66,18 +66,18 @@ def train(
         LvlmAttnError: No such stage, or one that the start has passed.
     """
     check_stage(last, start)
-    processor, has_sinks = build_processor(recipe.sizes), None
+    processor, sinks = build_processor(recipe.sizes), None
     if start is not None:
         model, _ = load(folder=start)
-        has_sinks = planted(start) if _is_planted(start) else None
+        sinks = planted(start) if _is_planted(start) else None
         work.mkdir(parents=True, exist_ok=True)
     else:
         model = build_model(recipe.sizes, token_ids(processor.tokenizer), seed)
         _train_first(model, processor.tokenizer, recipe, work, seed, last, workers, team)
     if last in FIRST_STAGES:
         return model, processor, None
-    later = train_later(model, processor.tokenizer, recipe, work, seed, last, workers, team, has_sinks)
-    return model, processor, later
+    sinks = train_later(model, processor.tokenizer, recipe, work, seed, last, workers, team, sinks)
+    return model, processor, sinks
 
 
 def check_stage(last: str, start: Path | None) -> None:
@@ -86,7 +86,7 @@ def check_stage(last: str, start: Path | None) -> None:
         raise LvlmAttnError(f"There is no stage {last!r}; the stages are {', '.join(STAGES)}.")
     if start is None:
         return
-    left = LATER_STAGES[-2:] if _is_planted(start) else LATER_STAGES
+    left = LAST_STAGES if _is_planted(start) else LATER_STAGES
     if last not in left:
         raise LvlmAttnError(
             f"Stage {last!r} is already in the model that training starts from; choose one of "

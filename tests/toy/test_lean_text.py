@@ -93,7 +93,8 @@ def test_loss_and_gradients_are_those_of_the_plain_model(model, tokenizer, what)
     text = model.model.language_model
     embedded = embed_batch(model, batch, features)
     output = text(inputs_embeds=embedded, use_cache=False, output_attentions=True)
-    plain, right = answers_loss(model, output.last_hidden_state, batch, weight)
+    logits = model.lm_head(output.last_hidden_state[:, :-1][batch.labels[:, 1:] != -100])
+    plain, right = answers_loss(model, logits, batch, weight)
     seen = seen_by(batch, features)
     lean, figures = answer_loss(model, batch, features, weight, seen=seen)
     expected = {"right": right}

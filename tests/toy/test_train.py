@@ -114,6 +114,7 @@ def test_later_stages_start_from_a_finished_toy(tmp_path, tiny):
 
 def test_the_last_stages_start_from_a_planted_toy(tmp_path, tiny):
     first, processor, planted = train(tiny, tmp_path / "first", seed=1, last="priors", workers=1)
+    assert not (tmp_path / "first/pool-more").exists()  # drawn by the stage that shows it
     save(first, processor, tmp_path / "start", planted)
     last, _, same = train(tiny, tmp_path / "second", seed=1, workers=1, start=tmp_path / "start")
     assert same == planted

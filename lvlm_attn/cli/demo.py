@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +38,7 @@ def demo(
 
     Answers found in the folder are used again; give another --out to start afresh.
     """
-    from lvlm_attn.cli.demo_words import introduction, mechanism, question, running, verdicts
+    from lvlm_attn.cli.demo_words import filled, introduction, mechanism, question, running, verdicts
     from lvlm_attn.evals.core.report import show
     from lvlm_attn.evals.core.run_folder import check_writable
     from lvlm_attn.evals.core.runner import RunInterrupted
@@ -51,15 +50,15 @@ def demo(
     pope, chair = toy_pope(split, limit), toy_chair(split, limit)
     loaded = load_model(model, device, device_map=device_map)
     runs = settings(full)
-    typer.echo(_filled(introduction(model)))
+    typer.echo(filled(introduction(model)))
     var, vhr = (read_interventions([runs[name]])[0] for name in ("VAR", "VHR"))
     for line in mechanism(*loaded, cast("VAR", var), cast("VHR", vhr), split, limit):
         typer.echo(line)
     asked = {(item.image, item.text) for item in pope.questions}
     shown = {image for image, _ in asked}
-    typer.echo(f"\n{_filled(question(len(asked), len(shown), limit, split))}")
+    typer.echo(f"\n{filled(question(len(asked), len(shown), limit, split))}")
     is_known = model == "toy" and not full
-    typer.echo(_filled(running(runs.values(), _SECONDS_A_SCENE * limit if is_known else None)))
+    typer.echo(filled(running(runs.values(), _SECONDS_A_SCENE * limit if is_known else None)))
     show_progress = sys.stderr.isatty()
     try:
         done = study(
@@ -80,9 +79,9 @@ def demo(
         show(table)
     typer.echo("")
     for sentence in verdicts(done, full):
-        typer.echo(_filled(sentence))
+        typer.echo(filled(sentence))
     _write(out, done.tables(f"{Path(model).name}, {limit} {split} scenes"), runs)
-    typer.echo(_filled(_ending(out, split, limit, time.perf_counter() - start, full)))
+    typer.echo(filled(_ending(out, split, limit, time.perf_counter() - start, full)))
 
 
 def settings(full: bool) -> dict[str, str]:
@@ -140,10 +139,6 @@ def _ending(out: Path, split: str, limit: int, taken: float, full: bool) -> str:
 
 def _tell(benchmark: str, name: str, taken: float) -> None:
     typer.echo(f"  {benchmark:<6}{name:<20}{taken:6.1f} s")
-
-
-def _filled(text: str) -> str:
-    return textwrap.fill(text, 79, break_long_words=False, break_on_hyphens=False)
 
 
 def _write(out: Path, tables: list[Table], runs: Mapping[str, str]) -> None:

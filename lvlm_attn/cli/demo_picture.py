@@ -49,7 +49,7 @@ class Moved:
     after: Tensor
     is_patch: Tensor
     is_sink: Tensor
-    answers: tuple[str, str] = ("", "")
+    answers: tuple[str, str]
 
     @property
     def amount(self) -> float:

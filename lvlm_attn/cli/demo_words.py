@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _LEVEL = 0.05
 
 
+def filled(text: str) -> str:
+    """Prose in lines of 79 characters; names, which have hyphens, are not broken."""
+    return textwrap.fill(text, 79, break_long_words=False, break_on_hyphens=False)
+
+
 def introduction(model: str) -> str:
     """What the model is."""
     if model != "toy":
@@ -77,7 +82,7 @@ def mechanism(model: Any, processor: Any, var: VAR, vhr: VHR, split: str, count:
         f"{moved.head}, where VAR moves most: from sinks (the first token and patches {SINK}, which draw attention "
         "though nothing is there) to the other patches."
     )
-    yield f"\n{textwrap.fill(asked, 79)}\n"
+    yield f"\n{filled(asked)}\n"
     yield from drawn(moved)
     yield f"objects: {legend(moved)}"
     yield SHADES_TOLD
@@ -87,7 +92,7 @@ def mechanism(model: Any, processor: Any, var: VAR, vhr: VHR, split: str, count:
     heads = chosen_heads(model, processor, vhr, moved.scene, moved.name)
     listed = ", ".join(f"{' and '.join(map(str, found))} of layer {layer}" for layer, found in heads)
     yield f"VHR multiplies by {vhr.alpha:g} the heads that change most without the picture:"
-    yield textwrap.fill(f"{listed}.", 79)
+    yield filled(f"{listed}.")
 
 
 def verdicts(done: Study, full: bool) -> Iterator[str]:

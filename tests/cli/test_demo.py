@@ -45,7 +45,8 @@ def test_panels_show_objects_where_they_are_and_darker_where_more_is():
     is_sink = torch.zeros(150, dtype=torch.bool)
     is_sink[[0, 3]] = True
     before[3], before[10], after[10], after[20] = 0.5, 0.1, 0.4, 0.2
-    moved = Moved(scene, scene.objects[0].name, "Is", 2, 1, before, after, is_patch, is_sink)
+    name = scene.objects[0].name
+    moved = Moved(scene, name, "Is", 2, 1, before, after, is_patch, is_sink, ("Yes", "Yes"))
     lines = drawn(moved)
     assert len(lines) == 13
     assert max(map(len, lines)) <= 80
